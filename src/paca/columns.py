@@ -1,0 +1,316 @@
+"""Resident columns: while an adapter is shown, the base weight itself holds its columns.
+
+    W[:, I] = W₀[:, I] + s·Δ
+
+So forward and backward are the frozen layer's own GEMMs. One `Columns` keeps one weight. It is in one of two states:
+the weight is the pretrained one and nothing is kept, or the weight shows some adapters and the pretrained values of
+exactly these columns are kept, to be copied back bit for bit. It writes only when what it shows has changed.
+
+Columns are kept and written with the connections first: those of a weight of shape `(out, in)` as `(r, out)`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+
+class Term(NamedTuple):
+    """One adapter's share of a weight: `scaling · delta`, added to the connections `indices`."""
+
+    indices: Tensor  # (r,), int64, ascending
+    delta: Tensor  # the trained parameter itself, its connections where the weight has them: (out, r)
+    scaling: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a weight showed at one moment: enough to tell whether it still does, and to show it again."""
+
+    terms: tuple[Term, ...]
+    key: tuple[Any, ...]
+
+
+def connections_first(tensor: Tensor, dim: int) -> Tensor:
+    """A view of a weight or an update with the dimension that counts connections in front."""
+    return tensor.t() if dim == 1 and tensor.dim() == 2 else tensor.movedim(dim, 0)
+
+
+def adapted_columns(pretrained: Tensor, indices: Tensor, terms: Sequence[Term], dim: int) -> Tensor:
+    """`W₀[:, I] + Σ sₖ·Δₖ`, summed in the widest dtype that takes part and rounded once.
+
+    Args:
+        pretrained: The pretrained values of the connections `indices`, connections first: shape `(n, …)`.
+        indices: Shape `(n,)`, ascending: the union of the terms' indices.
+        terms: The adapters to add.
+        dim: The dimension of their deltas that counts connections.
+
+    Returns:
+        Shape `(n, …)`, in the dtype of `pretrained`.
+    """
+    deltas = [connections_first(term.delta.detach(), dim) for term in terms]
+    if len(terms) == 1:  # the union is the term's own indices
+        return torch.add(pretrained, deltas[0], alpha=terms[0].scaling, out=torch.empty_like(pretrained))
+    dtype = pretrained.dtype
+    for delta in deltas:
+        dtype = torch.promote_types(dtype, delta.dtype)
+    total = pretrained.to(dtype, copy=True)
+    for term, delta in zip(terms, deltas, strict=True):
+        rows = torch.searchsorted(indices, term.indices)
+        total.index_add_(0, rows, delta.to(dtype), alpha=term.scaling)
+    return total.to(pretrained.dtype)
+
+
+def connection_union(terms: Sequence[Term]) -> Tensor:
+    """The connections that any of the terms touches, ascending, each once; shape `(n,)`."""
+    if len(terms) == 1:
+        return terms[0].indices
+    return torch.unique(torch.cat([term.indices for term in terms]))
+
+
+def writes_faster_connection_major(weight: Tensor) -> bool:
+    """Whether to keep a `(out, in)` weight with each connection in one contiguous run of memory while it is trained.
+
+    In a row-major weight every element of a column lies in a cache line of its own, and on the CPU writing the
+    columns after each step is bound by that traffic. Its float32 and float64 GEMMs take both layouts equally fast;
+    its bfloat16 ones do not (measured: ten times slower), and GPUs write scattered columns fast enough.
+    """
+    return (
+        type(weight) is nn.Parameter
+        and weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.float64)
+        and weight.dim() == 2
+        and weight.is_contiguous()
+        and not weight.is_shared()
+        and weight.untyped_storage().nbytes() == weight.numel() * weight.element_size()
+    )
+
+
+class Columns:
+    """Keeps the columns of one weight: shows adapters in it, and puts the pretrained values back.
+
+    Args:
+        weight: The weight.
+        connection_dim: Its dimension that counts connections.
+        delta_dim: The dimension of the deltas that does.
+    """
+
+    def __init__(self, weight: Tensor, connection_dim: int, delta_dim: int) -> None:
+        self.weight = weight
+        self.connection_dim = connection_dim
+        self.delta_dim = delta_dim
+        self.shown: Shown | None = None
+        self.indices: Tensor | None = None  # (n,), the connections whose pretrained values are kept
+        self.pretrained: Tensor | None = None  # (n, …), these values
+        self.pinned = False  # merged: what is shown stays until it is taken out by name
+        self._steps = 0  # optimizer steps that changed a delta shown here
+        self._handed_out: list[weakref.ref[Tensor]] = []
+
+    @property
+    def rows(self) -> Tensor:
+        """The weight's memory, connections first: what is written through it is not seen by autograd."""
+        return connections_first(self.weight.data, self.connection_dim)
+
+    def show(self, terms: tuple[Term, ...], train: bool = False) -> Shown:
+        """Make the weight hold `W₀[:, I] + Σ sₖ·Δₖ`; does nothing if it does already.
+
+        Args:
+            terms: The adapters to show, at least one.
+            train: Whether the deltas are being trained, so that columns will be written often.
+
+        Returns:
+            The record of what the weight now shows.
+        """
+        key = self._key(terms)
+        if self.shown is not None and self.shown.key == key:
+            return self.shown
+        return self._write(Shown(terms, key), train)
+
+    def show_again(self, shown: Shown | None) -> None:
+        """Make the weight hold what it held in an earlier forward, for that forward's backward.
+
+        Args:
+            shown: What `show` returned then.
+
+        Raises:
+            RuntimeError: If a delta was changed since, or columns were merged, so that these cannot be shown.
+        """
+        if shown is None or shown is self.shown or (self.shown is not None and shown.key == self.shown.key):
+            return
+        if self.pinned or self._key(shown.terms) != shown.key:
+            raise RuntimeError(
+                "The columns that this forward pass used were changed before its backward pass (an optimizer step, a "
+                "load or a merge in between), so its gradients can no longer be computed. Call backward() first."
+            )
+        self._write(shown, train=False)
+
+    def refresh(self) -> None:
+        """Write the shown columns again, whether or not anything seems to have changed."""
+        if self.shown is not None:
+            terms = self.shown.terms
+            self._write(Shown(terms, self._key(terms)), train=False)
+
+    def invalidate(self) -> None:
+        """Have the next `show` write again, after a change that no version counter tells of."""
+        self._steps += 1
+
+    def take_out(self) -> None:
+        """Copy the pretrained values back, bit for bit, and keep nothing."""
+        if self.pretrained is not None:
+            self.rows.index_copy_(0, self.indices, self.pretrained)
+        self.shown = self.indices = self.pretrained = None
+        self.pinned = False
+
+    def release(self) -> None:
+        """`take_out`, and give the weight its ordinary memory layout back: nothing tells that it was adapted."""
+        self.take_out()
+        if not self.weight.is_contiguous() and type(self.weight) is nn.Parameter:
+            self.weight.data = self.weight.data.contiguous()
+
+    def hand_out(self, alias: Tensor) -> None:
+        """Promise that `alias`, which shares the weight's memory, keeps the pretrained values.
+
+        Most such tensors (an entry of a state dict, say) are gone before the columns are written again, and cost
+        nothing. One that is still alive then gets memory of its own.
+
+        Args:
+            alias: A tensor over the whole weight, taken while nothing was shown.
+        """
+        self._handed_out = [ref for ref in self._handed_out if ref() is not None]
+        self._handed_out.append(weakref.ref(alias))
+
+    def pretrained_copy(self) -> Tensor:
+        """A copy of the weight with the pretrained values; the weight stays as it is."""
+        copy = self.weight.detach().clone(memory_format=torch.contiguous_format)
+        if self.pretrained is not None:
+            connections_first(copy, self.connection_dim).index_copy_(0, self.indices, self.pretrained)
+        return copy
+
+    def pretrained_columns(self, indices: Tensor) -> Tensor:
+        """The pretrained values of some connections, connections first; the weight stays as it is.
+
+        Args:
+            indices: Shape `(n,)`.
+
+        Returns:
+            Shape `(n, …)`.
+        """
+        weight = self.weight.data if self.pretrained is None else self.pretrained_copy()
+        return connections_first(weight, self.connection_dim).index_select(0, indices.to(weight.device))
+
+    def would_show(self, terms: tuple[Term, ...]) -> Tensor:
+        """The values that `show` would write for the terms, of the same shape as what it writes.
+
+        Args:
+            terms: The adapters.
+
+        Returns:
+            Shape `(n, …)`, for the union of their connections.
+        """
+        indices = connection_union(terms)
+        return adapted_columns(self.pretrained_columns(indices), indices, terms, self.delta_dim)
+
+    def pin(self) -> None:
+        """Merge what is shown: it stays until `take_out`, whatever optimizers do."""
+        self.pinned = True
+
+    def adopt(self, indices: Tensor, pretrained: Tensor, shown: Shown) -> None:
+        """Take over what was merged into this weight by another keeper, whose copy or conversion the weight is.
+
+        Args:
+            indices: The connections whose pretrained values that one kept.
+            pretrained: These values.
+            shown: What it showed.
+        """
+        self.indices, self.pretrained, self.shown, self.pinned = indices, pretrained, shown, True
+
+    def _key(self, terms: tuple[Term, ...]) -> tuple[Any, ...]:
+        # An inference tensor has no version counter; it cannot be written outside of inference mode either.
+        return (
+            self._steps,
+            *(
+                (id(term.delta), 0 if term.delta.is_inference() else term.delta._version, term.scaling)
+                for term in terms
+            ),
+        )
+
+    @torch.no_grad()
+    def _write(self, shown: Shown, train: bool) -> Shown:
+        self._detach_handed_out()
+        indices = connection_union(shown.terms)
+        if self.indices is not indices:
+            self.take_out()
+            if train and self.connection_dim == 1 and writes_faster_connection_major(self.weight):
+                self.weight.data = self.weight.data.t().contiguous().t()
+            self.pretrained = self.rows.index_select(0, indices)
+            self.indices = indices
+        self.rows.index_copy_(0, indices, adapted_columns(self.pretrained, indices, shown.terms, self.delta_dim))
+        for term in shown.terms:
+            _KEEPERS[id(term.delta)] = self
+        self.shown = shown
+        return shown
+
+    def _detach_handed_out(self) -> None:
+        for ref in self._handed_out:
+            alias = ref()
+            if alias is not None and alias.untyped_storage().data_ptr() == self.weight.untyped_storage().data_ptr():
+                alias.data = alias.data.clone()
+        self._handed_out.clear()
+
+
+# Which keeper shows a delta, by the delta's id: how a step finds the columns that it has made stale.
+_KEEPERS: weakref.WeakValueDictionary[int, Columns] = weakref.WeakValueDictionary()
+
+# Compiled code cannot check its columns before it runs. Once anything is compiled, columns are therefore written at
+# once when something changes, instead of in the next forward pass.
+_eager = False
+
+
+def writes_eagerly() -> bool:
+    """Whether columns are written as soon as something changes, instead of before the next forward pass."""
+    return _eager
+
+
+def write_eagerly() -> None:
+    """From now on, write columns as soon as something changes: compiled code cannot look before it runs."""
+    global _eager
+    _eager = True
+
+
+def stepped(parameters: Iterable[Tensor]) -> None:
+    """Tell that an optimizer has changed these parameters.
+
+    The columns that they show are stale now. They leave the weight, which is the pretrained one until the next
+    forward pass, or are written again if compiled code will read them.
+
+    Args:
+        parameters: Any parameters; those that are no adapter's are passed over.
+    """
+    for parameter in parameters:
+        columns = _KEEPERS.get(id(parameter))
+        if columns is None:
+            continue
+        columns.invalidate()
+        shows = columns.shown is not None and any(term.delta is parameter for term in columns.shown.terms)
+        if columns.pinned:
+            continue
+        if shows and _eager:
+            columns.refresh()
+        elif shows:
+            columns.take_out()
+
+
+@torch.compiler.disable
+def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    # Version counters are not enough: fused steps and bitsandbytes' do not bump them. This hook is called after the
+    # step of every torch.optim.Optimizer, theirs included.
+    stepped(parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+register_optimizer_step_post_hook(_after_step)

@@ -1,0 +1,163 @@
+"""`PacaConfig`: what a user says about an adapter."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.config import PeftConfig
+from peft.utils import PeftType
+from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+
+from .errors import PacaError
+
+BIAS_CHOICES = ("none", "all", "paca_only")
+
+
+@dataclass
+class PacaConfig(PeftConfig):
+    """Configuration of Partial Connection Adaptation (https://arxiv.org/abs/2503.01905).
+
+    In each targeted weight, `r` of the connections (the input columns) are trained in place. The fields have the
+    meaning they have in `LoraConfig`, where that has them. At the same rank PaCA trains `out · r` parameters per
+    layer where LoRA trains `(in + out) · r`, so rank 16 here costs about what rank 8 costs there.
+
+    Args:
+        r: Connections trained per layer.
+        paca_alpha: Updates are scaled by `paca_alpha / r`, which acts as a multiplier of the learning rate. None
+            means `r`: no scaling.
+        target_modules: Names of the layers to adapt (each matches whole names or their ends), a regular expression,
+            or `"all-linear"`. None means the usual ones of a known architecture.
+        exclude_modules: Names, or a regular expression, of layers to leave out.
+        layers_to_transform: Indices of the blocks whose layers are adapted; None means all.
+        layers_pattern: Name of the list that holds the blocks, if `layers_to_transform` does not find it.
+        rank_pattern: Other ranks for some layers: `{name or regular expression: r}`.
+        alpha_pattern: Other `paca_alpha` for some layers: `{name or regular expression: alpha}`.
+        bias: Which biases are trained as well: `"none"`, `"all"`, or `"paca_only"`, those of the adapted layers.
+        modules_to_save: Further modules that are trained whole and saved with the adapter, a new head for instance.
+        random_seed: Seed of the connections. Each layer derives its own from its name, so the choice does not depend
+            on machine or module order. None draws from torch's global generator. The chosen indices are saved
+            either way; loading needs no seed.
+        init_weights: Start from the pretrained model. False starts from random updates, for tests.
+        fan_in_fan_out: Accepted for configurations written for LoRA. The layout of a weight is known from its layer,
+            so that True is ignored, with a warning, on layers that store `(out, in)`.
+
+    Raises:
+        PacaError: If a value makes no sense; the message repeats it.
+    """
+
+    r: int = field(default=8, metadata={"help": "Connections (input columns) trained per layer."})
+    paca_alpha: float | None = field(
+        default=None, metadata={"help": "Updates are scaled by paca_alpha / r; None means r."}
+    )
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names of the layers to adapt, a regular expression, or 'all-linear'."}
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names, or a regular expression, of layers to leave out."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the blocks whose layers are adapted."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list that holds the blocks."}
+    )
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "Other ranks for some layers: {name or regular expression: r}."}
+    )
+    alpha_pattern: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "Other paca_alpha for some layers: {name or regular expression: alpha}."},
+    )
+    bias: str = field(default="none", metadata={"help": "Which biases are trained: 'none', 'all' or 'paca_only'."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Further modules that are trained whole and saved with the adapter."}
+    )
+    random_seed: int | None = field(default=None, metadata={"help": "Seed of the random connections."})
+    init_weights: bool = field(default=True, metadata={"help": "Start from the pretrained model."})
+    fan_in_fan_out: bool = field(default=False, metadata={"help": "Accepted for compatibility; layouts are known."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.PACA
+        if self.paca_alpha is None:
+            self.paca_alpha = self.r
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
+        problems = list(self._problems())
+        if problems:
+            raise PacaError("PacaConfig: " + " ".join(problems))
+
+    def _problems(self) -> Any:
+        if not _is_rank(self.r):
+            yield f"`r` should be a positive integer value but the value passed is {self.r!r}."
+        if not _is_alpha(self.paca_alpha):
+            yield f"paca_alpha={self.paca_alpha!r} is not a finite number other than 0; leave it out to use r."
+        for pattern, rank in self.rank_pattern.items():
+            if not _is_rank(rank):
+                yield f"rank_pattern[{pattern!r}]={rank!r} is not a positive integer."
+        for pattern, alpha in self.alpha_pattern.items():
+            if not _is_alpha(alpha):
+                yield f"alpha_pattern[{pattern!r}]={alpha!r} is not a finite number other than 0."
+        if self.bias not in BIAS_CHOICES:
+            yield f"bias={self.bias!r} is unknown; pass one of {', '.join(map(repr, BIAS_CHOICES))}."
+        if self.random_seed is not None and (not isinstance(self.random_seed, int) or self.random_seed < 0):
+            yield f"random_seed={self.random_seed!r} is not an integer of 0 or more; leave it out for any connections."
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            yield "`layers_to_transform` cannot be used when `target_modules` is a str; pass a list of names."
+        if isinstance(self.target_modules, str) and self.layers_pattern:
+            yield "`layers_pattern` cannot be used when `target_modules` is a str; pass a list of names."
+        if self.layers_pattern and self.layers_to_transform is None:
+            yield "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """Load the configuration of a saved adapter, after a look at whether its weights file is whole.
+
+        PEFT reads the configuration before it touches the model, and the weights after. A file that cannot be read
+        must be found here, or the model would be left half adapted.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or the name of a repository on the Hub.
+            subfolder: Folder within it.
+            **kwargs: Passed on to PEFT.
+
+        Returns:
+            The configuration.
+        """
+        folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
+        check_adapter_file(os.path.join(folder, SAFETENSORS_WEIGHTS_NAME))
+        return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+
+
+def check_adapter_file(path: str) -> None:
+    """Refuse a weights file that is truncated or is no safetensors file.
+
+    Args:
+        path: The file; one that does not exist is not this function's business.
+
+    Raises:
+        PacaError: If it cannot be read.
+    """
+    if not os.path.isfile(path):
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise PacaError(
+            f"{path} ({os.path.getsize(path):,} bytes) is no whole safetensors file: {error}. It was cut short or "
+            "damaged; copy, download or save the adapter again."
+        ) from error
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0 and math.isfinite(value)

@@ -1,0 +1,455 @@
+"""`PacaLayer`: what every adapted layer does, whatever kind of layer it wraps.
+
+A layer shows its active adapters in the base weight (`columns.py`) and runs the base layer's own forward over them.
+Whoever looks at the base weight from outside (a state dict, a copy, a pickle, a layer being unloaded) finds the
+pretrained values. A kind of layer adds the few facts in which it differs; see `linear.py`.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+from ..autograd import partial_linear
+from ..columns import Columns, Term, write_eagerly, writes_eagerly
+from ..errors import PacaError
+from ..selection import random_connections
+
+# All adapted layers that live, so that the first compilation can bring their columns up to date.
+_LAYERS: weakref.WeakSet[PacaLayer] = weakref.WeakSet()
+
+
+class PacaLayer(BaseTunerLayer, nn.Module):
+    """A base layer and the adapters that are shown in its weight.
+
+    Per adapter: `paca_delta` `(out, r)`, trained, the update `Δ` of the selected columns; `paca_indices` `(r,)`,
+    the selected connections, saved with the adapter.
+
+    Args:
+        base_layer: The layer to adapt; it stays in place as `base_layer`, with its weight.
+    """
+
+    adapter_layer_names = ("paca_delta",)
+    other_param_names = ("r", "paca_alpha", "scaling", "paca_indices")
+
+    connection_dim: ClassVar[int]  # the dimension of the base weight that counts connections
+    delta_dim: ClassVar[int] = 1  # the dimension of `paca_delta` that does
+    base_forward: ClassVar[Callable[..., Any]]  # what the base layer's forward must be for columns to take its place
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.base_layer = base_layer
+        self.r: dict[str, int] = {}
+        self.paca_alpha: dict[str, float] = {}
+        self.scaling: dict[str, float] = {}
+        self.paca_delta = nn.ParameterDict({})
+        self.paca_indices = BufferDict({}, persistent=True)
+        self.in_features, self.out_features = self._features()
+        self.columns = Columns(base_layer.weight, self.connection_dim, self.delta_dim)
+        self.merged_adapters: list[str] = []
+        self._remerge: list[str] = []
+        self._disable_adapters = False
+        self.register_load_state_dict_post_hook(_follow)
+        _LAYERS.add(self)
+
+    def _features(self) -> tuple[int, int]:
+        """The base weight's connections and the length of one: `(in, out)`."""
+        raise NotImplementedError
+
+    def update_layer(
+        self, adapter_name: str, r: int, paca_alpha: float, seed: int | None = None, init_weights: bool = True
+    ) -> None:
+        """Add an adapter, with connections of its own.
+
+        Args:
+            adapter_name: Its name.
+            r: How many connections it trains, at most `in_features`.
+            paca_alpha: Its updates are scaled by `paca_alpha / r`.
+            seed: Seed of the random selection; None draws from torch's global generator.
+            init_weights: Start from zero updates, that is, from the pretrained model. False starts from random ones,
+                for tests.
+
+        Raises:
+            PacaError: If `r` is not in `1 … in_features`.
+        """
+        if not 0 < r <= self.in_features:
+            raise PacaError(f"r={r} does not fit a layer with {self.in_features} input features: pass 1 to that many.")
+        self.columns.release()
+        self.r[adapter_name] = r
+        self.paca_alpha[adapter_name] = paca_alpha
+        self.scaling[adapter_name] = paca_alpha / r
+        self.paca_indices[adapter_name] = random_connections(self.in_features, r, seed)
+        self.paca_delta[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r))
+        if not init_weights:
+            nn.init.normal_(self.paca_delta[adapter_name], std=0.1)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's forward, over the columns of the active adapters.
+
+        Args:
+            x: Input, shape `(..., in)`.
+            *args: Passed on to the base layer.
+            **kwargs: Likewise; `adapter_names`, one per row of `x`, mixes adapters in a batch.
+
+        Returns:
+            Shape `(..., out)`.
+        """
+        adapter_names = kwargs.pop("adapter_names", None)
+        if self._disable_adapters:
+            return self.base_layer(x, *args, **kwargs)
+        if adapter_names is not None:
+            return self._forward_mixed(x, adapter_names, *args, **kwargs)
+        if self.merged_adapters:
+            return self.base_layer(x, *args, **kwargs)
+        terms = self._terms(self.active_adapters)
+        if not self._weight_holds_columns():
+            return self._forward_beside(x, terms, *args, **kwargs)
+        if not terms:
+            if not torch.compiler.is_compiling():
+                self.columns.take_out()
+            return self.base_layer(x, *args, **kwargs)
+        return self._forward_resident(x, terms, *args, **kwargs)
+
+    def _forward_resident(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
+        columns = shown = None
+        trains = torch.is_grad_enabled() and any(term.delta.requires_grad for term in terms)
+        if torch.compiler.is_compiling():
+            _columns_are_current()
+        else:
+            columns = self.columns
+            shown = columns.show(terms, trains)
+        bias = self.base_layer.bias
+        if not (trains or (torch.is_grad_enabled() and (x.requires_grad or _requires_grad(bias)))):
+            return self.base_layer(x, *args, **kwargs)
+        indices, deltas, scalings = zip(*terms, strict=True)
+
+        def over_columns(x: Tensor) -> Tensor:
+            return partial_linear(x, self._matrix(), bias, indices, scalings, deltas, columns, shown)
+
+        if not _has_hooks(self.base_layer):
+            return over_columns(x)
+        with _forward_replaced(self.base_layer, over_columns):
+            return self.base_layer(x, *args, **kwargs)
+
+    def _forward_beside(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
+        """`Y = base(X) + Σ sₖ·X[..., Iₖ] Δₖᵀ`, for a base layer whose forward or weight is not its own."""
+        y = self.base_layer(x, *args, **kwargs)
+        for term in terms:
+            y = y + self._beside(x, term).to(y.dtype)
+        return y
+
+    @torch.compiler.disable
+    def _forward_mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
+        """Every row of the batch with an adapter of its own: the base GEMM once, each adapter beside it."""
+        if len(adapter_names) != len(x):
+            raise PacaError(
+                f"Length of `adapter_names` should be the same as the number of inputs, but got {len(adapter_names)} "
+                f"and {len(x)} respectively."
+            )
+        if self.merged_adapters:
+            raise PacaError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
+        self.columns.take_out()
+        y = self.base_layer(x, *args, **kwargs)
+        for name in sorted(set(adapter_names)):
+            for term in self._terms([name]):
+                rows = torch.tensor([row for row, other in enumerate(adapter_names) if other == name], device=x.device)
+                y = y.index_add(0, rows, self._beside(x.index_select(0, rows), term).to(y.dtype))
+        self._follow_change()
+        return y
+
+    def _beside(self, x: Tensor, term: Term) -> Tensor:
+        part = x.index_select(-1, term.indices).to(term.delta.dtype)
+        return nn.functional.linear(part, term.delta) * term.scaling
+
+    def _terms(self, adapter_names: list[str]) -> tuple[Term, ...]:
+        deltas, indices = self.paca_delta, self.paca_indices
+        return tuple(Term(indices[name], deltas[name], self.scaling[name]) for name in adapter_names if name in deltas)
+
+    def _matrix(self) -> Tensor:
+        """The base weight as a matrix of shape `(out, in)`; a view."""
+        raise NotImplementedError
+
+    def _weight_holds_columns(self) -> bool:
+        """Whether the base layer computes what this kind computes, from the weight that was adapted.
+
+        Not so for a subclass with a forward of its own, and where an engine replaces forward or weight (accelerate's
+        offloading, FSDP, ZeRO-3). There the update is added beside the base layer's output.
+        """
+        base = self.base_layer
+        return (
+            type(base).forward is self.base_forward
+            and "forward" not in base.__dict__
+            and base.weight is self.columns.weight
+            and not hasattr(base.weight, "ds_id")
+            and base.weight.device.type != "meta"
+        )
+
+    def sync(self) -> None:
+        """Tell that a `Δ` was written behind PyTorch's back: its columns are written anew before they are used."""
+        self.columns.invalidate()
+        if not self.merged_adapters:
+            self.columns.take_out()
+            self._follow_change()
+
+    def _follow_change(self) -> None:
+        """Write the columns now, if compiled code may read them before anything else does."""
+        if not writes_eagerly() or self._disable_adapters or self.merged_adapters or not self._weight_holds_columns():
+            return
+        terms = self._terms(self.active_adapters)
+        if terms and all(term.delta.device.type != "meta" for term in terms):
+            self.columns.show(terms)
+        else:
+            self.columns.take_out()
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:  # noqa: D102
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        self._follow_change()
+
+    def enable_adapters(self, enabled: bool) -> None:
+        """Show the adapters, or the pretrained layer; merged ones are unmerged meanwhile and merged again after.
+
+        Args:
+            enabled: Whether the adapters take part.
+        """
+        if not enabled:
+            self._remerge = self._remerge or list(self.merged_adapters)
+            self.merged_adapters = []
+            self.columns.release()
+        super().enable_adapters(enabled)
+        if enabled and self._remerge:
+            names, self._remerge = self._remerge, []
+            self.merge(adapter_names=names)
+        self._follow_change()
+
+    def delete_adapter(self, adapter_name: str) -> None:  # noqa: D102
+        if not self.merged_adapters:
+            self.columns.release()
+        self._remerge = [name for name in self._remerge if name != adapter_name]
+        super().delete_adapter(adapter_name)
+        self._follow_change()
+
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Set an adapter's scaling to `scale · alpha / r`.
+
+        Args:
+            adapter: Its name; a layer without it is left alone.
+            scale: The factor.
+        """
+        if adapter in self.scaling:
+            self.scaling[adapter] = scale * self.paca_alpha[adapter] / self.r[adapter]
+            self._follow_change()
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply the active adapters' scaling.
+
+        Args:
+            scale: The factor.
+        """
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.scaling[name] *= scale
+        self._follow_change()
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Undo `scale_layer`.
+
+        Args:
+            scale: The factor to divide by; None goes back to `alpha / r`.
+        """
+        for name in self.active_adapters:
+            if name in self.scaling:
+                plain = self.paca_alpha[name] / self.r[name]
+                self.scaling[name] = plain if scale is None else self.scaling[name] / scale
+        self._follow_change()
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """The dense update `s·Δ`, zero in all columns but the adapter's.
+
+        Args:
+            adapter: Its name.
+
+        Returns:
+            A tensor of the base weight's shape, in the dtype of `Δ`.
+        """
+        term = Term(self.paca_indices[adapter], self.paca_delta[adapter], self.scaling[adapter])
+        dense = term.delta.new_zeros(self.base_layer.weight.shape)
+        update = (term.delta * term.scaling).movedim(self.delta_dim, self.connection_dim)
+        return dense.index_copy(self.connection_dim, term.indices, update)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Make the adapters' columns part of the base weight, for everyone who looks at it.
+
+        Merging one after the other equals merging all at once: the sum is taken from the pretrained values.
+
+        Args:
+            safe_merge: Check first that all merged values are finite.
+            adapter_names: The adapters; None merges the active ones.
+
+        Raises:
+            PacaError: If `safe_merge` finds a value that is not finite; nothing was changed then.
+        """
+        names = [name for name in check_adapters_to_merge(self, adapter_names) if name in self.paca_delta]
+        if not names:
+            return
+        self._adopt_weight()
+        merged = [*self.merged_adapters, *names]
+        terms = self._terms(merged)
+        if safe_merge and not self.columns.would_show(terms).isfinite().all():
+            raise PacaError(
+                f"NaNs detected in the merged weights: adapter {', '.join(names)} holds NaN or infinite values, or "
+                f"values beyond {self.base_layer.weight.dtype}. Nothing was merged."
+            )
+        self.columns.release()
+        self.columns.show(terms)
+        self.columns.pin()
+        self.merged_adapters = merged
+
+    def unmerge(self) -> None:
+        """Put the pretrained values back, bit for bit."""
+        self._remerge = []
+        if not self.merged_adapters:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        self.merged_adapters = []
+        self.columns.release()
+        self._follow_change()
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """True: `s·Δ` at `r` columns is a LoRA of rank `r`, exactly.
+
+        Args:
+            adapter_name: Any; it holds for all.
+
+        Returns:
+            True.
+        """
+        return True
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """As any module's; the base weight in it is the pretrained one, or the merged one if adapters are merged."""
+        copies = writes_eagerly() and self.columns.shown is not None
+        if not copies and not self.merged_adapters:
+            self.columns.release()
+        state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        key = f"{prefix}base_layer.weight"
+        if key in state and not self.merged_adapters:
+            if copies:
+                state[key] = self.columns.pretrained_copy()
+            else:
+                self.columns.hand_out(state[key])
+        return state
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if not self.merged_adapters:
+            self.columns.release()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PacaLayer:
+        if not self.merged_adapters:
+            self.columns.release()
+        super()._apply(fn, recurse)
+        self._adopt_weight(fn)
+        self._follow_change()
+        return self
+
+    def _adopt_weight(self, fn: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Keep the base layer's weight of now, which may be another object than before."""
+        old = self.columns
+        if old.weight is not self.base_layer.weight:
+            self.columns = Columns(self.base_layer.weight, self.connection_dim, self.delta_dim)
+        if self.merged_adapters and fn is not None and old.pretrained is not None:
+            self.columns.adopt(fn(old.indices), fn(old.pretrained), old.shown)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copied and pickled with the pretrained weight; merged layers with what unmerging needs."""
+        state = self.__dict__.copy()
+        state["columns"] = None
+        if self.merged_adapters:
+            state["columns"] = (self.columns.indices, self.columns.pretrained, self.columns.shown)
+        elif writes_eagerly() and self.columns.shown is not None:
+            base = self.base_layer.__class__.__new__(self.base_layer.__class__)
+            base.__dict__ = {**self.base_layer.__dict__, "_parameters": dict(self.base_layer._parameters)}
+            base.weight = nn.Parameter(self.columns.pretrained_copy(), requires_grad=base.weight.requires_grad)
+            state["_modules"] = {**self._modules, "base_layer": base}
+        else:
+            self.columns.release()
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        merged = state.pop("columns")
+        super().__setstate__(state)
+        self.columns = Columns(self.base_layer.weight, self.connection_dim, self.delta_dim)
+        if merged is not None:
+            self.columns.adopt(*merged)
+        _LAYERS.add(self)
+
+    def __repr__(self) -> str:
+        return "paca." + super().__repr__()
+
+
+def _requires_grad(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or nn_module._has_any_global_hook()
+    )
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]):  # type: ignore[no-untyped-def]
+    """Have `module(x)` call `forward(x)`, so that the module's hooks fire around it."""
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _follow(layer: PacaLayer, _: Any) -> None:
+    """After a state dict was loaded into the layer."""
+    layer._adopt_weight()
+    if not layer.merged_adapters:
+        layer.sync()
+
+
+@torch.compiler.assume_constant_result
+def _columns_are_current() -> bool:
+    """Called while a forward is traced, not by the compiled code: from here on, changes are written at once."""
+    if not writes_eagerly():
+        write_eagerly()
+        for layer in list(_LAYERS):
+            layer._follow_change()
+    return True
+
+
+def sync(model: nn.Module) -> None:
+    """Have all columns written again before they are next used.
+
+    Needed only after a `paca_delta` was changed in a way that nothing tells of: through `.data`, or by an engine that
+    is no `torch.optim.Optimizer`. Optimizer steps, loads and edits in place are seen without it.
+
+    Args:
+        model: Any module that contains adapted layers.
+    """
+    for module in model.modules():
+        if isinstance(module, PacaLayer):
+            module.sync()

@@ -1,0 +1,34 @@
+"""PaCA on linear layers: `nn.Linear`, and transformers' `Conv1D` (GPT-2), which stores its weight as `(in, out)`."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D as TransposedLinear
+
+from .base import PacaLayer
+
+
+class Linear(PacaLayer):
+    """`nn.Linear` with adapted columns; a connection is an input feature."""
+
+    connection_dim = 1
+    base_forward = nn.Linear.forward
+
+    def _features(self) -> tuple[int, int]:
+        return self.base_layer.in_features, self.base_layer.out_features
+
+    def _matrix(self) -> Tensor:
+        return self.base_layer.weight
+
+
+class Conv1DLinear(PacaLayer):
+    """transformers' `Conv1D`, a linear layer whose weight is `(in, out)`; a connection is an input feature."""
+
+    connection_dim = 0
+    base_forward = TransposedLinear.forward
+
+    def _features(self) -> tuple[int, int]:
+        return tuple(self.base_layer.weight.shape)
+
+    def _matrix(self) -> Tensor:
+        return self.base_layer.weight.t()

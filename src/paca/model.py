@@ -1,0 +1,304 @@
+"""`PacaModel`: which module of a model gets which adapted layer, and how an adapter is saved and loaded."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, _maybe_include_all_linear_layers
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import get_pattern_key
+from torch import Tensor, nn
+
+from .checks import adaptable_names, adapter_problems, not_found, raise_together, target_problems, unmatched_names
+from .config import PacaConfig
+from .errors import PacaError
+from .fingerprint import fingerprint, same_columns
+from .layers import PacaLayer, layer_kind
+from .layers.linear import Linear
+from .selection import layer_seed
+
+logger = logging.getLogger(__name__)
+
+FINGERPRINT = "paca_fingerprint"
+
+
+class PacaModel(BaseTuner):
+    """A base model whose targeted layers show PaCA's columns.
+
+    Made by `peft.get_peft_model(model, PacaConfig(...))`. All checks come first: a call that is refused leaves the
+    model as it was.
+
+    Args:
+        model: The base model.
+        config: A `PacaConfig`.
+        adapter_name: Name of the first adapter.
+        low_cpu_mem_usage: Create the updates on the meta device, for a load that follows.
+        state_dict: If given, the layers to adapt are read from its keys.
+    """
+
+    prefix: str = "paca_"
+    tuner_layer_cls = PacaLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Put adapted layers in place of the targeted ones, or add an adapter to them.
+
+        Args:
+            model: The base model.
+            adapter_name: The adapter, whose configuration is known already.
+            *args: Passed on to PEFT.
+            **kwargs: Likewise.
+
+        Raises:
+            Exception: Whatever stands against it; the configuration is forgotten again then.
+        """
+        try:
+            if kwargs.get("state_dict") is None:
+                self._check_targets(model, self.peft_config[adapter_name])
+            self._places = _shared_places(model)
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            self._forget(model, adapter_name)
+            raise
+        self._report(model, adapter_name)
+
+    def _forget(self, model: nn.Module, adapter_name: str) -> None:
+        """After a refused injection: the model and its other adapters as they were."""
+        if len(self.peft_config) > 1:
+            for layer in _paca_layers(model).values():
+                if adapter_name in layer.paca_delta:
+                    layer.delete_adapter(adapter_name)
+            del self.peft_config[adapter_name]
+        elif hasattr(model, "peft_config"):
+            del model.peft_config
+
+    def _check_targets(self, model: nn.Module, config: PacaConfig) -> None:
+        if not isinstance(config, PacaConfig):
+            raise PacaError(
+                f"{type(config).__module__}.{type(config).__name__} is another package's configuration. Take "
+                "PacaConfig from this one: `from paca import PacaConfig`."
+            )
+        config = self._prepare_adapter_config(config, self.get_model_config(model))
+        config = _maybe_include_all_linear_layers(config, model)
+        modules = dict(model.named_modules())
+        inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer))
+        targets = {}
+        for name, module in modules.items():
+            found = self._check_target_module_exists(config, name) if name and not name.startswith(inside) else False
+            if found and not isinstance(found, _ExcludedModule):
+                targets[name] = module
+        self._check_matches(config, modules, targets)
+        ranks = {name: _rank(config, name) for name in targets}
+        raise_together(target_problems(model, targets, ranks), "PaCA cannot adapt this model as asked:")
+        if config.fan_in_fan_out and any(isinstance(module, nn.Linear) for module in targets.values()):
+            warnings.warn(
+                "fan_in_fan_out=True is ignored: torch.nn.Linear stores its weight as (out, in), and PaCA reads the "
+                "layout of a weight from its layer.",
+                stacklevel=2,
+            )
+
+    def _check_matches(
+        self, config: PacaConfig, modules: dict[str, nn.Module], targets: dict[str, nn.Module]
+    ) -> None:
+        """Report names that match nothing: an error if none matches, else a warning."""
+        wanted = [] if isinstance(config.target_modules, str) else config.target_modules
+        missing = unmatched_names(wanted, modules)
+        if missing and targets:
+            warnings.warn(
+                f"target_modules: {not_found(missing, modules)} The others match {len(targets)} layers.", stacklevel=2
+            )
+        elif missing and not config.exclude_modules:
+            raise PacaError(
+                f"Target modules {sorted(wanted)} not found in the base model:\n{not_found(missing, modules)}\n"
+                f"Layers of this model that can be adapted: {adaptable_names(modules)}. Please check the target "
+                "modules and try again, or pass target_modules='all-linear'."
+            )
+
+    def _prepare_adapter_config(self, peft_config: PacaConfig, model_config: dict[str, Any]) -> PacaConfig:
+        if peft_config.target_modules is None and model_config["model_type"] not in self.target_module_mapping:
+            raise PacaError(
+                f"Please specify `target_modules` in `peft_config`: the usual ones of a model of type "
+                f"{model_config['model_type']!r} are not known. Pass a list of layer names, or 'all-linear'."
+            )
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _create_and_replace(
+        self,
+        peft_config: PacaConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target if isinstance(target, PacaLayer) else self._create_new_module(peft_config, adapter_name, target)
+        layer.update_layer(
+            adapter_name,
+            r=_rank(peft_config, current_key),
+            paca_alpha=_alpha(peft_config, current_key),
+            seed=layer_seed(peft_config.random_seed, current_key),
+            init_weights=peft_config.init_weights,
+        )
+        if layer is not target:
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+
+    @staticmethod
+    def _create_new_module(config: PacaConfig, adapter_name: str, target: nn.Module, **kwargs: Any) -> PacaLayer:
+        kind = layer_kind(target)
+        if kind is None:
+            raise PacaError(f"Target module {target} is not supported.")
+        layer = kind.layer_class(target)
+        layer._active_adapter = adapter_name
+        return layer
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        """Replace a module wherever it stands: a layer that two parents share stays shared."""
+        super()._replace_module(parent, child_name, new_module, child)
+        for other, name in self._places.get(id(child), ()):
+            if getattr(other, name) is child:
+                setattr(other, name, new_module)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        self._places = _shared_places(self.model)
+        for layer in _paca_layers(self.model).values():
+            if not layer.merged_adapters:
+                layer.columns.release()
+        return super()._unload_and_optionally_merge(merge=merge, **kwargs)
+
+    def _report(self, model: nn.Module, adapter_name: str) -> None:
+        layers = [layer for layer in _paca_layers(model).values() if adapter_name in layer.paca_delta]
+        adapted = sum(layer.paca_delta[adapter_name].numel() for layer in layers)
+        base = sum(parameter.numel() for name, parameter in model.named_parameters() if "paca_" not in name)
+        logger.info(
+            "PaCA adapter %r: %d layers, %s of %s weights (%.2f %%)",
+            *(adapter_name, len(layers), f"{adapted:,}", f"{base:,}", 100 * adapted / max(base, 1)),
+        )
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Hand `adapter_names`, one per row of the batch, to every adapted layer during one forward."""
+        names = kwargs.pop("adapter_names", None)
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise PacaError("Cannot pass `adapter_names` when the model is in training mode.")
+        layers = _paca_layers(self).values()
+        known = {name for layer in layers for name in layer.paca_delta} | {"__base__"}
+        unknown = sorted(set(names) - known)
+        if unknown:
+            raise PacaError(
+                f"Trying to infer with non-existing adapter(s): {', '.join(unknown)}. Known are "
+                f"{', '.join(sorted(known))}."
+            )
+        beams = kwargs.get("num_beams")
+        if isinstance(beams, int) and beams > 1:
+            names = [name for name in names for _ in range(beams)]
+        handles = [
+            layer.register_forward_pre_hook(partial(_with_adapter_names, adapter_names=names), with_kwargs=True)
+            for layer in layers
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: PacaConfig, adapter_name: str, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        state = super()._get_adapter_state_dict(model=model, config=config, adapter_name=adapter_name, **kwargs)
+        for name, layer in _paca_layers(model).items():
+            key = f"{name}.paca_indices.{adapter_name}"
+            if key in state and layer.base_layer.weight.device.type != "meta":
+                columns = layer.columns.pretrained_columns(state[key])
+                state[f"{name}.{FINGERPRINT}.{adapter_name}"] = fingerprint(columns)
+        return state
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PacaConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        fingerprints = {key: value for key, value in state_dict.items() if key.endswith(f".{FINGERPRINT}")}
+        state_dict = {key: value for key, value in state_dict.items() if key not in fingerprints}
+        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        layers = _paca_layers(model)
+        problems = adapter_problems(layers, adapter_name, state_dict)
+        if problems:
+            _take_back(model, adapter_name)
+        raise_together(problems, f"Adapter {adapter_name!r} does not fit this model:")
+        _check_fingerprints(layers, adapter_name, state_dict, fingerprints)
+        return state_dict
+
+
+def _paca_layers(model: nn.Module) -> dict[str, PacaLayer]:
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, PacaLayer)}
+    return {name.removeprefix("_fsdp_wrapped_module."): layer for name, layer in layers.items()}
+
+
+def _shared_places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Where the modules stand that have more than one place in the model, by their id."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for parent in model.modules():
+        for name, child in parent._modules.items():
+            if child is not None:
+                places.setdefault(id(child), []).append((parent, name))
+    return {key: found for key, found in places.items() if len(found) > 1}
+
+
+def _rank(config: PacaConfig, name: str) -> int:
+    return config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+
+
+def _alpha(config: PacaConfig, name: str) -> float:
+    return config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.paca_alpha)
+
+
+def _with_adapter_names(layer: nn.Module, args: Any, kwargs: Any, adapter_names: list[str]) -> tuple[Any, Any]:
+    return args, {**kwargs, "adapter_names": adapter_names}
+
+
+def _check_fingerprints(
+    layers: dict[str, PacaLayer], adapter_name: str, state: dict[str, Tensor], fingerprints: dict[str, Tensor]
+) -> None:
+    """Warn of layers whose columns are not those that the adapter was trained on."""
+    others = []
+    for name, layer in layers.items():
+        saved = fingerprints.get(f"{name}.{FINGERPRINT}", fingerprints.get(f"base_model.model.{name}.{FINGERPRINT}"))
+        indices = state.get(f"{name}.paca_indices.{adapter_name}")
+        if saved is None or indices is None or layer.base_layer.weight.device.type == "meta":
+            continue
+        if not same_columns(saved, layer.columns.pretrained_columns(indices)):
+            others.append(name.removeprefix("base_model.model."))
+    if others:
+        warnings.warn(
+            f"Adapter {adapter_name!r} was trained on other pretrained weights than this model's, in {len(others)} "
+            f"layers: {', '.join(others[:5])}{', …' if len(others) > 5 else ''}. Its outputs will not be those of "
+            "training; load the base model that its configuration names.",
+            stacklevel=2,
+        )
+
+
+def _take_back(model: nn.Module, adapter_name: str) -> None:
+    """Undo the injection that a load began: the model and its other adapters as they were before."""
+    tuner = getattr(model, "base_model", model)
+    if not isinstance(tuner, PacaModel):
+        return
+    if len(tuner.peft_config) > 1:
+        tuner.delete_adapter(adapter_name)
+        model.peft_config.pop(adapter_name, None)
+    else:
+        tuner.unload()
+
+
+__all__ = ["Linear", "PacaModel"]
