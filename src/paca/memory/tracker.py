@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, UntypedStorage, nn
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paca.memory.storages import storages_of
 
@@ -63,7 +63,7 @@ class StorageTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and count the storages that it made."""
-        if any(issubclass(kind, Tensor) and _desugars(kind) for kind in types):
+        if any(_wraps_tensors(kind) for kind in types):
             return NotImplemented  # the subclass goes first; the operators that it runs come by here
         if func not in _LIFTS:
             for storage in storages_of((args, kwargs)):
@@ -146,6 +146,6 @@ def _with_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
             yield parameter.grad
 
 
-def _desugars(kind: type) -> bool:
-    """Whether tensors of this class run other operators on the tensors that they wrap."""
-    return is_traceable_wrapper_subclass(kind)
+def _wraps_tensors(kind: type) -> bool:
+    """Whether tensors of this class wrap others and run their own operators on those."""
+    return kind is not Tensor and hasattr(kind, "__tensor_flatten__")
