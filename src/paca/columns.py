@@ -2,9 +2,9 @@
 
     W[:, I] = W₀[:, I] + s·Δ
 
-So forward and backward are the frozen layer's own GEMMs. One `Columns` keeps one weight. It is in one of two states:
-the weight is the pretrained one and nothing is kept, or the weight shows some adapters and the pretrained values of
-exactly these columns are kept, to be copied back bit for bit. It writes only when what it shows has changed.
+So forward and backward are the frozen layer's own GEMMs. One `Columns` keeps one weight. Either the weight is the
+pretrained one, or it shows some adapters, and the pretrained values of exactly these columns are kept, to be copied
+back bit for bit. It writes only when what it shows has changed.
 
 Columns are kept and written with the connections first: those of a weight of shape `(out, in)` as `(r, out)`.
 """
@@ -92,6 +92,11 @@ def writes_faster_connection_major(weight: Tensor) -> bool:
     )
 
 
+def _version(tensor: Tensor) -> int:
+    # An inference tensor has no version counter; it cannot be written outside of inference mode either.
+    return 0 if tensor.is_inference() else tensor._version
+
+
 class Columns:
     """Keeps the columns of one weight: shows adapters in it, and puts the pretrained values back.
 
@@ -108,7 +113,10 @@ class Columns:
         self.shown: Shown | None = None
         self.indices: Tensor | None = None  # (n,), the connections whose pretrained values are kept
         self.pretrained: Tensor | None = None  # (n, …), these values
+        self._settled = False  # whether the memory layout for training was decided
+        self._relaid = False  # whether it differs from the weight's own
         self.pinned = False  # merged: what is shown stays until it is taken out by name
+        self._version = _version(weight)
         self._steps = 0  # optimizer steps that changed a delta shown here
         self._handed_out: list[weakref.ref[Tensor]] = []
 
@@ -127,10 +135,12 @@ class Columns:
         Returns:
             The record of what the weight now shows.
         """
+        if train and not self._settled:
+            self._settle()
         key = self._key(terms)
         if self.shown is not None and self.shown.key == key:
             return self.shown
-        return self._write(Shown(terms, key), train)
+        return self._write(Shown(terms, key))
 
     def show_again(self, shown: Shown | None) -> None:
         """Make the weight hold what it held in an earlier forward, for that forward's backward.
@@ -148,30 +158,36 @@ class Columns:
                 "The columns that this forward pass used were changed before its backward pass (an optimizer step, a "
                 "load or a merge in between), so its gradients can no longer be computed. Call backward() first."
             )
-        self._write(shown, train=False)
+        self._write(shown)
 
     def refresh(self) -> None:
         """Write the shown columns again, whether or not anything seems to have changed."""
         if self.shown is not None:
             terms = self.shown.terms
-            self._write(Shown(terms, self._key(terms)), train=False)
+            self._write(Shown(terms, self._key(terms)))
 
     def invalidate(self) -> None:
         """Have the next `show` write again, after a change that no version counter tells of."""
         self._steps += 1
 
     def take_out(self) -> None:
-        """Copy the pretrained values back, bit for bit, and keep nothing."""
-        if self.pretrained is not None:
+        """Copy the pretrained values back, bit for bit.
+
+        The copy of them stays, for the next `show`, as long as nobody else writes into the weight.
+        """
+        if self.shown is not None:
             self.rows.index_copy_(0, self.indices, self.pretrained)
-        self.shown = self.indices = self.pretrained = None
+        self.shown = None
         self.pinned = False
+        self._version = _version(self.weight)
 
     def release(self) -> None:
-        """`take_out`, and give the weight its ordinary memory layout back: nothing tells that it was adapted."""
+        """`take_out`, keep nothing, and give the weight its ordinary memory layout back: it was never adapted."""
         self.take_out()
-        if not self.weight.is_contiguous() and type(self.weight) is nn.Parameter:
+        self.indices = self.pretrained = None
+        if self._relaid:
             self.weight.data = self.weight.data.contiguous()
+        self._settled = self._relaid = False
 
     def hand_out(self, alias: Tensor) -> None:
         """Promise that `alias`, which shares the weight's memory, keeps the pretrained values.
@@ -188,7 +204,7 @@ class Columns:
     def pretrained_copy(self) -> Tensor:
         """A copy of the weight with the pretrained values; the weight stays as it is."""
         copy = self.weight.detach().clone(memory_format=torch.contiguous_format)
-        if self.pretrained is not None:
+        if self.shown is not None:
             connections_first(copy, self.connection_dim).index_copy_(0, self.indices, self.pretrained)
         return copy
 
@@ -201,7 +217,7 @@ class Columns:
         Returns:
             Shape `(n, …)`.
         """
-        weight = self.weight.data if self.pretrained is None else self.pretrained_copy()
+        weight = self.weight.data if self.shown is None else self.pretrained_copy()
         return connections_first(weight, self.connection_dim).index_select(0, indices.to(weight.device))
 
     def would_show(self, terms: tuple[Term, ...]) -> Tensor:
@@ -231,23 +247,24 @@ class Columns:
         self.indices, self.pretrained, self.shown, self.pinned = indices, pretrained, shown, True
 
     def _key(self, terms: tuple[Term, ...]) -> tuple[Any, ...]:
-        # An inference tensor has no version counter; it cannot be written outside of inference mode either.
-        return (
-            self._steps,
-            *(
-                (id(term.delta), 0 if term.delta.is_inference() else term.delta._version, term.scaling)
-                for term in terms
-            ),
-        )
+        return (self._steps, *((id(term.delta), _version(term.delta), term.scaling) for term in terms))
+
+    def _settle(self) -> None:
+        """Choose the memory layout in which the columns are written fastest, once, before the first training step."""
+        self._settled = True
+        if self.connection_dim == 1 and writes_faster_connection_major(self.weight):
+            self._detach_handed_out()
+            self.weight.data = self.weight.data.t().contiguous().t()
+            self._relaid = True
 
     @torch.no_grad()
-    def _write(self, shown: Shown, train: bool) -> Shown:
+    def _write(self, shown: Shown) -> Shown:
         self._detach_handed_out()
         indices = connection_union(shown.terms)
+        if self.shown is None and self._version != _version(self.weight):
+            self.indices = None  # someone else has written into the weight: the copy is out of date
         if self.indices is not indices:
             self.take_out()
-            if train and self.connection_dim == 1 and writes_faster_connection_major(self.weight):
-                self.weight.data = self.weight.data.t().contiguous().t()
             self.pretrained = self.rows.index_select(0, indices)
             self.indices = indices
         self.rows.index_copy_(0, indices, adapted_columns(self.pretrained, indices, shown.terms, self.delta_dim))

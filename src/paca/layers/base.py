@@ -190,7 +190,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         """
         base = self.base_layer
         return (
-            type(base).forward is self.base_forward
+            type(base).forward is type(self).base_forward
             and "forward" not in base.__dict__
             and base.weight is self.columns.weight
             and not hasattr(base.weight, "ds_id")

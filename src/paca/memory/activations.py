@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from paca.memory.tracker import track
+from .tracker import track
 
 
 def kept_for_backward(forward: Callable[[], Any]) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from paca.memory.storages import storages_of
+from .storages import storages_of
 
 # `torch.tensor(...)` builds its result out of sight; this operator, its last, is the first that is dispatched.
 _LIFTS = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
