@@ -1,0 +1,177 @@
+"""The methods that are measured against each other: how each is put onto a copy of the model.
+
+All but full fine-tuning adapt every linear layer except the output head; what they train is in the dtype of the
+method's own default (float32 in PEFT, whatever the base) unless the name says otherwise.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, MissConfig, PeftConfig, ShiraConfig, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from swap import SwapLinear
+
+FLOOR = "floor"
+FLOOR_AGAIN = "floor again"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train a model.
+
+    Args:
+        name: What the tables call it.
+        description: What exactly is measured, in one line.
+        prepare: Puts the method of the given rank onto a model that it may change; returns the model to train.
+    """
+
+    name: str
+    description: str
+    prepare: Callable[[PreTrainedModel, int], nn.Module]
+
+
+def freeze(model: PreTrainedModel, rank: int) -> nn.Module:
+    """Train nothing: what remains of a step is forward and the gradient of the input."""
+    return model.requires_grad_(False)
+
+
+def train_all(model: PreTrainedModel, rank: int) -> nn.Module:
+    """Train every parameter."""
+    return model.requires_grad_(True)
+
+
+def use_paca(model: PreTrainedModel, rank: int) -> nn.Module:
+    """This package, as a user writes it."""
+    from paca import PacaConfig
+
+    return get_peft_model(model, PacaConfig(r=rank, target_modules="all-linear", random_seed=0))
+
+
+def use_lora(model: PreTrainedModel, rank: int) -> nn.Module:
+    """PEFT's LoRA with its defaults: a float32 adapter on any base."""
+    return get_peft_model(model, _lora_config(rank))
+
+
+def use_lora_in_base_dtype(model: PreTrainedModel, rank: int) -> nn.Module:
+    """PEFT's LoRA with the adapter in the base model's dtype."""
+    return get_peft_model(model, _lora_config(rank), autocast_adapter_dtype=False)
+
+
+def use_lora_fa(model: PreTrainedModel, rank: int) -> nn.Module:
+    """PEFT's LoRA with every `A` frozen."""
+    adapted = get_peft_model(model, _lora_config(rank))
+    for name, parameter in adapted.named_parameters():
+        if "lora_A" in name:
+            parameter.requires_grad_(False)
+    return adapted
+
+
+def use_dora(model: PreTrainedModel, rank: int) -> nn.Module:
+    """PEFT's DoRA."""
+    return get_peft_model(model, _lora_config(rank, use_dora=True))
+
+
+def use_miss(model: PreTrainedModel, rank: int) -> nn.Module:
+    """PEFT's MiSS."""
+    return get_peft_model(model, MissConfig(r=rank, target_modules="all-linear"))
+
+
+def use_shira(model: PreTrainedModel, rank: int) -> nn.Module:
+    """PEFT's SHiRA, with its random mask."""
+    return get_peft_model(model, ShiraConfig(r=rank, target_modules="all-linear", random_seed=0))
+
+
+def use_swap(model: PreTrainedModel, rank: int) -> nn.Module:
+    """As many columns as PaCA trains, swapped in and out around every product."""
+    model.requires_grad_(False)
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear) and child is not head:
+                setattr(parent, name, SwapLinear(child, rank))
+    return model
+
+
+def _lora_config(rank: int, use_dora: bool = False) -> PeftConfig:
+    return LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", use_dora=use_dora)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(FLOOR, "forward and input gradients, nothing trained: the least that any method can cost", freeze),
+        Method(FLOOR_AGAIN, "the same once more: how far apart the two are is the noise of the run", freeze),
+        Method("paca", "this package: resident columns", use_paca),
+        Method("lora", "PEFT's LoRA, adapter in float32 (PEFT's default)", use_lora),
+        Method("lora-base-dtype", "PEFT's LoRA, adapter in the base's dtype", use_lora_in_base_dtype),
+        Method("lora-fa", "PEFT's LoRA, A frozen as by create_lorafa_optimizer; plain AdamW on B", use_lora_fa),
+        Method("miss", "PEFT's MiSS", use_miss),
+        Method("shira", "PEFT's SHiRA; trains as many values as LoRA at this rank", use_shira),
+        Method("dora", "PEFT's DoRA", use_dora),
+        Method("swap", "columns swapped into the weight and out again around each product", use_swap),
+        Method("full", "every parameter of the model", train_all),
+    )
+}
+
+
+def choose_methods(names: Iterable[str] | None, dtype: torch.dtype) -> list[Method]:
+    """The methods to measure, the floor and its repetition always first.
+
+    Args:
+        names: Names in `METHODS`; None for all that differ at this dtype.
+        dtype: The base model's.
+
+    Returns:
+        The methods, each once.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    if names is None:
+        # On a float32 base both LoRA rows would be one and the same.
+        names = [name for name in METHODS if not (name == "lora-base-dtype" and dtype == torch.float32)]
+    names = list(dict.fromkeys((FLOOR, FLOOR_AGAIN, *names)))
+    unknown = [name for name in names if name not in METHODS]
+    if unknown:
+        raise ValueError(f"no method is called {', '.join(map(repr, unknown))}; choose from {', '.join(METHODS)}.")
+    return [METHODS[name] for name in names]
+
+
+def trained_set(model: nn.Module) -> frozenset[tuple[str, tuple[int, ...], torch.dtype]]:
+    """Name, shape and dtype of everything that a model trains."""
+    return frozenset((name, tuple(p.shape), p.dtype) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def check_that_methods_differ(models: dict[str, nn.Module]) -> None:
+    """Refuse to measure one method under two names.
+
+    A benchmark that builds its steps in a loop and closes over the loop's variable times the last method every time,
+    and every ratio comes out near 1; so does one whose method was never put on.
+
+    Args:
+        models: The prepared model of each method, by name.
+
+    Raises:
+        RuntimeError: If two methods share a parameter or train equal sets of them, or if one trains nothing.
+    """
+    owners: dict[int, str] = {}
+    sets: dict[frozenset[tuple[str, tuple[int, ...], torch.dtype]], str] = {}
+    for name, model in models.items():
+        for parameter in model.parameters():
+            owner = owners.setdefault(id(parameter), name)
+            if owner != name:
+                raise RuntimeError(f"{owner!r} and {name!r} share a parameter: each method needs a model of its own.")
+        if name in (FLOOR, FLOOR_AGAIN):
+            continue
+        trained = trained_set(model)
+        if not trained:
+            raise RuntimeError(f"{name!r} trains nothing, so it would be measured as the floor.")
+        other = sets.setdefault(trained, name)
+        if other != name:
+            raise RuntimeError(
+                f"{other!r} and {name!r} train the same parameters, so one method would be measured twice; "
+                "leave one of them out."
+            )
