@@ -1,0 +1,60 @@
+"""`paca finetune RECIPE.yaml`: runs one recipe."""
+
+import argparse
+
+from paca.cli.verb import Verb
+
+EXAMPLE = """\
+example:
+  $ paca finetune smollm2-python-reference training.max_steps=20 --output outputs/short
+  …
+  improved: held-out perplexity …
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `paca finetune` takes.
+
+    Args:
+        parser: The verb's parser.
+    """
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that comes with paca")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="set a key of the recipe, such as training.max_steps=5"
+    )
+    parser.add_argument("--output", metavar="DIR", help="write to DIR in place of the recipe's output_dir")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
+    again.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the recipe and print what came of it.
+
+    Args:
+        arguments: What was typed.
+
+    Returns:
+        0.
+
+    Raises:
+        PacaError: If something was asked that cannot be done.
+    """
+    from paca.errors import PacaError
+
+    try:
+        from paca.training.finetune import finetune
+        from paca.training.recipe import find_recipe, read_recipe
+        from paca.training.report import closing_lines
+
+        recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output)
+        metrics = finetune(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
+    except ModuleNotFoundError as error:
+        raise PacaError(f"The package {error.name!r} is missing; pip install 'paca[train]'") from error
+    print("\n".join(closing_lines(metrics)))
+    return 0
+
+
+VERB = Verb(
+    "finetune", "Run a recipe: evaluate, train, evaluate again, save the adapter.", EXAMPLE, add_arguments, run
+)

@@ -1,0 +1,107 @@
+"""Writes that are whole or not there: a temporary name, fsync, rename."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it in `path`'s place.
+
+    Args:
+        path: The file to make or replace.
+        write: Called with the temporary path; must leave a file there.
+    """
+    temporary = _temporary(path)
+    write(temporary)
+    _sync(temporary)
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in one step.
+
+    Args:
+        path: The file to make or replace.
+        text: Its new content.
+    """
+    write_file(path, lambda temporary: _write_text(temporary, text))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` by `value` as indented JSON in one step.
+
+    Args:
+        path: The file to make or replace.
+        value: Anything that `json` can write.
+    """
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder beside `path`, then put it in `path`'s place.
+
+    Args:
+        path: The folder to make or replace.
+        write: Called with the temporary folder, which is empty.
+    """
+    temporary = _temporary(path)
+    discard(temporary)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    sync_folder(temporary)
+    if path.exists():  # a folder with content cannot be renamed over
+        old = path.with_name(f".{path.name}.old")
+        discard(old)
+        path.rename(old)
+        temporary.rename(path)
+        discard(old)
+    else:
+        temporary.rename(path)
+    _sync(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until every file below `folder` is on the disk.
+
+    Args:
+        folder: The folder to walk through.
+    """
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def discard(path: Path) -> None:
+    """Delete a file or a folder with its content; nothing to do where there is none.
+
+    Args:
+        path: What to delete.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    # The suffix stays last: matplotlib and others choose the format by it.
+    return path.with_name(f".{path.stem}.tmp{path.suffix}")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

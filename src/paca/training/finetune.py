@@ -1,0 +1,154 @@
+"""Runs a recipe on TRL's `SFTTrainer`: evaluates, trains, evaluates again, and writes all results.
+
+A process that is killed at any moment loses at most the steps since the last checkpoint. Resumed, it ends with the
+same adapter file, bit for bit, as a run that was never interrupted: Trainer restores optimizer, schedule, order of the
+data and random numbers, and nothing here draws a random number between the seed and the first step.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.training import report
+from paca.training.checkpoints import last_complete
+from paca.training.data import RawData, TrainingData, prepare_data, read_data
+from paca.training.files import write_folder, write_json
+from paca.training.held_out import evaluate
+from paca.training.models import load_model, load_tokenizer
+from paca.training.progress import LossBar, quiet_libraries
+from paca.training.recipe import Recipe
+from paca.training.run_folder import ADAPTER, BEFORE, CURVE, METRICS, open_run
+from paca.training.step_meter import StepMeter
+from paca.training.trainer_arguments import method_config, training_arguments
+
+
+def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Run a recipe.
+
+    Args:
+        recipe: What to run; `recipe.read_recipe` makes it from a file.
+        resume: Go on from the last checkpoint of an interrupted run; a finished one is only reported again.
+        overwrite: Replace what the output folder holds.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        PacaError: If the data, the model or the output folder do not allow the run.
+    """
+    folder = Path(recipe.output_dir)
+    raw = read_data(recipe.data)
+    arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    if open_run(folder, recipe, resume, overwrite):
+        return read_metrics(folder)
+    with quiet_libraries():
+        return _run(recipe, raw, arguments, folder)
+
+
+def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str, Any]:
+    tokenizer = load_tokenizer(recipe.model.name)
+    data = prepare_data(raw, recipe.data, tokenizer, arguments.max_length)
+    trainer = make_trainer(recipe, arguments, load_model(recipe.model.name, recipe.model.dtype), tokenizer, data)
+    before = _before(folder, trainer)
+    meter = StepMeter()
+    trainer.add_callback(meter)
+    _train(trainer, recipe.seed, last_complete(folder))
+    metrics = _metrics(recipe, trainer, data, before, meter)
+    write_folder(folder / ADAPTER, trainer.model.save_pretrained)
+    report.draw_loss_curve(folder / CURVE, metrics)
+    write_json(folder / METRICS, metrics)
+    return metrics
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read what a finished run measured.
+
+    Args:
+        folder: Its output folder.
+
+    Returns:
+        What metrics.json holds.
+    """
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    return {**metrics, "adapter": str(folder / ADAPTER)}  # the folder may have been moved
+
+
+def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, data: TrainingData) -> Any:
+    """Put model, method and data into TRL's trainer.
+
+    Args:
+        recipe: Names the method.
+        arguments: An `SFTConfig`.
+        model: The base model.
+        tokenizer: Its tokenizer.
+        data: Tokenized training and held-out data.
+
+    Returns:
+        An `SFTTrainer` whose model bears the adapter.
+
+    Raises:
+        PacaError: If the method cannot be applied to the model, or the arguments do not go together.
+    """
+    from transformers import ProgressCallback
+    from trl import SFTTrainer
+
+    try:
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
+            processing_class=tokenizer,
+            peft_config=method_config(recipe.method.name, recipe.method.config),
+        )
+    except ValueError as error:
+        if isinstance(error, PacaError):
+            raise
+        raise PacaError(
+            f"The method {recipe.method.name!r} can't be trained on {recipe.model.name!r} like this: {error}"
+        ) from error
+    if trainer.pop_callback(ProgressCallback) is not None:  # absent under training.disable_tqdm
+        trainer.add_callback(LossBar())
+    return trainer
+
+
+def _before(folder: Path, trainer: Any) -> dict[str, Any]:
+    """Measure the base model, or read what was measured before the interruption."""
+    path = folder / BEFORE
+    if not path.exists():
+        write_json(path, report.describe_held_out(evaluate(trainer)))
+    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return measured
+
+
+def _train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
+    from transformers import set_seed
+
+    # The evaluation drew random numbers, or was skipped by a resumed run.
+    set_seed(seed)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+
+
+def _metrics(
+    recipe: Recipe, trainer: Any, data: TrainingData, before: dict[str, Any], meter: StepMeter
+) -> dict[str, Any]:
+    parameters = report.count_parameters(trainer.model)
+    history = trainer.state.log_history
+    return {
+        "before": before,
+        "after": report.describe_held_out(evaluate(trainer)),
+        "held_out": {"sequences": len(data.held_out), "total": data.held_out_total},
+        "tokens_per_second": meter.tokens_per_second,
+        "peak_bytes": meter.peak_bytes,
+        "trained_parameters": parameters.trained,
+        "trained_share": parameters.trained / parameters.total,
+        "steps": trainer.state.global_step,
+        "tokens": trainer.state.num_input_tokens_seen,
+        "device": str(trainer.args.device),
+        "loss_curve": report.loss_points(history),
+        "eval_curve": report.loss_points(history, "eval_loss"),
+        "adapter": str(Path(recipe.output_dir) / ADAPTER),
+        "versions": report.versions(),
+        "recipe": recipe.to_dict(),
+    }

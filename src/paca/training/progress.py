@@ -1,0 +1,41 @@
+"""What a run shows while it goes on: one bar with the loss beside it, and none of the libraries' asides."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import ProgressCallback
+
+# What other libraries say here and the user can do nothing about.
+ASIDES = (
+    "`is_gradient_checkpointing` is deprecated",  # TRL asks by the old name
+    "Could not find a config file in",  # PEFT looks for an embedded model's config; its vocabulary is never changed
+)
+
+
+class LossBar(ProgressCallback):
+    """Trainer's progress bar, with the loss beside it in place of whole logs between its lines."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Show the newest losses."""
+        shown = {key: f"{float(value):.3f}" for key, value in (logs or {}).items() if key in ("loss", "eval_loss")}
+        if self.training_bar is not None and shown:
+            self.training_bar.set_postfix(shown)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence known asides, and the bars of data preparation that takes no time, inside a `with` block."""
+    import datasets
+
+    bars = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            for message in ASIDES:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        if not bars:
+            datasets.enable_progress_bars()
