@@ -128,7 +128,7 @@ def test_a_step_takes_stale_columns_out():
 
 
 def test_a_step_of_another_model_leaves_columns_alone():
-    weight, columns = make()
+    _, columns = make()
     terms = (term(1, 4),)
     shown = columns.show(terms)
     stepped([nn.Parameter(torch.zeros(OUT, 2))])

@@ -45,7 +45,7 @@ class PartialLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: D102  (the contract is the class's docstring)
+    def forward(
         ctx: Any,
         x: Tensor,  # (..., in)
         weight: Tensor,  # (out, in), frozen
@@ -69,7 +69,7 @@ class PartialLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:  # noqa: D102
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         weight, *slices = ctx.saved_tensors
         x_dtype, bias_dtype, delta_dtypes = ctx.dtypes
         grad_x = grad_bias = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -56,7 +57,8 @@ def not_found(wanted: Iterable[str], names: Mapping[str, nn.Module]) -> str:
     lines = []
     for name in wanted:
         near = near_names(name, names)
-        lines.append(f"{name!r} matches no module" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "."))
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+        lines.append(f"{name!r} matches no module{hint}")
     return "\n".join(lines)
 
 
@@ -105,7 +107,7 @@ def target_problems(model: nn.Module, targets: Mapping[str, nn.Module], ranks: M
     tied = tied_owners(model)
     problems = []
     for name, module in targets.items():
-        base = module.base_layer if isinstance(module, PacaLayer) else module
+        base: Any = module.base_layer if isinstance(module, PacaLayer) else module
         kind = layer_kind(base)
         if kind is None or isinstance(base, BaseTunerLayer) or not _is_plain_matrix(base):
             can = ", ".join(kind.name for kind in LAYER_KINDS)

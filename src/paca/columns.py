@@ -29,6 +29,13 @@ class Term(NamedTuple):
     scaling: float
 
 
+class Kept(NamedTuple):
+    """Pretrained values of some connections, connections first."""
+
+    indices: Tensor  # (n,)
+    values: Tensor  # (n, …)
+
+
 @dataclass(frozen=True)
 class Shown:
     """What a weight showed at one moment: enough to tell whether it still does, and to show it again."""
@@ -111,8 +118,7 @@ class Columns:
         self.connection_dim = connection_dim
         self.delta_dim = delta_dim
         self.shown: Shown | None = None
-        self.indices: Tensor | None = None  # (n,), the connections whose pretrained values are kept
-        self.pretrained: Tensor | None = None  # (n, …), these values
+        self.kept: Kept | None = None  # the pretrained values of the connections that are shown, or were last
         self._settled = False  # whether the memory layout for training was decided
         self._relaid = False  # whether it differs from the weight's own
         self.pinned = False  # merged: what is shown stays until it is taken out by name
@@ -175,8 +181,8 @@ class Columns:
 
         The copy of them stays, for the next `show`, as long as nobody else writes into the weight.
         """
-        if self.shown is not None:
-            self.rows.index_copy_(0, self.indices, self.pretrained)
+        if self.shown is not None and self.kept is not None:
+            self.rows.index_copy_(0, *self.kept)
         self.shown = None
         self.pinned = False
         self._version = _version(self.weight)
@@ -184,7 +190,7 @@ class Columns:
     def release(self) -> None:
         """`take_out`, keep nothing, and give the weight its ordinary memory layout back: it was never adapted."""
         self.take_out()
-        self.indices = self.pretrained = None
+        self.kept = None
         if self._relaid:
             self.weight.data = self.weight.data.contiguous()
         self._settled = self._relaid = False
@@ -204,8 +210,8 @@ class Columns:
     def pretrained_copy(self) -> Tensor:
         """A copy of the weight with the pretrained values; the weight stays as it is."""
         copy = self.weight.detach().clone(memory_format=torch.contiguous_format)
-        if self.shown is not None:
-            connections_first(copy, self.connection_dim).index_copy_(0, self.indices, self.pretrained)
+        if self.shown is not None and self.kept is not None:
+            connections_first(copy, self.connection_dim).index_copy_(0, *self.kept)
         return copy
 
     def pretrained_columns(self, indices: Tensor) -> Tensor:
@@ -236,15 +242,14 @@ class Columns:
         """Merge what is shown: it stays until `take_out`, whatever optimizers do."""
         self.pinned = True
 
-    def adopt(self, indices: Tensor, pretrained: Tensor, shown: Shown) -> None:
+    def adopt(self, kept: Kept, shown: Shown) -> None:
         """Take over what was merged into this weight by another keeper, whose copy or conversion the weight is.
 
         Args:
-            indices: The connections whose pretrained values that one kept.
-            pretrained: These values.
+            kept: What that one kept.
             shown: What it showed.
         """
-        self.indices, self.pretrained, self.shown, self.pinned = indices, pretrained, shown, True
+        self.kept, self.shown, self.pinned = kept, shown, True
 
     def _key(self, terms: tuple[Term, ...]) -> tuple[Any, ...]:
         return (self._steps, *((id(term.delta), _version(term.delta), term.scaling) for term in terms))
@@ -253,7 +258,6 @@ class Columns:
         """Choose the memory layout in which the columns are written fastest, once, before the first training step."""
         self._settled = True
         if self.connection_dim == 1 and writes_faster_connection_major(self.weight):
-            self._detach_handed_out()
             self.weight.data = self.weight.data.t().contiguous().t()
             self._relaid = True
 
@@ -262,12 +266,12 @@ class Columns:
         self._detach_handed_out()
         indices = connection_union(shown.terms)
         if self.shown is None and self._version != _version(self.weight):
-            self.indices = None  # someone else has written into the weight: the copy is out of date
-        if self.indices is not indices:
+            self.kept = None  # someone else has written into the weight: the copy is out of date
+        kept = self.kept
+        if kept is None or kept.indices is not indices:
             self.take_out()
-            self.pretrained = self.rows.index_select(0, indices)
-            self.indices = indices
-        self.rows.index_copy_(0, indices, adapted_columns(self.pretrained, indices, shown.terms, self.delta_dim))
+            self.kept = kept = Kept(indices, self.rows.index_select(0, indices))
+        self.rows.index_copy_(0, indices, adapted_columns(kept.values, indices, shown.terms, self.delta_dim))
         for term in shown.terms:
             _KEEPERS[id(term.delta)] = self
         self.shown = shown
@@ -296,7 +300,7 @@ def writes_eagerly() -> bool:
 
 def write_eagerly() -> None:
     """From now on, write columns as soon as something changes: compiled code cannot look before it runs."""
-    global _eager
+    global _eager  # noqa: PLW0603 - one switch for the process: compiled code is shared by layers and models
     _eager = True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,11 +89,11 @@ class PacaConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
-        problems = list(self._problems())
+        problems = [*self._number_problems(), *self._choice_problems()]
         if problems:
             raise PacaError("PacaConfig: " + " ".join(problems))
 
-    def _problems(self) -> Any:
+    def _number_problems(self) -> Iterator[str]:
         if not _is_rank(self.r):
             yield f"`r` should be a positive integer value but the value passed is {self.r!r}."
         if not _is_alpha(self.paca_alpha):
@@ -103,10 +104,12 @@ class PacaConfig(PeftConfig):
         for pattern, alpha in self.alpha_pattern.items():
             if not _is_alpha(alpha):
                 yield f"alpha_pattern[{pattern!r}]={alpha!r} is not a finite number other than 0."
-        if self.bias not in BIAS_CHOICES:
-            yield f"bias={self.bias!r} is unknown; pass one of {', '.join(map(repr, BIAS_CHOICES))}."
         if self.random_seed is not None and (not isinstance(self.random_seed, int) or self.random_seed < 0):
             yield f"random_seed={self.random_seed!r} is not an integer of 0 or more; leave it out for any connections."
+
+    def _choice_problems(self) -> Iterator[str]:
+        if self.bias not in BIAS_CHOICES:
+            yield f"bias={self.bias!r} is unknown; pass one of {', '.join(map(repr, BIAS_CHOICES))}."
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             yield "`layers_to_transform` cannot be used when `target_modules` is a str; pass a list of names."
         if isinstance(self.target_modules, str) and self.layers_pattern:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
@@ -103,11 +102,9 @@ class PacaModel(BaseTuner):
                 stacklevel=2,
             )
 
-    def _check_matches(
-        self, config: PacaConfig, modules: dict[str, nn.Module], targets: dict[str, nn.Module]
-    ) -> None:
+    def _check_matches(self, config: PacaConfig, modules: dict[str, nn.Module], targets: dict[str, nn.Module]) -> None:
         """Report names that match nothing: an error if none matches, else a warning."""
-        wanted = [] if isinstance(config.target_modules, str) else config.target_modules
+        wanted = [] if isinstance(config.target_modules, str) else list(config.target_modules or [])
         missing = unmatched_names(wanted, modules)
         if missing and targets:
             warnings.warn(
@@ -261,7 +258,9 @@ def _rank(config: PacaConfig, name: str) -> int:
 
 
 def _alpha(config: PacaConfig, name: str) -> float:
-    return config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.paca_alpha)
+    assert config.paca_alpha is not None  # set by the configuration itself
+    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.paca_alpha)
+    return config.r if alpha is None else alpha
 
 
 def _with_adapter_names(layer: nn.Module, args: Any, kwargs: Any, adapter_names: list[str]) -> tuple[Any, Any]:
@@ -289,9 +288,9 @@ def _check_fingerprints(
         )
 
 
-def _take_back(model: nn.Module, adapter_name: str) -> None:
+def _take_back(model: Any, adapter_name: str) -> None:
     """Undo the injection that a load began: the model and its other adapters as they were before."""
-    tuner = getattr(model, "base_model", model)
+    tuner: Any = getattr(model, "base_model", model)
     if not isinstance(tuner, PacaModel):
         return
     if len(tuner.peft_config) > 1:

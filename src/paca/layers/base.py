@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from ..autograd import partial_linear
-from ..columns import Columns, Term, write_eagerly, writes_eagerly
+from ..columns import Columns, Kept, Term, write_eagerly, writes_eagerly
 from ..errors import PacaError
 from ..selection import random_connections
 
@@ -38,6 +38,11 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         base_layer: The layer to adapt; it stays in place as `base_layer`, with its weight.
     """
 
+    base_layer: Any
+    active_adapters: list[str]
+    _active_adapter: str | list[str]
+    _move_adapter_to_device_of_base_layer: Callable[[str], None]
+
     adapter_layer_names = ("paca_delta",)
     other_param_names = ("r", "paca_alpha", "scaling", "paca_indices")
 
@@ -54,7 +59,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self.paca_delta = nn.ParameterDict({})
         self.paca_indices = BufferDict({}, persistent=True)
         self.in_features, self.out_features = self._features()
-        self.columns = Columns(base_layer.weight, self.connection_dim, self.delta_dim)
+        self.columns = Columns(self.base_layer.weight, self.connection_dim, self.delta_dim)
         self.merged_adapters: list[str] = []
         self._remerge: list[str] = []
         self._disable_adapters = False
@@ -214,7 +219,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         else:
             self.columns.take_out()
 
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:  # noqa: D102
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         super().set_adapter(adapter_names, inference_mode=inference_mode)
         self._follow_change()
 
@@ -234,7 +239,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
             self.merge(adapter_names=names)
         self._follow_change()
 
-    def delete_adapter(self, adapter_name: str) -> None:  # noqa: D102
+    def delete_adapter(self, adapter_name: str) -> None:
         if not self.merged_adapters:
             self.columns.release()
         self._remerge = [name for name in self._remerge if name != adapter_name]
@@ -370,15 +375,15 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         old = self.columns
         if old.weight is not self.base_layer.weight:
             self.columns = Columns(self.base_layer.weight, self.connection_dim, self.delta_dim)
-        if self.merged_adapters and fn is not None and old.pretrained is not None:
-            self.columns.adopt(fn(old.indices), fn(old.pretrained), old.shown)
+        if self.merged_adapters and fn is not None and old.kept is not None and old.shown is not None:
+            self.columns.adopt(Kept(fn(old.kept.indices), fn(old.kept.values)), old.shown)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copied and pickled with the pretrained weight; merged layers with what unmerging needs."""
         state = self.__dict__.copy()
         state["columns"] = None
         if self.merged_adapters:
-            state["columns"] = (self.columns.indices, self.columns.pretrained, self.columns.shown)
+            state["columns"] = (self.columns.kept, self.columns.shown)
         elif writes_eagerly() and self.columns.shown is not None:
             base = self.base_layer.__class__.__new__(self.base_layer.__class__)
             base.__dict__ = {**self.base_layer.__dict__, "_parameters": dict(self.base_layer._parameters)}
@@ -415,7 +420,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]):  # type: ignore[no-untyped-def]
+def _forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Have `module(x)` call `forward(x)`, so that the module's hooks fire around it."""
     module.forward = forward  # type: ignore[method-assign]
     try:

@@ -28,7 +28,8 @@ class Conv1DLinear(PacaLayer):
     base_forward = TransposedLinear.forward
 
     def _features(self) -> tuple[int, int]:
-        return tuple(self.base_layer.weight.shape)
+        connections, length = self.base_layer.weight.shape
+        return connections, length
 
     def _matrix(self) -> Tensor:
         return self.base_layer.weight.t()
