@@ -258,7 +258,6 @@ def _rank(config: PacaConfig, name: str) -> int:
 
 
 def _alpha(config: PacaConfig, name: str) -> float:
-    assert config.paca_alpha is not None  # set by the configuration itself
     alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.paca_alpha)
     return config.r if alpha is None else alpha
 
