@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .columns import Columns, Shown
+from .errors import PacaError
 
 
 def column_gradient(grad_output: Tensor, x: Tensor) -> Tensor:
@@ -117,7 +118,15 @@ def partial_linear(
 
     Returns:
         Shape `(..., out)`.
+
+    Raises:
+        PacaError: If the weight itself requires a gradient: it would get none, without a word.
     """
+    if weight.requires_grad and torch.is_grad_enabled():
+        raise PacaError(
+            "The weight of an adapted layer requires a gradient, but only its columns are trained. Freeze it "
+            "(weight.requires_grad_(False)), or leave the layer out of target_modules and name it in modules_to_save."
+        )
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype not in (torch.float64, torch.get_autocast_dtype(device)):
         x = x.to(torch.get_autocast_dtype(device))

@@ -75,8 +75,14 @@ def adaptable_names(modules: Mapping[str, nn.Module]) -> str:
     return ", ".join(sorted(name for name in found if not name.isdigit())) or "none"
 
 
-def tied_owners(model: nn.Module) -> dict[int, list[str]]:
-    """For every parameter that several modules own, by its id: the names under which they own it.
+def _memory(parameter: nn.Parameter) -> tuple[str, int]:
+    """What two tied parameters have in common: being one object, or beginning at one address."""
+    plain = type(parameter) is nn.Parameter and parameter.device.type != "meta" and parameter.numel()
+    return ("address", parameter.data_ptr()) if plain else ("object", id(parameter))
+
+
+def tied_owners(model: nn.Module) -> dict[tuple[str, int], list[str]]:
+    """For every parameter that several modules own, by its place in memory: the names under which they own it.
 
     A module that stands at two places of the model counts once: that is one layer, used twice.
 
@@ -86,10 +92,10 @@ def tied_owners(model: nn.Module) -> dict[int, list[str]]:
     Returns:
         Names such as `lm_head.weight`, at least two per parameter.
     """
-    owners: dict[int, list[str]] = {}
+    owners: dict[tuple[str, int], list[str]] = {}
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(f"{module_name}.{name}" if module_name else name)
+            owners.setdefault(_memory(parameter), []).append(f"{module_name}.{name}" if module_name else name)
     return {key: names for key, names in owners.items() if len(names) > 1}
 
 
@@ -122,8 +128,14 @@ def target_problems(model: nn.Module, targets: Mapping[str, nn.Module], ranks: M
                 f"r={ranks[name]} does not fit {name}, which has {connections} connections (weight "
                 f"{tuple(base.weight.shape)}): pass r={connections} or less, or rank_pattern={{{name!r}: ...}}."
             )
-        if id(base.weight) in tied and not isinstance(module, PacaLayer):
-            others = [owner for owner in tied[id(base.weight)] if owner != f"{name}.weight"]
+        parent = name.rpartition(".")[0]
+        if isinstance(model.get_submodule(parent), nn.MultiheadAttention):
+            problems.append(
+                f"{name} is part of torch.nn.MultiheadAttention, which reads its weight without calling it: its "
+                f"columns would never be trained. Leave it out: exclude_modules=[{name!r}]."
+            )
+        if _memory(base.weight) in tied and not isinstance(module, PacaLayer):
+            others = [owner for owner in tied[_memory(base.weight)] if owner != f"{name}.weight"]
             problems.append(
                 f"{name}.weight is tied to {' and '.join(others)}: writing columns into it would change both. Leave "
                 f"it out (exclude_modules=[{name!r}]), or untie it first: load the model with "

@@ -44,6 +44,9 @@ class Shown:
     key: tuple[Any, ...]
 
 
+PRETRAINED = Shown((), ())  # no adapter, the weight is the pretrained one
+
+
 def connections_first(tensor: Tensor, dim: int) -> Tensor:
     """A view of a weight or an update with the dimension that counts connections in front."""
     return tensor.t() if dim == 1 and tensor.dim() == 2 else tensor.movedim(dim, 0)
@@ -158,6 +161,9 @@ class Columns:
             RuntimeError: If a delta was changed since, or columns were merged, so that these cannot be shown.
         """
         if shown is None or shown is self.shown or (self.shown is not None and shown.key == self.shown.key):
+            return
+        if not shown.terms and not self.pinned:
+            self.take_out()
             return
         if self.pinned or self._key(shown.terms) != shown.key:
             raise RuntimeError(

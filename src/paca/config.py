@@ -81,6 +81,8 @@ class PacaConfig(PeftConfig):
     init_weights: bool = field(default=True, metadata={"help": "Start from the pretrained model."})
     fan_in_fan_out: bool = field(default=False, metadata={"help": "Accepted for compatibility; layouts are known."})
 
+    _being_loaded = False  # read from a saved adapter, whose weights are not loaded yet; no field, so never saved
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.PACA
@@ -134,7 +136,9 @@ class PacaConfig(PeftConfig):
         """
         folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
         check_adapter_file(os.path.join(folder, SAFETENSORS_WEIGHTS_NAME))
-        return super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        config._being_loaded = True
+        return config
 
 
 def check_adapter_file(path: str) -> None:

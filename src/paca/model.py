@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -58,8 +58,7 @@ class PacaModel(BaseTuner):
             Exception: Whatever stands against it; the configuration is forgotten again then.
         """
         try:
-            if kwargs.get("state_dict") is None:
-                self._check_targets(model, self.peft_config[adapter_name])
+            self._check_targets(model, self.peft_config[adapter_name], kwargs.get("state_dict"))
             self._places = _shared_places(model)
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except Exception:
@@ -77,7 +76,9 @@ class PacaModel(BaseTuner):
         elif hasattr(model, "peft_config"):
             del model.peft_config
 
-    def _check_targets(self, model: nn.Module, config: PacaConfig) -> None:
+    def _check_targets(
+        self, model: nn.Module, config: PacaConfig, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
         if not isinstance(config, PacaConfig):
             raise PacaError(
                 f"{type(config).__module__}.{type(config).__name__} is another package's configuration. Take "
@@ -86,13 +87,9 @@ class PacaModel(BaseTuner):
         config = self._prepare_adapter_config(config, self.get_model_config(model))
         config = _maybe_include_all_linear_layers(config, model)
         modules = dict(model.named_modules())
-        inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer))
-        targets = {}
-        for name, module in modules.items():
-            found = self._check_target_module_exists(config, name) if name and not name.startswith(inside) else False
-            if found and not isinstance(found, _ExcludedModule):
-                targets[name] = module
-        self._check_matches(config, modules, targets)
+        targets = self._targets(config, modules, state_dict)
+        if state_dict is None:
+            self._check_matches(config, modules, targets)
         ranks = {name: _rank(config, name) for name in targets}
         raise_together(target_problems(model, targets, ranks), "PaCA cannot adapt this model as asked:")
         if config.fan_in_fan_out and any(isinstance(module, nn.Linear) for module in targets.values()):
@@ -101,6 +98,21 @@ class PacaModel(BaseTuner):
                 "layout of a weight from its layer.",
                 stacklevel=2,
             )
+
+    def _targets(
+        self, config: PacaConfig, modules: dict[str, nn.Module], state_dict: dict[str, Tensor] | None
+    ) -> dict[str, nn.Module]:
+        """The modules that PEFT will adapt: those that a state dict has entries for, else those that match."""
+        if state_dict is not None:
+            saved = {key.rsplit(f".{self.prefix}", 1)[0].removeprefix("_orig_mod.") for key in state_dict}
+            return {name: module for name, module in modules.items() if name.removeprefix("_orig_mod.") in saved}
+        inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer))
+        targets = {}
+        for name, module in modules.items():
+            found = self._check_target_module_exists(config, name) if name and not name.startswith(inside) else False
+            if found and not isinstance(found, _ExcludedModule):
+                targets[name] = module
+        return targets
 
     def _check_matches(self, config: PacaConfig, modules: dict[str, nn.Module], targets: dict[str, nn.Module]) -> None:
         """Report names that match nothing: an error if none matches, else a warning."""
@@ -166,10 +178,27 @@ class PacaModel(BaseTuner):
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         self._places = _shared_places(self.model)
-        for layer in _paca_layers(self.model).values():
+        layers = _paca_layers(self.model).values()
+        if merge and kwargs.get("safe_merge"):
+            _check_finite(layers, kwargs.get("adapter_names"))
+        for layer in layers:
             if not layer.merged_adapters:
                 layer.columns.release()
-        return super()._unload_and_optionally_merge(merge=merge, **kwargs)
+        base_model = super()._unload_and_optionally_merge(merge=merge, **kwargs)
+        for layer in layers:
+            layer.columns.pin()  # a backward pass of before must not write into a weight that nobody keeps
+        return base_model
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Make adapters' columns part of the base weights, in every layer or, if `safe_merge` objects, in none.
+
+        Args:
+            adapter_names: The adapters; None merges the active ones.
+            safe_merge: Check first that all merged values are finite.
+        """
+        if safe_merge:
+            _check_finite(_paca_layers(self.model).values(), adapter_names)
+        super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
     def _report(self, model: nn.Module, adapter_name: str) -> None:
         layers = [layer for layer in _paca_layers(model).values() if adapter_name in layer.paca_delta]
@@ -231,9 +260,10 @@ class PacaModel(BaseTuner):
         state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         layers = _paca_layers(model)
         problems = adapter_problems(layers, adapter_name, state_dict)
-        if problems:
+        if problems and _is_fresh(layers, adapter_name, config):
             _take_back(model, adapter_name)
         raise_together(problems, f"Adapter {adapter_name!r} does not fit this model:")
+        config._being_loaded = False
         _check_fingerprints(layers, adapter_name, state_dict, fingerprints)
         return state_dict
 
@@ -251,6 +281,11 @@ def _shared_places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
             if child is not None:
                 places.setdefault(id(child), []).append((parent, name))
     return {key: found for key, found in places.items() if len(found) > 1}
+
+
+def _check_finite(layers: Iterable[PacaLayer], adapter_names: list[str] | None) -> None:
+    for layer in layers:
+        layer.check_finite(adapter_names)
 
 
 def _rank(config: PacaConfig, name: str) -> int:
@@ -285,6 +320,13 @@ def _check_fingerprints(
             "training; load the base model that its configuration names.",
             stacklevel=2,
         )
+
+
+def _is_fresh(layers: dict[str, PacaLayer], adapter_name: str, config: PacaConfig) -> bool:
+    """Whether the adapter was made by the load that is going on, so that nothing is lost with it."""
+    deltas = [layer.paca_delta[adapter_name] for layer in layers.values() if adapter_name in layer.paca_delta]
+    untouched = not config.init_weights or all(delta.device.type == "meta" or not delta.any() for delta in deltas)
+    return config._being_loaded and untouched
 
 
 def _take_back(model: Any, adapter_name: str) -> None:

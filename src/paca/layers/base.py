@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from ..autograd import partial_linear
-from ..columns import Columns, Kept, Term, write_eagerly, writes_eagerly
+from ..columns import PRETRAINED, Columns, Kept, Shown, Term, write_eagerly, writes_eagerly
 from ..errors import PacaError
 from ..selection import random_connections
 
@@ -112,18 +112,20 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         """
         adapter_names = kwargs.pop("adapter_names", None)
         if self._disable_adapters:
-            return self.base_layer(x, *args, **kwargs)
+            if not torch.compiler.is_compiling():
+                self.columns.take_out()  # a backward pass since may have shown its forward's columns again
+            return self._forward_as_it_is(x, *args, **kwargs)
         if adapter_names is not None:
             return self._forward_mixed(x, adapter_names, *args, **kwargs)
         if self.merged_adapters:
-            return self.base_layer(x, *args, **kwargs)
+            return self._forward_as_it_is(x, *args, **kwargs)
         terms = self._terms(self.active_adapters)
         if not self._weight_holds_columns():
             return self._forward_beside(x, terms, *args, **kwargs)
         if not terms:
             if not torch.compiler.is_compiling():
                 self.columns.take_out()
-            return self.base_layer(x, *args, **kwargs)
+            return self._forward_as_it_is(x, *args, **kwargs)
         return self._forward_resident(x, terms, *args, **kwargs)
 
     def _forward_resident(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
@@ -134,21 +136,42 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         else:
             columns = self.columns
             shown = columns.show(terms, trains)
-        bias = self.base_layer.bias
-        if not (trains or (torch.is_grad_enabled() and (x.requires_grad or _requires_grad(bias)))):
+        if not (trains or (torch.is_grad_enabled() and (x.requires_grad or _requires_grad(self.base_layer.bias)))):
             return self.base_layer(x, *args, **kwargs)
-        indices, deltas, scalings = zip(*terms, strict=True)
+        return self._forward_over(x, terms, columns, shown, *args, **kwargs)
+
+    def _forward_as_it_is(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer over what its weight shows now, pretrained or merged; backward will find it again."""
+        plain = torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad)
+        if plain or not self._weight_holds_columns():
+            return self.base_layer(x, *args, **kwargs)
+        return self._forward_over(x, (), self.columns, self.columns.shown or PRETRAINED, *args, **kwargs)
+
+    def _forward_over(
+        self,
+        x: Tensor,
+        terms: tuple[Term, ...],
+        columns: Columns | None,
+        shown: Shown | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        base = self.base_layer
+        bias = base._parameters["bias"]
+        indices, deltas, scalings = zip(*terms, strict=True) if terms else ((), (), ())
 
         def over_columns(x: Tensor) -> Tensor:
             return partial_linear(x, self._matrix(), bias, indices, scalings, deltas, columns, shown)
 
-        if not _has_hooks(self.base_layer):
+        if not _has_hooks(base):
             return over_columns(x)
-        with _forward_replaced(self.base_layer, over_columns):
-            return self.base_layer(x, *args, **kwargs)
+        with _forward_replaced(base, over_columns):
+            return base(x, *args, **kwargs)
 
     def _forward_beside(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
         """`Y = base(X) + Σ sₖ·X[..., Iₖ] Δₖᵀ`, for a base layer whose forward or weight is not its own."""
+        if not torch.compiler.is_compiling():
+            self.columns.take_out()  # the base layer may have been replaced while its weight showed columns
         y = self.base_layer(x, *args, **kwargs)
         for term in terms:
             y = y + self._beside(x, term).to(y.dtype)
@@ -167,7 +190,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
                 "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
             )
         self.columns.take_out()
-        y = self.base_layer(x, *args, **kwargs)
+        y = self._forward_as_it_is(x, *args, **kwargs)
         for name in sorted(set(adapter_names)):
             for term in self._terms([name]):
                 rows = torch.tensor([row for row, other in enumerate(adapter_names) if other == name], device=x.device)
@@ -180,7 +203,8 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         return nn.functional.linear(part, term.delta) * term.scaling
 
     def _terms(self, adapter_names: list[str]) -> tuple[Term, ...]:
-        deltas, indices = self.paca_delta, self.paca_indices
+        # Straight to the dictionaries: this is on the path of every forward, and nn.Module's look-ups add up.
+        deltas, indices = self._modules["paca_delta"]._parameters, self._modules["paca_indices"]._buffers
         return tuple(Term(indices[name], deltas[name], self.scaling[name]) for name in adapter_names if name in deltas)
 
     def _matrix(self) -> Tensor:
@@ -193,13 +217,12 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         Not so for a subclass with a forward of its own, and where an engine replaces forward or weight (accelerate's
         offloading, FSDP, ZeRO-3). There the update is added beside the base layer's output.
         """
-        base = self.base_layer
+        base = self._modules["base_layer"]
         return (
             type(base).forward is type(self).base_forward
             and "forward" not in base.__dict__
-            and base.weight is self.columns.weight
-            and not hasattr(base.weight, "ds_id")
-            and base.weight.device.type != "meta"
+            and base._parameters["weight"] is self.columns.weight
+            and not hasattr(self.columns.weight, "ds_id")
         )
 
     def sync(self) -> None:
@@ -214,7 +237,8 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         if not writes_eagerly() or self._disable_adapters or self.merged_adapters or not self._weight_holds_columns():
             return
         terms = self._terms(self.active_adapters)
-        if terms and all(term.delta.device.type != "meta" for term in terms):
+        meta = any(tensor.device.type == "meta" for tensor in (self.columns.weight, *(term.delta for term in terms)))
+        if terms and not meta:
             self.columns.show(terms)
         else:
             self.columns.take_out()
@@ -311,16 +335,29 @@ class PacaLayer(BaseTunerLayer, nn.Module):
             return
         self._adopt_weight()
         merged = [*self.merged_adapters, *names]
-        terms = self._terms(merged)
-        if safe_merge and not self.columns.would_show(terms).isfinite().all():
+        if safe_merge:
+            self.check_finite(names)
+        self.columns.release()
+        self.columns.show(self._terms(merged))
+        self.columns.pin()
+        self.merged_adapters = merged
+
+    def check_finite(self, adapter_names: list[str] | None = None) -> None:
+        """What `safe_merge` checks, without merging.
+
+        Args:
+            adapter_names: The adapters that would be merged; None takes the active ones.
+
+        Raises:
+            PacaError: If a merged value would not be finite.
+        """
+        names = [name for name in adapter_names or self.active_adapters if name not in self.merged_adapters]
+        terms = self._terms([*self.merged_adapters, *names])
+        if terms and not self.columns.would_show(terms).isfinite().all():
             raise PacaError(
                 f"NaNs detected in the merged weights: adapter {', '.join(names)} holds NaN or infinite values, or "
                 f"values beyond {self.base_layer.weight.dtype}. Nothing was merged."
             )
-        self.columns.release()
-        self.columns.show(terms)
-        self.columns.pin()
-        self.merged_adapters = merged
 
     def unmerge(self) -> None:
         """Put the pretrained values back, bit for bit."""
