@@ -1,0 +1,106 @@
+"""Small models, and a reference that computes what PaCA must compute in plain autograd."""
+
+import copy
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
+
+from paca import PacaConfig, PacaLayer
+
+KINDS = ("Linear", "Conv1D")
+
+
+def linear(kind, into, out):
+    """A linear layer of one of the kinds, with a bias that is not zero."""
+    layer = nn.Linear(into, out) if kind == "Linear" else Conv1D(out, into)
+    nn.init.normal_(layer.weight, std=0.3)
+    nn.init.normal_(layer.bias, std=0.3)
+    return layer
+
+
+class Toy(nn.Module):
+    """Two layers to adapt, and a head."""
+
+    def __init__(self, kind="Linear"):
+        super().__init__()
+        self.one = linear(kind, 10, 12)
+        self.two = linear(kind, 12, 10)
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.two(torch.tanh(self.one(x)))))
+
+
+def config(**options):
+    """Random updates on both layers: an adapter that changes the output."""
+    return PacaConfig(**{"r": 3, "target_modules": ["one", "two"], "init_weights": False, "random_seed": 0, **options})
+
+
+def adapted(kind="Linear", dtype=torch.float64, **options):
+    """The plain model, and an adapted copy of it."""
+    torch.manual_seed(0)
+    plain = Toy(kind).to(dtype)
+    return plain, get_peft_model(copy.deepcopy(plain), config(**options))
+
+
+def inputs(dtype=torch.float64, rows=6):
+    """A batch."""
+    return torch.randn(rows, 10, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
+
+
+def layers(model):
+    """The adapted layers by their name in the base model."""
+    return {
+        name.removeprefix("base_model.model."): module
+        for name, module in model.named_modules()
+        if isinstance(module, PacaLayer)
+    }
+
+
+def adapted_weights(plain, model, adapters):
+    """`W₀ + Σ s·Δ` for every adapted layer, differentiable in the updates."""
+    weights = {}
+    for name, layer in layers(model).items():
+        total = plain.get_submodule(name).weight.detach()
+        for adapter in (adapter for adapter in adapters if adapter in layer.paca_delta):
+            update = layer.scaling[adapter] * layer.paca_delta[adapter].to(total.dtype)
+            indices = layer.paca_indices[adapter]
+            total = total.index_add(layer.connection_dim, indices, update if layer.connection_dim else update.t())
+        weights[f"{name}.weight"] = total
+    return weights
+
+
+def reference(plain, model, x, adapters=("default",)):
+    """The output of the plain model with its weights replaced by `W₀ + Σ s·Δ`."""
+    return functional_call(plain, adapted_weights(plain, model, adapters), (x,))
+
+
+def trained(model):
+    """The parameters that are trained."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def assert_resident(model):
+    """The weights hold the columns: the fallback beside the base layer is right as well, but it is not the method."""
+    for name, layer in layers(model).items():
+        assert layer._weight_holds_columns(), name
+        assert layer.columns.shown is not None, name
+
+
+def assert_pretrained(plain, model):
+    """Every adapted layer's weight is the pretrained one, bit for bit."""
+    for name, layer in layers(model).items():
+        assert torch.equal(layer.base_layer.weight, plain.get_submodule(name).weight), name
+
+
+def train(model, steps=3, lr=0.1, dtype=torch.float64):
+    """A few steps of AdamW."""
+    optimizer = torch.optim.AdamW(trained(model), lr=lr)
+    for _ in range(steps):
+        model(inputs(dtype)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
