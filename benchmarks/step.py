@@ -129,22 +129,29 @@ def measure(base: PreTrainedModel, methods: list[Method], tokens: int, rank: int
         The figures, by method's name.
     """
     steps = prepare(base, methods, tokens, rank)
-    for step in steps.values():
+    for name, step in steps.items():
+        _progress(f"{tokens} tokens, rank {rank}: warming up {name}")
         for _ in range(_WARM_UP_STEPS):
             step.run()
+    _progress(f"{tokens} tokens, rank {rank}: counting bytes")
     kept = {name: step.kept_bytes() for name, step in steps.items()}
     started = time.perf_counter()
 
     def report(done: int) -> None:
         seconds = time.perf_counter() - started
-        print(f"\r{tokens} tokens, rank {rank}: round {done} of {rounds}, {seconds:.0f} s ", end="", file=sys.stderr)
+        _progress(f"{tokens} tokens, rank {rank}: round {done} of {rounds}, {seconds:.0f} s")
 
     times = interleave({name: step.run for name, step in steps.items()}, rounds, report)
-    print(file=sys.stderr)
+    _progress("")
     return {
         name: figures(times[name], kept[name], sum(parameter.numel() for parameter in step.trained))
         for name, step in steps.items()
     }
+
+
+def _progress(text: str) -> None:
+    """Replace the line of progress on standard error."""
+    print(f"\r{text:<70}", end="\n" if not text else "", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -192,7 +199,7 @@ def describe(result: dict[str, Any]) -> str:
     """One line that names the machine and the versions of a result."""
     where, found = result["machine"], result["versions"]
     named = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    return f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, {where['device']}; {named}"
+    return f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, {where['device']}, load {where['load_average']:.1f}; {named}"
 
 
 if __name__ == "__main__":
