@@ -1,6 +1,7 @@
 """`paca finetune RECIPE.yaml`: runs one recipe."""
 
 import argparse
+import sys
 
 from paca.cli.verb import Verb
 
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: What was typed.
 
     Returns:
-        0.
+        0, or 130 after Ctrl-C.
 
     Raises:
         PacaError: If something was asked that cannot be done.
@@ -50,7 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
         recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output)
         metrics = finetune(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
     except ModuleNotFoundError as error:
-        raise PacaError(f"The package {error.name!r} is missing; pip install 'paca[train]'") from error
+        raise PacaError(f"The package {error.name!r} is missing. Type: pip install 'paca[train]'") from error
+    except KeyboardInterrupt:
+        print("paca finetune: interrupted; add --resume to go on", file=sys.stderr)
+        return 130
     print("\n".join(closing_lines(metrics)))
     return 0
 

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `paca`; those of the process when omitted.
 
     Returns:
-        0 for success, 1 when a package is missing, 2 for a mistake in what was asked, 130 after Ctrl-C.
+        0 for success, 2 for a mistake in what was asked, 130 after Ctrl-C.
     """
     arguments = build_parser().parse_args(argv)
     try:

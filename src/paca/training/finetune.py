@@ -11,7 +11,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.training import report
-from paca.training.checkpoints import last_complete
+from paca.training.checkpoints import STATE, last_complete
 from paca.training.data import RawData, TrainingData, prepare_data, read_data
 from paca.training.files import write_folder, write_json
 from paca.training.held_out import evaluate
@@ -123,11 +123,18 @@ def _before(folder: Path, trainer: Any) -> dict[str, Any]:
 
 
 def _train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
-    from transformers import set_seed
+    from transformers import TrainerState, set_seed
 
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+        if state.global_step >= state.max_steps:
+            # The run was killed after its last step. Trainer would take one step more, each time it is resumed.
+            trainer.state = state
+            trainer.model.load_adapter(str(checkpoint), trainer.model.active_adapter, is_trainable=True)
+            return
     # The evaluation drew random numbers, or was skipped by a resumed run.
     set_seed(seed)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def _metrics(

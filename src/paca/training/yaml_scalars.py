@@ -18,12 +18,17 @@ class RecipeLoader(yaml.SafeLoader):
     }
 
 
+class RecipeDumper(yaml.SafeDumper):
+    """Quotes what either version of YAML would take for something other than a string."""
+
+
 RecipeLoader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+for reader_or_writer in (RecipeLoader, RecipeDumper):
+    reader_or_writer.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def parse(text: str) -> Any:
@@ -50,4 +55,4 @@ def dump(value: Any) -> str:
     Returns:
         A YAML document, keys in their own order.
     """
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=119)
+    return yaml.dump(value, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=119)
