@@ -18,7 +18,7 @@ class Linear(PacaLayer):
         return self.base_layer.in_features, self.base_layer.out_features
 
     def _matrix(self) -> Tensor:
-        return self.base_layer.weight
+        return self.columns.weight
 
 
 class Conv1DLinear(PacaLayer):
@@ -32,4 +32,4 @@ class Conv1DLinear(PacaLayer):
         return connections, length
 
     def _matrix(self) -> Tensor:
-        return self.base_layer.weight.t()
+        return self.columns.weight.t()
