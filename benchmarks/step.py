@@ -199,7 +199,8 @@ def describe(result: dict[str, Any]) -> str:
     """One line that names the machine and the versions of a result."""
     where, found = result["machine"], result["versions"]
     named = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    return f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, {where['device']}, load {where['load_average']:.1f}; {named}"
+    processor = f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, load {where['load_average']:.1f}"
+    return f"{processor}, {where['device']}; {named}"
 
 
 if __name__ == "__main__":
