@@ -204,7 +204,8 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     def _terms(self, adapter_names: list[str]) -> tuple[Term, ...]:
         # Straight to the dictionaries: this is on the path of every forward, and nn.Module's look-ups add up.
-        deltas, indices = self._modules["paca_delta"]._parameters, self._modules["paca_indices"]._buffers
+        modules: dict[str, Any] = self._modules
+        deltas, indices = modules["paca_delta"]._parameters, modules["paca_indices"]._buffers
         return tuple(Term(indices[name], deltas[name], self.scaling[name]) for name in adapter_names if name in deltas)
 
     def _matrix(self) -> Tensor:
@@ -217,7 +218,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         Not so for a subclass with a forward of its own, and where an engine replaces forward or weight (accelerate's
         offloading, FSDP, ZeRO-3). There the update is added beside the base layer's output.
         """
-        base = self._modules["base_layer"]
+        base: Any = self._modules["base_layer"]
         return (
             type(base).forward is type(self).base_forward
             and "forward" not in base.__dict__
