@@ -200,6 +200,14 @@ class PacaModel(BaseTuner):
             _check_finite(_paca_layers(self.model).values(), adapter_names)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """PEFT's, which makes new parameters; they stay as trainable as the old ones were."""
+        layers = [layer for layer in _paca_layers(self.model).values() if adapter_name in layer.paca_delta]
+        trained = [layer.paca_delta[adapter_name].requires_grad for layer in layers]
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+        for layer, requires_grad in zip(layers, trained, strict=True):
+            layer.paca_delta[adapter_name].requires_grad_(requires_grad)
+
     def _report(self, model: nn.Module, adapter_name: str) -> None:
         layers = [layer for layer in _paca_layers(model).values() if adapter_name in layer.paca_delta]
         adapted = sum(layer.paca_delta[adapter_name].numel() for layer in layers)

@@ -41,7 +41,6 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     base_layer: Any
     active_adapters: list[str]
     _active_adapter: str | list[str]
-    _move_adapter_to_device_of_base_layer: Callable[[str], None]
 
     adapter_layer_names = ("paca_delta",)
     other_param_names = ("r", "paca_alpha", "scaling", "paca_indices")
@@ -93,11 +92,22 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self.paca_alpha[adapter_name] = paca_alpha
         self.scaling[adapter_name] = paca_alpha / r
         self.paca_indices[adapter_name] = random_connections(self.in_features, r, seed)
-        self.paca_delta[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r))
+        self.paca_delta[adapter_name] = nn.Parameter(
+            torch.zeros(self.out_features, r, dtype=self.base_layer.weight.dtype)
+        )
         if not init_weights:
             nn.init.normal_(self.paca_delta[adapter_name], std=0.1)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """PEFT's, less its cast: a loaded update keeps the precision of its file, and its `requires_grad`."""
+        delta = self.paca_delta.get(adapter_name)
+        device = self.base_layer.weight.device if device is None else device
+        if delta is None or delta.device in (device, torch.device("meta")):
+            return
+        self.paca_delta[adapter_name] = nn.Parameter(delta.detach().to(device), requires_grad=delta.requires_grad)
+        self.paca_indices[adapter_name] = self.paca_indices[adapter_name].to(device)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's forward, over the columns of the active adapters.
