@@ -60,6 +60,10 @@ class PacaModel(BaseTuner):
         try:
             self._check_targets(model, self.peft_config[adapter_name], kwargs.get("state_dict"))
             self._places = _shared_places(model)
+            if len(self.peft_config) == 1:
+                self._trained_before = {
+                    name for name, parameter in model.named_parameters() if parameter.requires_grad
+                }
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except Exception:
             self._forget(model, adapter_name)
@@ -346,7 +350,8 @@ def _take_back(model: Any, adapter_name: str) -> None:
         tuner.delete_adapter(adapter_name)
         model.peft_config.pop(adapter_name, None)
     else:
-        tuner.unload()
+        for name, parameter in tuner.unload().named_parameters():
+            parameter.requires_grad_(name in tuner._trained_before)
 
 
 __all__ = ["Linear", "PacaModel"]
