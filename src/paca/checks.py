@@ -71,7 +71,9 @@ def adaptable_names(modules: Mapping[str, nn.Module]) -> str:
     Returns:
         The names, separated by commas.
     """
-    found = {name.rsplit(".", 1)[-1] for name, module in modules.items() if layer_kind(module)}
+    found = {
+        name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name, module in modules.items() if layer_kind(module)
+    }
     return ", ".join(sorted(name for name in found if not name.isdigit())) or "none"
 
 
