@@ -572,3 +572,19 @@ def test_a_compiled_model_with_a_reference_forward_between_forward_and_backward(
     policy.square().sum().backward()
     wanted = torch.autograd.grad(reference(plain, model, inputs()).square().sum(), trained(model))
     torch.testing.assert_close([p.grad for p in trained(model)], list(wanted), rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("way", ["connection-major"], indirect=True)
+def test_hooks_on_the_base_layer_of_a_compiled_model():
+    """`del module.forward`, after the hooks had fired around a forward put in its place, could not be compiled."""
+    plain, model = adapted()
+    for owner in (plain.one, layers(model)["one"].base_layer):
+        owner.register_forward_hook(lambda _, args, y: y * 2)
+    y = torch.compile(model, fullgraph=True)(inputs())
+    wanted = reference(plain, model, inputs())
+    torch.testing.assert_close(y, wanted, rtol=0, atol=1e-12)
+    grads = torch.autograd.grad(wanted.square().sum(), trained(model))
+    y.square().sum().backward()
+    torch.testing.assert_close([p.grad for p in trained(model)], list(grads), rtol=0, atol=1e-12)
