@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .columns import Columns, Shown
+from .dequantized import DequantizedColumns
 from .errors import PacaError
 
 
@@ -42,22 +43,23 @@ class PartialLinear(torch.autograd.Function):
     """`Y = X Wᵀ + b`, with gradients for `X`, `b` and the columns of each adapter, and for nothing else.
 
     Forward is the frozen layer's own GEMM (paper, eq. 7), and so is the input gradient (eq. 8). What is kept for
-    backward is `W`, which lives anyway, and `X[..., I]`, `r` of the `in` channels.
+    backward is `W`, which lives anyway, and `X[..., I]`, `r` of the `in` channels. Without a resident `W`, it is made
+    from its packed form for each of the two GEMMs, and never kept.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,  # (..., in)
-        weight: Tensor,  # (out, in), frozen
+        weight: Tensor | None,  # (out, in), frozen; None: `columns` makes it
         bias: Tensor | None,  # (out,)
-        columns: Columns | None,
+        columns: Columns | DequantizedColumns | None,
         shown: Shown | None,
         indices: tuple[Tensor, ...],  # one (r,) per adapter
         scalings: tuple[float, ...],
         *deltas: Tensor,  # one (out, r) per adapter
     ) -> Tensor:
-        y = F.linear(x, weight, bias)
+        y = F.linear(x, _resident_or_made(weight, columns, shown, x.dtype), bias)
         # Autocast runs the GEMM in y's dtype; the slices are kept in it too, as autocast's own graph would.
         slices = [
             x.index_select(-1, index).to(y.dtype) if needed else None
@@ -77,7 +79,9 @@ class PartialLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             if ctx.columns is not None:
                 ctx.columns.show_again(ctx.shown)
-            grad_x = (grad_output @ weight.to(grad_output.dtype)).to(x_dtype)  # ∇X = ∇Y W
+            matrix = _resident_or_made(weight, ctx.columns, ctx.shown, grad_output.dtype)
+            grad_x = (grad_output @ matrix.to(grad_output.dtype)).to(x_dtype)  # ∇X = ∇Y W
+            del matrix
         grad_tokens = grad_output.reshape(-1, grad_output.shape[-1])
         if ctx.needs_input_grad[2]:
             grad_bias = grad_tokens.sum(0).to(bias_dtype)
@@ -91,24 +95,28 @@ class PartialLinear(torch.autograd.Function):
         return grad_x, None, grad_bias, None, None, None, None, *grad_deltas
 
 
+def _resident_or_made(weight: Tensor | None, columns: Any, shown: Shown | None, dtype: torch.dtype) -> Tensor:
+    return columns.matrix(shown, dtype) if weight is None else weight
+
+
 def partial_linear(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     bias: Tensor | None,
     indices: tuple[Tensor, ...],
     scalings: tuple[float, ...],
     deltas: tuple[Tensor, ...],
-    columns: Columns | None = None,
+    columns: Columns | DequantizedColumns | None = None,
     shown: Shown | None = None,
 ) -> Tensor:
     """A linear layer whose weight holds adapted columns, differentiable in these columns.
 
     Computes `Y = X Wᵀ + b` with `∇X = ∇Y W` and `∇Δₖ = sₖ · ∇Yᵀ X[..., Iₖ]` for every adapter `k` (paper, eq. 7 to
-    9). The values of `deltas` are not read: the weight holds them already.
+    9). The values of `deltas` are not read: the weight holds them already, or `shown` names them.
 
     Args:
         x: Input, shape `(..., in)`, any number of leading dimensions.
-        weight: Shape `(out, in)`, frozen, its columns adapted.
+        weight: Shape `(out, in)`, frozen, its columns adapted. None for a packed one, which `columns` unpacks.
         bias: Shape `(out,)`, trained if it requires a gradient.
         indices: The connections `Iₖ` of each adapter, each of shape `(r,)`.
         scalings: `sₖ = alpha / r` of each adapter.
@@ -122,7 +130,7 @@ def partial_linear(
     Raises:
         PacaError: If the weight itself requires a gradient: it would get none, without a word.
     """
-    if weight.requires_grad and torch.is_grad_enabled():
+    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
         raise PacaError(
             "The weight of an adapted layer requires a gradient, but only its columns are trained. Freeze it "
             "(weight.requires_grad_(False)), or leave the layer out of target_modules and name it in modules_to_save."

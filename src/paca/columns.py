@@ -27,6 +27,7 @@ class Term(NamedTuple):
     indices: Tensor  # (r,), int64, ascending
     delta: Tensor  # the trained parameter itself, its connections where the weight has them: (out, r)
     scaling: float
+    pretrained: Tensor | None = None  # other values of W₀[:, I] than the weight's, shaped as `delta`
 
 
 class Kept(NamedTuple):
@@ -107,7 +108,63 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-class Columns:
+class ColumnKeeper:
+    """What every way of keeping a weight's columns shares: telling whether what a forward pass saw still holds.
+
+    Args:
+        delta_dim: The dimension of the deltas that counts connections.
+    """
+
+    def __init__(self, delta_dim: int) -> None:
+        self.delta_dim = delta_dim
+        self.shown: Shown | None = None
+        self.kept: Any = None  # what brings the pretrained weight back
+        self.pinned = False  # merged: what is shown stays until it is taken out by name
+        self._steps = 0  # optimizer steps that changed a delta shown here
+
+    def invalidate(self) -> None:
+        """Have the next `show` look anew, after a change that no version counter tells of."""
+        self._steps += 1
+
+    def pin(self) -> None:
+        """Merge what is shown: it stays until `take_out`, whatever optimizers do."""
+        self.pinned = True
+
+    def adopt(self, kept: Any, shown: Shown) -> None:
+        """Take over what was merged into this weight by another keeper, whose copy or conversion the weight is.
+
+        Args:
+            kept: What that one kept.
+            shown: What it showed.
+        """
+        self.kept, self.shown, self.pinned = kept, shown, True
+
+    def refresh(self) -> None:
+        """Write the shown columns again, whether or not anything seems to have changed."""
+        raise NotImplementedError
+
+    def take_out(self) -> None:
+        """Make the weight the pretrained one."""
+        raise NotImplementedError
+
+    def _key(self, terms: tuple[Term, ...]) -> tuple[Any, ...]:
+        return (self._steps, *((id(term.delta), _version(term.delta), term.scaling) for term in terms))
+
+    def _require_unchanged(self, shown: Shown) -> None:
+        """Refuse to show again what cannot be shown any more."""
+        if self.pinned or self._key(shown.terms) != shown.key:
+            raise RuntimeError(
+                "The columns that this forward pass used were changed before its backward pass (an optimizer step, a "
+                "load or a merge in between), so its gradients can no longer be computed. Call backward() first."
+            )
+
+    def _watch(self, terms: tuple[Term, ...]) -> None:
+        """Be told of optimizer steps that change the terms' deltas."""
+        for term in terms:
+            _KEEPERS[id(term.delta)] = self
+
+
+class Columns(ColumnKeeper):
     """Keeps the columns of one weight: shows adapters in it, and puts the pretrained values back.
 
     Args:
@@ -117,16 +174,13 @@ class Columns:
     """
 
     def __init__(self, weight: Tensor, connection_dim: int, delta_dim: int) -> None:
+        super().__init__(delta_dim)
         self.weight = weight
         self.connection_dim = connection_dim
-        self.delta_dim = delta_dim
-        self.shown: Shown | None = None
         self.kept: Kept | None = None  # the pretrained values of the connections that are shown, or were last
         self._settled = False  # whether the memory layout for training was decided
         self._relaid = False  # whether it differs from the weight's own
-        self.pinned = False  # merged: what is shown stays until it is taken out by name
         self._version = _version(weight)
-        self._steps = 0  # optimizer steps that changed a delta shown here
         self._handed_out: list[weakref.ref[Tensor]] = []
 
     @property
@@ -165,11 +219,7 @@ class Columns:
         if not shown.terms and not self.pinned:
             self.take_out()
             return
-        if self.pinned or self._key(shown.terms) != shown.key:
-            raise RuntimeError(
-                "The columns that this forward pass used were changed before its backward pass (an optimizer step, a "
-                "load or a merge in between), so its gradients can no longer be computed. Call backward() first."
-            )
+        self._require_unchanged(shown)
         self._write(shown)
 
     def refresh(self) -> None:
@@ -177,10 +227,6 @@ class Columns:
         if self.shown is not None:
             terms = self.shown.terms
             self._write(Shown(terms, self._key(terms)))
-
-    def invalidate(self) -> None:
-        """Have the next `show` write again, after a change that no version counter tells of."""
-        self._steps += 1
 
     def take_out(self) -> None:
         """Copy the pretrained values back, bit for bit.
@@ -244,22 +290,6 @@ class Columns:
         indices = connection_union(terms)
         return adapted_columns(self.pretrained_columns(indices), indices, terms, self.delta_dim)
 
-    def pin(self) -> None:
-        """Merge what is shown: it stays until `take_out`, whatever optimizers do."""
-        self.pinned = True
-
-    def adopt(self, kept: Kept, shown: Shown) -> None:
-        """Take over what was merged into this weight by another keeper, whose copy or conversion the weight is.
-
-        Args:
-            kept: What that one kept.
-            shown: What it showed.
-        """
-        self.kept, self.shown, self.pinned = kept, shown, True
-
-    def _key(self, terms: tuple[Term, ...]) -> tuple[Any, ...]:
-        return (self._steps, *((id(term.delta), _version(term.delta), term.scaling) for term in terms))
-
     def _settle(self) -> None:
         """Choose the memory layout in which the columns are written fastest, once, before the first training step."""
         self._settled = True
@@ -278,8 +308,7 @@ class Columns:
             self.take_out()
             self.kept = kept = Kept(indices, self.rows.index_select(0, indices))
         self.rows.index_copy_(0, indices, adapted_columns(kept.values, indices, shown.terms, self.delta_dim))
-        for term in shown.terms:
-            _KEEPERS[id(term.delta)] = self
+        self._watch(shown.terms)
         self.shown = shown
         return shown
 
@@ -292,7 +321,7 @@ class Columns:
 
 
 # Which keeper shows a delta, by the delta's id: how a step finds the columns that it has made stale.
-_KEEPERS: weakref.WeakValueDictionary[int, Columns] = weakref.WeakValueDictionary()
+_KEEPERS: weakref.WeakValueDictionary[int, ColumnKeeper] = weakref.WeakValueDictionary()
 
 # Compiled code cannot check its columns before it runs. Once anything is compiled, columns are therefore written at
 # once when something changes, instead of in the next forward pass.
