@@ -12,7 +12,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .errors import PacaError
-from .layers import LAYER_KINDS, PacaLayer, layer_kind
+from .layers import LAYER_KINDS, PacaLayer, QuantizedLinear, layer_kind
+from .layers.quantized import quantized_problem
 
 
 def unmatched_names(wanted: Iterable[str], names: Iterable[str]) -> list[str]:
@@ -116,19 +117,15 @@ def target_problems(model: nn.Module, targets: Mapping[str, nn.Module], ranks: M
     problems = []
     for name, module in targets.items():
         base: Any = module.base_layer if isinstance(module, PacaLayer) else module
-        kind = layer_kind(base)
-        if kind is None or isinstance(base, BaseTunerLayer) or not _is_plain_matrix(base):
-            can = ", ".join(kind.name for kind in LAYER_KINDS)
-            problems.append(
-                f"Target module {name} ({type(base).__name__}) is not supported. PaCA adapts {can}; name such layers "
-                "in target_modules, or leave this one out with exclude_modules."
-            )
+        problem = _layer_problem(name, base)
+        if problem:
+            problems.append(problem)
             continue
-        connections = base.weight.shape[kind.layer_class.connection_dim]
+        connections, shape = _connections(base)
         if ranks[name] > connections:
             problems.append(
-                f"r={ranks[name]} does not fit {name}, which has {connections} connections (weight "
-                f"{tuple(base.weight.shape)}): pass r={connections} or less, or rank_pattern={{{name!r}: ...}}."
+                f"r={ranks[name]} does not fit {name}, which has {connections} connections (weight {shape}): pass "
+                f"r={connections} or less, or rank_pattern={{{name!r}: ...}}."
             )
         parent = name.rpartition(".")[0]
         if isinstance(model.get_submodule(parent), nn.MultiheadAttention):
@@ -136,14 +133,42 @@ def target_problems(model: nn.Module, targets: Mapping[str, nn.Module], ranks: M
                 f"{name} is part of torch.nn.MultiheadAttention, which reads its weight without calling it: its "
                 f"columns would never be trained. Leave it out: exclude_modules=[{name!r}]."
             )
-        if _memory(base.weight) in tied and not isinstance(module, PacaLayer):
-            others = [owner for owner in tied[_memory(base.weight)] if owner != f"{name}.weight"]
+        memory = _memory(base.weight) if hasattr(base, "weight") else ("", 0)
+        if memory in tied and not isinstance(module, PacaLayer):
+            others = [owner for owner in tied[memory] if owner != f"{name}.weight"]
             problems.append(
                 f"{name}.weight is tied to {' and '.join(others)}: writing columns into it would change both. Leave "
                 f"it out (exclude_modules=[{name!r}]), or untie it first: load the model with "
                 f"tie_word_embeddings=False, or `module.weight = torch.nn.Parameter(module.weight.clone())`."
             )
     return problems
+
+
+def _is_quantized(layer: nn.Module) -> bool:
+    kind = layer_kind(layer)
+    return kind is not None and issubclass(kind.layer_class, QuantizedLinear)
+
+
+def _layer_problem(name: str, base: nn.Module) -> str | None:
+    """Why a layer of this kind cannot be adapted."""
+    if _is_quantized(base):
+        problem = quantized_problem(base)
+        return f"Target module {name} ({type(base).__name__}) cannot be adapted: {problem}" if problem else None
+    if layer_kind(base) is not None and not isinstance(base, BaseTunerLayer) and _is_plain_matrix(base):
+        return None
+    can = ", ".join(kind.name for kind in LAYER_KINDS)
+    return (
+        f"Target module {name} ({type(base).__name__}) is not supported. PaCA adapts {can}; name such layers in "
+        "target_modules, or leave this one out with exclude_modules."
+    )
+
+
+def _connections(base: Any) -> tuple[int, tuple[int, ...]]:
+    """How many connections a layer has, and the shape of its weight."""
+    if _is_quantized(base):
+        return base.in_features, (base.out_features, base.in_features)
+    kind: Any = layer_kind(base)
+    return base.weight.shape[kind.layer_class.connection_dim], tuple(base.weight.shape)
 
 
 def _is_plain_matrix(layer: nn.Module) -> bool:

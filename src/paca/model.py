@@ -12,13 +12,14 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
+from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 
 from .checks import adaptable_names, adapter_problems, not_found, raise_together, target_problems, unmatched_names
 from .config import PacaConfig
 from .errors import PacaError
 from .fingerprint import fingerprint, same_columns
-from .layers import PacaLayer, layer_kind
+from .layers import PacaLayer, QuantizedLinear, layer_kind
 from .layers.linear import Linear
 from .selection import layer_seed
 
@@ -151,7 +152,10 @@ class PacaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target if isinstance(target, PacaLayer) else self._create_new_module(peft_config, adapter_name, target)
+        layer = target
+        if not isinstance(target, PacaLayer):
+            options = get_quantization_kwargs(self.model)
+            layer = self._create_new_module(peft_config, adapter_name, target, **options)
         layer.update_layer(
             adapter_name,
             r=_rank(peft_config, current_key),
@@ -169,7 +173,7 @@ class PacaModel(BaseTuner):
         kind = layer_kind(target)
         if kind is None:
             raise PacaError(f"Target module {target} is not supported.")
-        layer = kind.layer_class(target)
+        layer = kind.layer_class(target, **(kwargs if issubclass(kind.layer_class, QuantizedLinear) else {}))
         layer._active_adapter = adapter_name
         return layer
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
 from .base import PacaLayer, sync
 from .linear import Conv1DLinear, Linear, TransposedLinear
+from .quantized import QuantizedLinear, comes_quantized
 
-__all__ = ["LAYER_KINDS", "Conv1DLinear", "LayerKind", "Linear", "PacaLayer", "layer_kind", "sync"]
+__all__ = ["LAYER_KINDS", "Conv1DLinear", "LayerKind", "Linear", "PacaLayer", "QuantizedLinear", "layer_kind", "sync"]
 
 
 @dataclass(frozen=True)
@@ -17,14 +19,25 @@ class LayerKind:
     """A kind of layer that can be adapted."""
 
     name: str
-    base_class: type[nn.Module]
+    matches: Callable[[nn.Module], bool]
     layer_class: type[PacaLayer]
     connection: str  # what one connection is, in words
 
 
+def _is_quantized_linear(module: nn.Module) -> bool:
+    return comes_quantized(module) and hasattr(module, "in_features") and hasattr(module, "out_features")
+
+
+# The first that matches: most quantized layers are an nn.Linear as well.
 LAYER_KINDS = (
-    LayerKind("torch.nn.Linear", nn.Linear, Linear, "an input feature"),
-    LayerKind("transformers.pytorch_utils.Conv1D", TransposedLinear, Conv1DLinear, "an input feature"),
+    LayerKind("quantized linear layers", _is_quantized_linear, QuantizedLinear, "an input feature"),
+    LayerKind("torch.nn.Linear", lambda module: isinstance(module, nn.Linear), Linear, "an input feature"),
+    LayerKind(
+        "transformers.pytorch_utils.Conv1D",
+        lambda module: isinstance(module, TransposedLinear),
+        Conv1DLinear,
+        "an input feature",
+    ),
 )
 
 
@@ -37,4 +50,4 @@ def layer_kind(module: nn.Module) -> LayerKind | None:
     Returns:
         Its kind, or None if it cannot be adapted.
     """
-    return next((kind for kind in LAYER_KINDS if isinstance(module, kind.base_class)), None)
+    return next((kind for kind in LAYER_KINDS if kind.matches(module)), None)

@@ -58,7 +58,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self.paca_delta = nn.ParameterDict({})
         self.paca_indices = BufferDict({}, persistent=True)
         self.in_features, self.out_features = self._features()
-        self.columns = Columns(self.base_layer.weight, self.connection_dim, self.delta_dim)
+        self.columns = self._new_columns()
         self.merged_adapters: list[str] = []
         self._remerge: list[str] = []
         self._disable_adapters = False
@@ -68,6 +68,10 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     def _features(self) -> tuple[int, int]:
         """The base weight's connections and the length of one: `(in, out)`."""
         raise NotImplementedError
+
+    def _new_columns(self) -> Any:
+        """The keeper of the base weight's columns."""
+        return Columns(self.base_layer.weight, self.connection_dim, self.delta_dim)
 
     def update_layer(
         self, adapter_name: str, r: int, paca_alpha: float, seed: int | None = None, init_weights: bool = True
@@ -92,18 +96,23 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self.paca_alpha[adapter_name] = paca_alpha
         self.scaling[adapter_name] = paca_alpha / r
         self.paca_indices[adapter_name] = random_connections(self.in_features, r, seed)
-        self.paca_delta[adapter_name] = nn.Parameter(
-            torch.zeros(self.out_features, r, dtype=self.base_layer.weight.dtype)
-        )
+        self.paca_delta[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r, dtype=self._delta_dtype()))
         if not init_weights:
             nn.init.normal_(self.paca_delta[adapter_name], std=0.1)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
 
+    def _delta_dtype(self) -> torch.dtype:
+        """The dtype of new updates, before PEFT casts them."""
+        return self.base_layer.weight.dtype
+
+    def _weight_device(self) -> torch.device:
+        return self.base_layer.weight.device
+
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """PEFT's, less its cast: a loaded update keeps the precision of its file, and its `requires_grad`."""
         delta = self.paca_delta.get(adapter_name)
-        device = self.base_layer.weight.device if device is None else device
+        device = self._weight_device() if device is None else device
         if delta is None or delta.device in (device, torch.device("meta")):
             return
         self.paca_delta[adapter_name] = nn.Parameter(delta.detach().to(device), requires_grad=delta.requires_grad)
@@ -167,16 +176,22 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         base = self.base_layer
-        bias = base._parameters["bias"]
-        indices, deltas, scalings = zip(*terms, strict=True) if terms else ((), (), ())
 
         def over_columns(x: Tensor) -> Tensor:
-            return partial_linear(x, self._matrix(), bias, indices, scalings, deltas, columns, shown)
+            return self._multiply(x, terms, columns, shown)
 
         if not _has_hooks(base):
             return over_columns(x)
         with _forward_replaced(base, over_columns):
             return base(x, *args, **kwargs)
+
+    def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:
+        """`Y = X Wᵀ + b` over a weight with columns in it, differentiable in these."""
+        return partial_linear(
+            *(x, self._matrix(), self.base_layer._parameters["bias"]),
+            *(tuple(term.indices for term in terms), tuple(term.scaling for term in terms)),
+            *(tuple(term.delta for term in terms), columns, shown),
+        )
 
     def _forward_beside(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
         """`Y = base(X) + Σ sₖ·X[..., Iₖ] Δₖᵀ`, for a base layer whose forward or weight is not its own."""
@@ -267,7 +282,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         if not enabled:
             self._remerge = self._remerge or list(self.merged_adapters)
             self.merged_adapters = []
-            self.columns.release()
+            self._unmerge_terms()
         super().enable_adapters(enabled)
         if enabled and self._remerge:
             names, self._remerge = self._remerge, []
@@ -325,9 +340,12 @@ class PacaLayer(BaseTunerLayer, nn.Module):
             A tensor of the base weight's shape, in the dtype of `Δ`.
         """
         term = Term(self.paca_indices[adapter], self.paca_delta[adapter], self.scaling[adapter])
-        dense = term.delta.new_zeros(self.base_layer.weight.shape)
+        dense = term.delta.new_zeros(self._weight_shape())
         update = (term.delta * term.scaling).movedim(self.delta_dim, self.connection_dim)
         return dense.index_copy(self.connection_dim, term.indices, update)
+
+    def _weight_shape(self) -> torch.Size:
+        return self.base_layer.weight.shape
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Make the adapters' columns part of the base weight, for everyone who looks at it.
@@ -346,15 +364,32 @@ class PacaLayer(BaseTunerLayer, nn.Module):
             return
         self._adopt_weight()
         merged = [*self.merged_adapters, *names]
-        if safe_merge:
-            self.check_finite(names)
-        self.columns.release()
-        self.columns.show(self._terms(merged))
-        self.columns.pin()
+        self.check_merge(names, safe_merge)
+        self._merge_terms(self._terms(merged))
         self.merged_adapters = merged
 
+    def _merge_terms(self, terms: tuple[Term, ...]) -> None:
+        """Make the base weight hold these terms, and no others, until `_unmerge_terms`."""
+        self.columns.release()
+        self.columns.show(terms)
+        self.columns.pin()
+
+    def _unmerge_terms(self) -> None:
+        """Make the base weight the pretrained one."""
+        self.columns.release()
+
+    def check_merge(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """All that `merge` checks, without merging.
+
+        Args:
+            adapter_names: The adapters that would be merged; None takes the active ones.
+            safe_merge: Whether merged values have to be finite.
+        """
+        if safe_merge:
+            self.check_finite(adapter_names)
+
     def check_finite(self, adapter_names: list[str] | None = None) -> None:
-        """What `safe_merge` checks, without merging.
+        """Check that all merged values would be finite.
 
         Args:
             adapter_names: The adapters that would be merged; None takes the active ones.
@@ -364,10 +399,11 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         """
         names = [name for name in adapter_names or self.active_adapters if name not in self.merged_adapters]
         terms = self._terms([*self.merged_adapters, *names])
-        if terms and not self.columns.would_show(terms).isfinite().all():
+        columns = self.columns.would_show(terms) if terms else torch.empty(0)
+        if not columns.isfinite().all():
             raise PacaError(
                 f"NaNs detected in the merged weights: adapter {', '.join(names)} holds NaN or infinite values, or "
-                f"values beyond {self.base_layer.weight.dtype}. Nothing was merged."
+                f"values beyond {columns.dtype}. Nothing was merged."
             )
 
     def unmerge(self) -> None:
@@ -377,7 +413,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         self.merged_adapters = []
-        self.columns.release()
+        self._unmerge_terms()
         self._follow_change()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -422,7 +458,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         """Keep the base layer's weight of now, which may be another object than before."""
         old = self.columns
         if old.weight is not self.base_layer.weight:
-            self.columns = Columns(self.base_layer.weight, self.connection_dim, self.delta_dim)
+            self.columns = self._new_columns()
         if self.merged_adapters and fn is not None and old.kept is not None and old.shown is not None:
             self.columns.adopt(Kept(fn(old.kept.indices), fn(old.kept.values)), old.shown)
 
@@ -444,7 +480,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         merged = state.pop("columns")
         super().__setstate__(state)
-        self.columns = Columns(self.base_layer.weight, self.connection_dim, self.delta_dim)
+        self.columns = self._new_columns()
         if merged is not None:
             self.columns.adopt(*merged)
         _LAYERS.add(self)
