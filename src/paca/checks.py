@@ -204,6 +204,12 @@ def adapter_problems(
                 )
             elif kind == "paca_indices":
                 problems.extend(_index_problems(name, tensor, layer.in_features))
+        columns = state.get(f"{name}.paca_columns.{adapter_name}")
+        if columns is not None and columns.shape != layer.paca_delta[adapter_name].shape:
+            problems.append(
+                f"{name}: paca_columns is {tuple(columns.shape)} in the file, this model needs "
+                f"{tuple(layer.paca_delta[adapter_name].shape)}."
+            )
     return problems
 
 

@@ -43,6 +43,9 @@ class PacaConfig(PeftConfig):
             on machine or module order. None draws from torch's global generator. The chosen indices are saved
             either way; loading needs no seed.
         init_weights: Start from the pretrained model. False starts from random updates, for tests.
+        column_source: For a quantized base model: the unquantized checkpoint, a folder or a Hub name, whose
+            safetensors files the selected columns are read from when the adapter is made. None takes the dequantized
+            columns. They are saved with the adapter, so loading it does not need the checkpoint.
         fan_in_fan_out: Accepted for configurations written for LoRA. The layout of a weight is known from its layer,
             so that True is ignored, with a warning, on layers that store `(out, in)`.
 
@@ -79,6 +82,12 @@ class PacaConfig(PeftConfig):
     )
     random_seed: int | None = field(default=None, metadata={"help": "Seed of the random connections."})
     init_weights: bool = field(default=True, metadata={"help": "Start from the pretrained model."})
+    column_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "Quantized base: folder or Hub name of the unquantized checkpoint to read the columns from."
+        },
+    )
     fan_in_fan_out: bool = field(default=False, metadata={"help": "Accepted for compatibility; layouts are known."})
 
     _being_loaded = False  # read from a saved adapter, whose weights are not loaded yet; no field, so never saved
@@ -112,6 +121,8 @@ class PacaConfig(PeftConfig):
     def _choice_problems(self) -> Iterator[str]:
         if self.bias not in BIAS_CHOICES:
             yield f"bias={self.bias!r} is unknown; pass one of {', '.join(map(repr, BIAS_CHOICES))}."
+        if self.column_source is not None and (not isinstance(self.column_source, str) or not self.column_source):
+            yield f"column_source={self.column_source!r} is not the name of a folder or a Hub repository."
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             yield "`layers_to_transform` cannot be used when `target_modules` is a str; pass a list of names."
         if isinstance(self.target_modules, str) and self.layers_pattern:

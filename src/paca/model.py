@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, _maybe_include_all_linear_layers
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
@@ -16,16 +17,19 @@ from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 
 from .checks import adaptable_names, adapter_problems, not_found, raise_together, target_problems, unmatched_names
+from .column_source import ColumnSource
 from .config import PacaConfig
 from .errors import PacaError
-from .fingerprint import fingerprint, same_columns
+from .fingerprint import QUANTIZED, ROUNDED, fingerprint, same_columns
 from .layers import PacaLayer, QuantizedLinear, layer_kind
 from .layers.linear import Linear
 from .selection import layer_seed
+from .unquantized import unquantize, unquantized_linear
 
 logger = logging.getLogger(__name__)
 
 FINGERPRINT = "paca_fingerprint"
+FINGERPRINT_OF_QUANTIZED = "paca_fingerprint_quantized"
 
 
 class PacaModel(BaseTuner):
@@ -66,6 +70,7 @@ class PacaModel(BaseTuner):
                     name for name, parameter in model.named_parameters() if parameter.requires_grad
                 }
             super().inject_adapter(model, adapter_name, *args, **kwargs)
+            self._read_columns(model, adapter_name)
         except Exception:
             self._forget(model, adapter_name)
             raise
@@ -78,8 +83,34 @@ class PacaModel(BaseTuner):
                 if adapter_name in layer.paca_delta:
                     layer.delete_adapter(adapter_name)
             del self.peft_config[adapter_name]
+        elif _paca_layers(model):
+            for name, parameter in self.unload().named_parameters():
+                parameter.requires_grad_(name in self._trained_before)
         elif hasattr(model, "peft_config"):
             del model.peft_config
+
+    def _read_columns(self, model: nn.Module, adapter_name: str) -> None:
+        """Give a new adapter the unquantized columns that its configuration asks for."""
+        config = self.peft_config[adapter_name]
+        if config.column_source is None or config._being_loaded:
+            return
+        layers = {
+            name: layer
+            for name, layer in _paca_layers(model).items()
+            if adapter_name in layer.paca_delta and isinstance(layer, QuantizedLinear)
+        }
+        if not layers:
+            warnings.warn(
+                f"column_source={config.column_source!r} is ignored: no targeted layer is quantized, so the base "
+                "weights hold the columns already.",
+                stacklevel=2,
+            )
+            return
+        source = ColumnSource(config.column_source, getattr(model, "base_model_prefix", ""))
+        for name, layer in layers.items():
+            indices = layer.paca_indices[adapter_name]
+            pretrained = layer.columns.pretrained_columns(indices).t()
+            layer.set_columns(adapter_name, source.read(name, indices, layer.in_features, pretrained))
 
     def _check_targets(
         self, model: nn.Module, config: PacaConfig, state_dict: dict[str, Tensor] | None = None
@@ -152,7 +183,7 @@ class PacaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = target
+        layer: Any = target
         if not isinstance(target, PacaLayer):
             options = get_quantization_kwargs(self.model)
             layer = self._create_new_module(peft_config, adapter_name, target, **options)
@@ -186,13 +217,16 @@ class PacaModel(BaseTuner):
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         self._places = _shared_places(self.model)
-        layers = _paca_layers(self.model).values()
-        if merge and kwargs.get("safe_merge"):
-            _check_finite(layers, kwargs.get("adapter_names"))
+        named = _paca_layers(self.model)
+        layers = named.values()
+        if merge:
+            _check_merge(layers, kwargs.get("adapter_names"), kwargs.get("safe_merge", False))
         for layer in layers:
             if not layer.merged_adapters:
                 layer.columns.release()
         base_model = super()._unload_and_optionally_merge(merge=merge, **kwargs)
+        if merge:
+            _report_merge_errors(named)
         for layer in layers:
             layer.columns.pin()  # a backward pass of before must not write into a weight that nobody keeps
         return base_model
@@ -204,9 +238,38 @@ class PacaModel(BaseTuner):
             adapter_names: The adapters; None merges the active ones.
             safe_merge: Check first that all merged values are finite.
         """
-        if safe_merge:
-            _check_finite(_paca_layers(self.model).values(), adapter_names)
+        _check_merge(_paca_layers(self.model).values(), adapter_names, safe_merge)
         super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+        _report_merge_errors(_paca_layers(self.model))
+
+    @torch.no_grad()
+    def merge_and_dequantize(
+        self, dtype: torch.dtype = torch.bfloat16, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """Merge adapters of a quantized model into an ordinary one, exactly: nothing is packed again.
+
+        The model is converted layer by layer. It can be saved and loaded like one that was never quantized.
+
+            merged = model.merge_and_dequantize(torch.bfloat16)
+            merged.save_pretrained("merged")
+
+        Args:
+            dtype: Of all weights of the result.
+            adapter_names: The adapters; None merges the active ones.
+
+        Returns:
+            The base model, without adapters and without quantization.
+        """
+        layers = _paca_layers(self.model).values()
+        for layer in layers:
+            layer.check_finite(adapter_names, dtype)
+        for layer in layers:
+            if isinstance(layer, QuantizedLinear):
+                layer.base_layer = unquantized_linear(layer.base_layer, layer.adapted_matrix(dtype, adapter_names))
+            else:
+                layer.merge(adapter_names=adapter_names)
+        base_model: Any = self.unload()
+        return unquantize(base_model, dtype)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """PEFT's, which makes new parameters; they stay as trainable as the old ones were."""
@@ -261,17 +324,18 @@ class PacaModel(BaseTuner):
     ) -> dict[str, Tensor]:
         state = super()._get_adapter_state_dict(model=model, config=config, adapter_name=adapter_name, **kwargs)
         for name, layer in _paca_layers(model).items():
-            key = f"{name}.paca_indices.{adapter_name}"
-            if key in state and layer.base_layer.weight.device.type != "meta":
-                columns = layer.columns.pretrained_columns(state[key])
-                state[f"{name}.{FINGERPRINT}.{adapter_name}"] = fingerprint(columns)
+            if f"{name}.paca_indices.{adapter_name}" in state and layer.weight_device().type != "meta":
+                columns, quantized = layer.trained_from(adapter_name)
+                kind = FINGERPRINT_OF_QUANTIZED if quantized else FINGERPRINT
+                state[f"{name}.{kind}.{adapter_name}"] = fingerprint(columns)
         return state
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PacaConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        fingerprints = {key: value for key, value in state_dict.items() if key.endswith(f".{FINGERPRINT}")}
+        ends = (f".{FINGERPRINT}", f".{FINGERPRINT_OF_QUANTIZED}")
+        fingerprints = {key: value for key, value in state_dict.items() if key.endswith(ends)}
         state_dict = {key: value for key, value in state_dict.items() if key not in fingerprints}
         state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         layers = _paca_layers(model)
@@ -281,6 +345,7 @@ class PacaModel(BaseTuner):
         raise_together(problems, f"Adapter {adapter_name!r} does not fit this model:")
         config._being_loaded = False
         _check_fingerprints(layers, adapter_name, state_dict, fingerprints)
+        _adopt_columns(layers, adapter_name, state_dict)
         return state_dict
 
 
@@ -299,9 +364,29 @@ def _shared_places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     return {key: found for key, found in places.items() if len(found) > 1}
 
 
-def _check_finite(layers: Iterable[PacaLayer], adapter_names: list[str] | None) -> None:
+def _check_merge(layers: Iterable[PacaLayer], adapter_names: list[str] | None, safe_merge: bool) -> None:
     for layer in layers:
-        layer.check_finite(adapter_names)
+        layer.check_merge(adapter_names, safe_merge)
+
+
+def _report_merge_errors(layers: dict[str, PacaLayer]) -> None:
+    """Log what packing the merged weights again has cost, layer by layer."""
+    for name, layer in layers.items():
+        if isinstance(layer, QuantizedLinear) and layer.merge_error is not None:
+            logger.info(
+                "merged into %s (%s): relative error of the weight %.2e",
+                *(name.removeprefix("base_model.model."), layer.backend.backend_name, layer.merge_error),
+            )
+
+
+def _adopt_columns(layers: dict[str, PacaLayer], adapter_name: str, state: dict[str, Tensor]) -> None:
+    """Take the columns that a file brings along; a plain layer's weight holds them already."""
+    for name, layer in layers.items():
+        key = f"{name}.paca_columns.{adapter_name}"
+        if isinstance(layer, QuantizedLinear) and adapter_name in layer.paca_delta:
+            layer.set_columns(adapter_name, state.get(key))
+        else:
+            state.pop(key, None)
 
 
 def _rank(config: PacaConfig, name: str) -> int:
@@ -323,11 +408,16 @@ def _check_fingerprints(
     """Warn of layers whose columns are not those that the adapter was trained on."""
     others = []
     for name, layer in layers.items():
-        saved = fingerprints.get(f"{name}.{FINGERPRINT}", fingerprints.get(f"base_model.model.{name}.{FINGERPRINT}"))
+        plain, quantized = (
+            fingerprints.get(f"{name}.{kind}", fingerprints.get(f"base_model.model.{name}.{kind}"))
+            for kind in (FINGERPRINT, FINGERPRINT_OF_QUANTIZED)
+        )
+        saved = quantized if plain is None else plain
         indices = state.get(f"{name}.paca_indices.{adapter_name}")
-        if saved is None or indices is None or layer.base_layer.weight.device.type == "meta":
+        if saved is None or indices is None or layer.weight_device().type == "meta":
             continue
-        if not same_columns(saved, layer.columns.pretrained_columns(indices)):
+        tolerance = QUANTIZED if quantized is not None or isinstance(layer, QuantizedLinear) else ROUNDED
+        if not same_columns(saved, layer.columns.pretrained_columns(indices), tolerance):
             others.append(name.removeprefix("base_model.model."))
     if others:
         warnings.warn(

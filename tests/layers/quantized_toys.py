@@ -140,7 +140,9 @@ def plain_copy(plain, dtype):
 
 def reference(plain, model, x, adapters=("default",)):
     """The output of ordinary layers that hold the dequantized weights with the columns put in."""
-    weights = {f"{name}.weight": weight.to(x.dtype) for name, weight in adapted_weights(plain, model, adapters).items()}
+    weights = {
+        f"{name}.weight": weight.to(x.dtype) for name, weight in adapted_weights(plain, model, adapters).items()
+    }
     return functional_call(plain_copy(plain, x.dtype), weights, (x,))
 
 

@@ -21,6 +21,7 @@ from torch.nn.modules import module as nn_module
 
 from ..autograd import partial_linear
 from ..columns import PRETRAINED, Columns, Kept, Shown, Term, write_eagerly, writes_eagerly
+from ..dequantized import DequantizedColumns
 from ..errors import PacaError
 from ..selection import random_connections
 
@@ -43,7 +44,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     _active_adapter: str | list[str]
 
     adapter_layer_names = ("paca_delta",)
-    other_param_names = ("r", "paca_alpha", "scaling", "paca_indices")
+    other_param_names: tuple[str, ...] = ("r", "paca_alpha", "scaling", "paca_indices")
 
     connection_dim: ClassVar[int]  # the dimension of the base weight that counts connections
     delta_dim: ClassVar[int] = 1  # the dimension of `paca_delta` that does
@@ -106,13 +107,14 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         """The dtype of new updates, before PEFT casts them."""
         return self.base_layer.weight.dtype
 
-    def _weight_device(self) -> torch.device:
+    def weight_device(self) -> torch.device:
+        """Where the base weight is."""
         return self.base_layer.weight.device
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """PEFT's, less its cast: a loaded update keeps the precision of its file, and its `requires_grad`."""
         delta = self.paca_delta.get(adapter_name)
-        device = self._weight_device() if device is None else device
+        device = self.weight_device() if device is None else device
         if delta is None or delta.device in (device, torch.device("meta")):
             return
         self.paca_delta[adapter_name] = nn.Parameter(delta.detach().to(device), requires_grad=delta.requires_grad)
@@ -170,7 +172,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self,
         x: Tensor,
         terms: tuple[Term, ...],
-        columns: Columns | None,
+        columns: Columns | DequantizedColumns | None,
         shown: Shown | None,
         *args: Any,
         **kwargs: Any,
@@ -187,11 +189,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:
         """`Y = X Wᵀ + b` over a weight with columns in it, differentiable in these."""
-        return partial_linear(
-            *(x, self._matrix(), self.base_layer._parameters["bias"]),
-            *(tuple(term.indices for term in terms), tuple(term.scaling for term in terms)),
-            *(tuple(term.delta for term in terms), columns, shown),
-        )
+        return over_terms(x, self._matrix(), self.base_layer._parameters["bias"], terms, columns, shown)
 
     def _forward_beside(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
         """`Y = base(X) + Σ sₖ·X[..., Iₖ] Δₖᵀ`, for a base layer whose forward or weight is not its own."""
@@ -347,6 +345,17 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     def _weight_shape(self) -> torch.Size:
         return self.base_layer.weight.shape
 
+    def trained_from(self, adapter_name: str) -> tuple[Tensor, bool]:
+        """The pretrained columns that an adapter's updates are added to.
+
+        Args:
+            adapter_name: The adapter.
+
+        Returns:
+            The columns, connections first, and whether a quantization has rounded them.
+        """
+        return self.columns.pretrained_columns(self.paca_indices[adapter_name]), False
+
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Make the adapters' columns part of the base weight, for everyone who looks at it.
 
@@ -388,11 +397,12 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         if safe_merge:
             self.check_finite(adapter_names)
 
-    def check_finite(self, adapter_names: list[str] | None = None) -> None:
+    def check_finite(self, adapter_names: list[str] | None = None, dtype: torch.dtype | None = None) -> None:
         """Check that all merged values would be finite.
 
         Args:
             adapter_names: The adapters that would be merged; None takes the active ones.
+            dtype: In which; None for the base weight's own.
 
         Raises:
             PacaError: If a merged value would not be finite.
@@ -400,6 +410,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         names = [name for name in adapter_names or self.active_adapters if name not in self.merged_adapters]
         terms = self._terms([*self.merged_adapters, *names])
         columns = self.columns.would_show(terms) if terms else torch.empty(0)
+        columns = columns if dtype is None else columns.to(dtype)
         if not columns.isfinite().all():
             raise PacaError(
                 f"NaNs detected in the merged weights: adapter {', '.join(names)} holds NaN or infinite values, or "
@@ -487,6 +498,28 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     def __repr__(self) -> str:
         return "paca." + super().__repr__()
+
+
+def over_terms(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, terms: tuple[Term, ...], columns: Any, shown: Shown | None
+) -> Tensor:
+    """`partial_linear` over the columns of some terms.
+
+    Args:
+        x: Input, shape `(..., in)`.
+        weight: Shape `(out, in)`; None for a packed one.
+        bias: Shape `(out,)`.
+        terms: The adapters whose columns the weight holds.
+        columns: Keeper of the columns.
+        shown: What it shows.
+
+    Returns:
+        Shape `(..., out)`.
+    """
+    indices = tuple(term.indices for term in terms)
+    scalings = tuple(term.scaling for term in terms)
+    deltas = tuple(term.delta for term in terms)
+    return partial_linear(x, weight, bias, indices, scalings, deltas, columns, shown)
 
 
 def _requires_grad(tensor: Tensor | None) -> bool:

@@ -1,4 +1,4 @@
-"""PaCA on quantized linear layers: bitsandbytes (NF4, FP4, int8), torchao, HQQ; GPTQ, AWQ, EETQ and others beside them.
+"""PaCA on quantized linear layers: bitsandbytes (NF4, FP4, int8), torchao, HQQ, GPTQ, AWQ, EETQ and others.
 
 A packed weight cannot hold columns. Each GEMM gets the dequantized matrix with the columns put in, and drops it
 (`dequantized.py`); the packed bytes are never written. How a format is unpacked and packed again is PEFT's knowledge
@@ -18,11 +18,10 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend, resolve_quantization_backend
 from torch import Tensor, nn
 
-from ..autograd import partial_linear
 from ..columns import Shown, Term
 from ..dequantized import DequantizedColumns
 from ..errors import PacaError
-from .base import PacaLayer
+from .base import PacaLayer, over_terms
 
 # Packages whose layers or tensors PEFT knows. Asking PEFT imports all of them that are installed, so it is asked only
 # about a layer that comes from one.
@@ -122,10 +121,11 @@ class QuantizedLinear(PacaLayer):
         return DequantizedColumns(self._dequantize)
 
     def _delta_dtype(self) -> torch.dtype:
-        weight = getattr(self.base_layer, "weight", None)
+        weight: Any = getattr(self.base_layer, "weight", None)
         return weight.dtype if type(weight).__module__.startswith("torchao.") else torch.float32
 
-    def _weight_device(self) -> torch.device:
+    def weight_device(self) -> torch.device:
+        """Where the packed weight is."""
         return _tensors(self.base_layer)[0].device
 
     def set_columns(self, adapter_name: str, columns: Tensor | None) -> None:
@@ -141,12 +141,27 @@ class QuantizedLinear(PacaLayer):
             self.paca_columns[adapter_name] = columns.to(self.paca_indices[adapter_name].device)
         self.columns.invalidate()
 
+    def trained_from(self, adapter_name: str) -> tuple[Tensor, bool]:
+        """The pretrained columns that an adapter's updates are added to.
+
+        Args:
+            adapter_name: The adapter.
+
+        Returns:
+            The columns, connections first, and whether a quantization has rounded them.
+        """
+        if adapter_name in self.paca_columns:
+            return self.paca_columns[adapter_name].t(), False
+        return self.columns.pretrained_columns(self.paca_indices[adapter_name]), True
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        super()._move_adapter_to_device_of_base_layer(adapter_name, device)
+        if adapter_name in self.paca_columns and self.paca_columns[adapter_name].device.type != "meta":
+            self.paca_columns[adapter_name] = self.paca_columns[adapter_name].to(device or self.weight_device())
+
     def _dequantize(self) -> Tensor:
         """The pretrained matrix `(out, in)`, also while another one is merged."""
-        base = self.columns.kept or self.base_layer
-        if isinstance(self.backend, ForwardOnlyQuantizationBackend):
-            return _matrix_by_unit_vectors(base, self.in_features)
-        return _dequantized(self.backend, base)
+        return dequantized_matrix(self.columns.kept or self.base_layer, self.backend)
 
     def _terms(self, adapter_names: list[str]) -> tuple[Term, ...]:
         columns: Any = self._modules["paca_columns"]
@@ -169,11 +184,8 @@ class QuantizedLinear(PacaLayer):
     def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:
         dtype = self._compute_dtype(x)
         bias = self.base_layer.bias
-        y = partial_linear(
-            *(x.to(dtype), None, None if bias is None else bias.to(dtype)),
-            *(tuple(term.indices for term in terms), tuple(term.scaling for term in terms)),
-            *(tuple(term.delta for term in terms), columns, shown),
-        )
+        bias = None if bias is None else bias.to(dtype)
+        y = over_terms(x.to(dtype), None, bias, terms, columns, shown)
         return y.to(x.dtype)
 
     def _compute_dtype(self, x: Tensor) -> torch.dtype:
@@ -200,12 +212,13 @@ class QuantizedLinear(PacaLayer):
 
         Args:
             dtype: Of the result.
-            adapter_names: The adapters; None takes those that are merged, or else the active ones.
+            adapter_names: The adapters, beside those that are merged; None takes the active ones.
 
         Returns:
             Shape `(out, in)`.
         """
-        terms = self._terms(adapter_names or self.merged_adapters or self.active_adapters)
+        names = [name for name in adapter_names or self.active_adapters if name not in self.merged_adapters]
+        terms = self._terms([*self.merged_adapters, *names])
         return self.columns.matrix(Shown(terms, ()), dtype)
 
     def check_merge(self, adapter_names: list[str] | None = None, safe_merge: bool = True) -> None:
@@ -240,7 +253,8 @@ class QuantizedLinear(PacaLayer):
         self.base_layer = _twin(original)
         try:
             self.backend.set_base_weight(self, matrix.clone())
-            error = _dequantized(self.backend, self.base_layer).sub_(matrix).norm() / matrix.norm().clamp_min(1e-30)
+            packed = dequantized_matrix(self.base_layer, self.backend)
+            error = packed.sub_(matrix).norm() / matrix.norm().clamp_min(1e-30)
             if not error.isfinite():
                 raise PacaError(
                     f"Cannot merge: the merged values are beyond what {self.backend.backend_name} can hold. Merge "
@@ -263,13 +277,25 @@ class QuantizedLinear(PacaLayer):
             self.columns.kept._apply(fn)  # it is out of the module tree meanwhile
 
 
-def _dequantized(backend: Any, base: Any) -> Tensor:
-    state = getattr(getattr(base, "weight", None), "quant_state", None)
+def dequantized_matrix(layer: Any, backend: Any = None) -> Tensor:
+    """The matrix that a quantized linear layer multiplies with.
+
+    Args:
+        layer: The layer.
+        backend: Its `quantization_backend`, if that is known already.
+
+    Returns:
+        Shape `(out, in)`, in memory of its own.
+    """
+    backend = backend or quantization_backend(layer)
+    if isinstance(backend, ForwardOnlyQuantizationBackend):
+        return _matrix_by_unit_vectors(layer)
+    state = getattr(getattr(layer, "weight", None), "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):  # bitsandbytes' own forward has packed it for AVX-512
         from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse, dequantize_4bit
 
-        return dequantize_4bit(*_convert_weight_packed_for_cpu_inverse(base.weight.data, state))
-    return backend.get_base_weight(base).detach()
+        return dequantize_4bit(*_convert_weight_packed_for_cpu_inverse(layer.weight.data, state))
+    return backend.get_base_weight(layer).detach()
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -277,11 +303,11 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _matrix_by_unit_vectors(base: nn.Module, in_features: int) -> Tensor:
+def _matrix_by_unit_vectors(base: Any) -> Tensor:
     """The matrix that a layer multiplies with, for a format that nobody can unpack: its outputs for unit vectors."""
     tensors = _tensors(base)
     dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float16)
-    outputs = base(torch.eye(in_features, dtype=dtype, device=tensors[0].device))
+    outputs = base(torch.eye(base.in_features, dtype=dtype, device=tensors[0].device))
     bias = getattr(base, "bias", None)
     return (outputs if bias is None else outputs - bias).t().contiguous()
 
@@ -292,7 +318,7 @@ def _twin(layer: nn.Module) -> Any:
     twin.__dict__ = layer.__dict__.copy()
     for name in ("_parameters", "_buffers", "_modules"):
         twin.__dict__[name] = dict(layer.__dict__[name])
-    weight = twin._parameters.get("weight")
+    weight: Any = twin._parameters.get("weight")
     if hasattr(weight, "module"):  # bitsandbytes: the weight names its layer, and packs its state into it
         weight = twin._parameters["weight"] = copy.copy(weight)
         weight.module = twin
