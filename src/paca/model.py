@@ -210,7 +210,10 @@ class PacaModel(BaseTuner):
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Replace a module wherever it stands: a layer that two parents share stays shared."""
-        super()._replace_module(parent, child_name, new_module, child)
+        if isinstance(new_module, QuantizedLinear):
+            setattr(parent, child_name, new_module)  # PEFT's also moves it, which updates on the meta device forbid
+        else:
+            super()._replace_module(parent, child_name, new_module, child)
         for other, name in self._places.get(id(child), ()):
             if getattr(other, name) is child:
                 setattr(other, name, new_module)

@@ -65,10 +65,9 @@ class Toy(nn.Module):
     def __init__(self, form, compute=torch.float32, bias=True):
         super().__init__()
         torch.manual_seed(0)
-        quantize = FORMATS[form]
-        self.one = quantize(nn.Linear(IN, HIDDEN, bias), compute)
-        self.two = quantize(nn.Linear(HIDDEN, OUT, bias), compute)
+        one, two = nn.Linear(IN, HIDDEN, bias), nn.Linear(HIDDEN, OUT, bias)
         self.head = nn.Linear(OUT, 4).to(compute)
+        self.one, self.two = (FORMATS[form](layer, compute) for layer in (one, two))
         if form in TORCHAO:  # as transformers leaves it
             kept = SimpleNamespace(get_apply_tensor_subclass=ConfigOf(form))
             self.hf_quantizer = SimpleNamespace(quantization_config=kept)
