@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 FINGERPRINT = "paca_fingerprint"
 FINGERPRINT_OF_QUANTIZED = "paca_fingerprint_quantized"
+COLUMNS = "paca_columns"
+_PEFT_PREFIX = "base_model.model."
 
 
 class PacaModel(BaseTuner):
@@ -70,9 +72,13 @@ class PacaModel(BaseTuner):
                     name for name, parameter in model.named_parameters() if parameter.requires_grad
                 }
             super().inject_adapter(model, adapter_name, *args, **kwargs)
-            self._read_columns(model, adapter_name)
         except Exception:
             self._forget(model, adapter_name)
+            raise
+        try:
+            self._read_columns(model, adapter_name)
+        except Exception:
+            self._undo_injection(adapter_name)
             raise
         self._report(model, adapter_name)
 
@@ -83,11 +89,16 @@ class PacaModel(BaseTuner):
                 if adapter_name in layer.paca_delta:
                     layer.delete_adapter(adapter_name)
             del self.peft_config[adapter_name]
-        elif _paca_layers(model):
-            for name, parameter in self.unload().named_parameters():
-                parameter.requires_grad_(name in self._trained_before)
         elif hasattr(model, "peft_config"):
             del model.peft_config
+
+    def _undo_injection(self, adapter_name: str) -> None:
+        """After an injection that went well, but whose adapter cannot be filled."""
+        if len(self.peft_config) > 1:
+            self.delete_adapter(adapter_name)
+            return
+        for name, parameter in self.unload().named_parameters():
+            parameter.requires_grad_(name in self._trained_before)
 
     def _read_columns(self, model: nn.Module, adapter_name: str) -> None:
         """Give a new adapter the unquantized columns that its configuration asks for."""
@@ -337,18 +348,24 @@ class PacaModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PacaConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        ends = (f".{FINGERPRINT}", f".{FINGERPRINT_OF_QUANTIZED}")
-        fingerprints = {key: value for key, value in state_dict.items() if key.endswith(ends)}
-        state_dict = {key: value for key, value in state_dict.items() if key not in fingerprints}
+        ends = (f".{FINGERPRINT}", f".{FINGERPRINT_OF_QUANTIZED}", f".{COLUMNS}")
+        extras = {key.removeprefix(_PEFT_PREFIX): value for key, value in state_dict.items() if key.endswith(ends)}
+        state_dict = {key: value for key, value in state_dict.items() if not key.endswith(ends)}
         state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         layers = _paca_layers(model)
+        for name, layer in layers.items():
+            columns = extras.get(f"{name.removeprefix(_PEFT_PREFIX)}.{COLUMNS}")
+            if isinstance(layer, QuantizedLinear) and columns is not None:
+                state_dict[f"{name}.{COLUMNS}.{adapter_name}"] = columns
         problems = adapter_problems(layers, adapter_name, state_dict)
         if problems and _is_fresh(layers, adapter_name, config):
             _take_back(model, adapter_name)
         raise_together(problems, f"Adapter {adapter_name!r} does not fit this model:")
         config._being_loaded = False
-        _check_fingerprints(layers, adapter_name, state_dict, fingerprints)
-        _adopt_columns(layers, adapter_name, state_dict)
+        _check_fingerprints(layers, adapter_name, state_dict, extras)
+        for name, layer in layers.items():
+            if isinstance(layer, QuantizedLinear) and adapter_name in layer.paca_delta:
+                layer.set_columns(adapter_name, state_dict.get(f"{name}.{COLUMNS}.{adapter_name}"))
         return state_dict
 
 
@@ -378,18 +395,8 @@ def _report_merge_errors(layers: dict[str, PacaLayer]) -> None:
         if isinstance(layer, QuantizedLinear) and layer.merge_error is not None:
             logger.info(
                 "merged into %s (%s): relative error of the weight %.2e",
-                *(name.removeprefix("base_model.model."), layer.backend.backend_name, layer.merge_error),
+                *(name.removeprefix(_PEFT_PREFIX), layer.backend.backend_name, layer.merge_error),
             )
-
-
-def _adopt_columns(layers: dict[str, PacaLayer], adapter_name: str, state: dict[str, Tensor]) -> None:
-    """Take the columns that a file brings along; a plain layer's weight holds them already."""
-    for name, layer in layers.items():
-        key = f"{name}.paca_columns.{adapter_name}"
-        if isinstance(layer, QuantizedLinear) and adapter_name in layer.paca_delta:
-            layer.set_columns(adapter_name, state.get(key))
-        else:
-            state.pop(key, None)
 
 
 def _rank(config: PacaConfig, name: str) -> int:
@@ -412,7 +419,7 @@ def _check_fingerprints(
     others = []
     for name, layer in layers.items():
         plain, quantized = (
-            fingerprints.get(f"{name}.{kind}", fingerprints.get(f"base_model.model.{name}.{kind}"))
+            fingerprints.get(f"{name.removeprefix(_PEFT_PREFIX)}.{kind}")
             for kind in (FINGERPRINT, FINGERPRINT_OF_QUANTIZED)
         )
         saved = quantized if plain is None else plain
@@ -421,7 +428,7 @@ def _check_fingerprints(
             continue
         tolerance = QUANTIZED if quantized is not None or isinstance(layer, QuantizedLinear) else ROUNDED
         if not same_columns(saved, layer.columns.pretrained_columns(indices), tolerance):
-            others.append(name.removeprefix("base_model.model."))
+            others.append(name.removeprefix(_PEFT_PREFIX))
     if others:
         warnings.warn(
             f"Adapter {adapter_name!r} was trained on other pretrained weights than this model's, in {len(others)} "
@@ -443,12 +450,10 @@ def _take_back(model: Any, adapter_name: str) -> None:
     tuner: Any = getattr(model, "base_model", model)
     if not isinstance(tuner, PacaModel):
         return
-    if len(tuner.peft_config) > 1:
-        tuner.delete_adapter(adapter_name)
+    several = len(tuner.peft_config) > 1
+    tuner._undo_injection(adapter_name)
+    if several:
         model.peft_config.pop(adapter_name, None)
-    else:
-        for name, parameter in tuner.unload().named_parameters():
-            parameter.requires_grad_(name in tuner._trained_before)
 
 
 __all__ = ["Linear", "PacaModel"]

@@ -138,7 +138,7 @@ class QuantizedLinear(PacaLayer):
         if adapter_name in self.paca_columns:
             del self.paca_columns[adapter_name]
         if columns is not None:
-            self.paca_columns[adapter_name] = columns.to(self.paca_indices[adapter_name].device)
+            self.paca_columns[adapter_name] = columns.to(self.weight_device())
         self.columns.invalidate()
 
     def trained_from(self, adapter_name: str) -> tuple[Tensor, bool]:
