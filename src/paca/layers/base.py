@@ -140,13 +140,14 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     def _forward_resident(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
         columns = shown = None
-        trains = torch.is_grad_enabled() and any(term.delta.requires_grad for term in terms)
+        grad = torch.is_grad_enabled()
+        trains = grad and (terms[0].delta.requires_grad or any(term.delta.requires_grad for term in terms))
         if torch.compiler.is_compiling():
             _columns_are_current()
         else:
             columns = self.columns
             shown = columns.show(terms, trains)
-        if not (trains or (torch.is_grad_enabled() and (x.requires_grad or _requires_grad(self.base_layer.bias)))):
+        if not (trains or (grad and (x.requires_grad or _requires_grad(self.base_layer.bias)))):
             return self.base_layer(x, *args, **kwargs)
         return self._forward_over(x, terms, columns, shown, *args, **kwargs)
 
@@ -167,15 +168,11 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         base = self.base_layer
-        bias = base._parameters["bias"]
         indices, deltas, scalings = zip(*terms, strict=True) if terms else ((), (), ())
-
-        def over_columns(x: Tensor) -> Tensor:
-            return partial_linear(x, self._matrix(), bias, indices, scalings, deltas, columns, shown)
-
+        over = (self._matrix(), base._parameters["bias"], indices, scalings, deltas, columns, shown)
         if not _has_hooks(base):
-            return over_columns(x)
-        with _forward_replaced(base, over_columns):
+            return partial_linear(x, *over)
+        with _forward_replaced(base, lambda x: partial_linear(x, *over)):
             return base(x, *args, **kwargs)
 
     def _forward_beside(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
