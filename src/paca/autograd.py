@@ -61,38 +61,48 @@ class PartialLinear(torch.autograd.Function):
     ) -> Tensor:
         y = F.linear(x, _resident_or_made(weight, columns, shown, x.dtype), bias)
         # Autocast runs the GEMM in y's dtype; the slices are kept in it too, as autocast's own graph would.
-        slices = [
-            x.index_select(-1, index).to(y.dtype) if needed else None
-            for index, needed in zip(indices, ctx.needs_input_grad[7:], strict=True)
-        ]
+        needed = ctx.needs_input_grad[7:]
+        slices = [_cast(x.index_select(-1, index), y.dtype) if n else None for index, n in zip(indices, needed, strict=True)]
         ctx.save_for_backward(weight, *slices)
         ctx.columns, ctx.shown, ctx.scalings = columns, shown, scalings
         ctx.dtypes = (x.dtype, None if bias is None else bias.dtype, [delta.dtype for delta in deltas])
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        weight, *slices = ctx.saved_tensors
-        x_dtype, bias_dtype, delta_dtypes = ctx.dtypes
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            if ctx.columns is not None:
-                ctx.columns.show_again(ctx.shown)
-            matrix = _resident_or_made(weight, ctx.columns, ctx.shown, grad_output.dtype)
-            grad_x = (grad_output @ matrix.to(grad_output.dtype)).to(x_dtype)  # ∇X = ∇Y W
-            del matrix
-        grad_tokens = grad_output.reshape(-1, grad_output.shape[-1])
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad_tokens.sum(0).to(bias_dtype)
-        grad_deltas: list[Tensor | None] = []
-        for x_slice, scaling, dtype in zip(slices, ctx.scalings, delta_dtypes, strict=True):
-            if x_slice is None:
-                grad_deltas.append(None)
-                continue
-            grad = column_gradient(grad_tokens, x_slice.reshape(-1, x_slice.shape[-1])).to(dtype)
-            grad_deltas.append(grad if scaling == 1 else grad * scaling)  # ∇Δ = s · ∇W[:, I]
-        return grad_x, None, grad_bias, None, None, None, None, *grad_deltas
+        if torch.is_grad_enabled():  # create_graph=True: the gradients are right, a second derivative is refused
+            return _gradients_once(ctx, grad_output)
+        return _gradients(ctx, grad_output)
+
+
+def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    weight, *slices = ctx.saved_tensors
+    x_dtype, bias_dtype, delta_dtypes = ctx.dtypes
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        if ctx.columns is not None:
+            ctx.columns.show_again(ctx.shown)
+        matrix = _resident_or_made(weight, ctx.columns, ctx.shown, grad_output.dtype)
+        grad_x = _cast(grad_output @ _cast(matrix, grad_output.dtype), x_dtype)  # ∇X = ∇Y W
+        del matrix
+    grad_tokens = grad_output.reshape(-1, grad_output.shape[-1])
+    if ctx.needs_input_grad[2]:
+        grad_bias = _cast(grad_tokens.sum(0), bias_dtype)
+    grad_deltas: list[Tensor | None] = []
+    for x_slice, scaling, dtype in zip(slices, ctx.scalings, delta_dtypes, strict=True):
+        if x_slice is None:
+            grad_deltas.append(None)
+            continue
+        grad = _cast(column_gradient(grad_tokens, x_slice.reshape(-1, x_slice.shape[-1])), dtype)
+        grad_deltas.append(grad if scaling == 1 else grad * scaling)  # ∇Δ = s · ∇W[:, I]
+    return grad_x, None, grad_bias, None, None, None, None, *grad_deltas
+
+
+_gradients_once = once_differentiable(_gradients)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _resident_or_made(weight: Tensor | None, columns: Any, shown: Shown | None, dtype: torch.dtype) -> Tensor:
@@ -136,6 +146,6 @@ def partial_linear(
             "(weight.requires_grad_(False)), or leave the layer out of target_modules and name it in modules_to_save."
         )
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype not in (torch.float64, torch.get_autocast_dtype(device)):
-        x = x.to(torch.get_autocast_dtype(device))
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        x = _cast(x, torch.get_autocast_dtype(device))
     return PartialLinear.apply(x, weight, bias, columns, shown, indices, scalings, *deltas)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -37,8 +36,7 @@ class Kept(NamedTuple):
     values: Tensor  # (n, …)
 
 
-@dataclass(frozen=True)
-class Shown:
+class Shown(NamedTuple):
     """What a weight showed at one moment: enough to tell whether it still does, and to show it again."""
 
     terms: tuple[Term, ...]
@@ -297,7 +295,6 @@ class Columns(ColumnKeeper):
             self.weight.data = self.weight.data.t().contiguous().t()
             self._relaid = True
 
-    @torch.no_grad()
     def _write(self, shown: Shown) -> Shown:
         self._detach_handed_out()
         indices = connection_union(shown.terms)

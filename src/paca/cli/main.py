@@ -15,8 +15,9 @@ EXAMPLE = """\
 example:
   $ paca finetune smollm2-python-reference
   …
-  improved: held-out perplexity …
-  adapter: outputs/smollm2-python-reference/adapter …
+  improved: held-out perplexity 15.69 -> 12.13 (16 of 33 held-out sequences, 4,080 tokens)
+  adapter: outputs/smollm2-python-reference/adapter (2,488,320 trained parameters, 1.82% of the model)
+  merge: python -c "from paca.training.models import merge; merge('outputs/smollm2-python-reference/adapter', …)"
 
 `paca VERB --help` explains a verb.
 """

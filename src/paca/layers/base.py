@@ -151,13 +151,14 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     def _forward_resident(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
         columns = shown = None
-        trains = torch.is_grad_enabled() and any(term.delta.requires_grad for term in terms)
+        grad = torch.is_grad_enabled()
+        trains = grad and (terms[0].delta.requires_grad or any(term.delta.requires_grad for term in terms))
         if torch.compiler.is_compiling():
             _columns_are_current()
         else:
             columns = self.columns
             shown = columns.show(terms, trains)
-        if not (trains or (torch.is_grad_enabled() and (x.requires_grad or _requires_grad(self.base_layer.bias)))):
+        if not (trains or (grad and (x.requires_grad or _requires_grad(self.base_layer.bias)))):
             return self.base_layer(x, *args, **kwargs)
         return self._forward_over(x, terms, columns, shown, *args, **kwargs)
 
@@ -178,13 +179,9 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         **kwargs: Any,
     ) -> Tensor:
         base = self.base_layer
-
-        def over_columns(x: Tensor) -> Tensor:
-            return self._multiply(x, terms, columns, shown)
-
         if not _has_hooks(base):
-            return over_columns(x)
-        with _forward_replaced(base, over_columns):
+            return self._multiply(x, terms, columns, shown)
+        with _forward_replaced(base, lambda x: self._multiply(x, terms, columns, shown)):
             return base(x, *args, **kwargs)
 
     def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:
@@ -516,9 +513,7 @@ def over_terms(
     Returns:
         Shape `(..., out)`.
     """
-    indices = tuple(term.indices for term in terms)
-    scalings = tuple(term.scaling for term in terms)
-    deltas = tuple(term.delta for term in terms)
+    indices, deltas, scalings, _ = zip(*terms, strict=True) if terms else ((), (), (), ())
     return partial_linear(x, weight, bias, indices, scalings, deltas, columns, shown)
 
 

@@ -13,12 +13,12 @@ from paca.errors import PacaError
 from paca.training import report
 from paca.training.checkpoints import STATE, last_complete
 from paca.training.data import RawData, TrainingData, prepare_data, read_data
-from paca.training.files import write_folder, write_json
+from paca.training.files import discard, write_folder, write_json
 from paca.training.held_out import evaluate
 from paca.training.models import load_model, load_tokenizer
 from paca.training.progress import LossBar, quiet_libraries
 from paca.training.recipe import Recipe
-from paca.training.run_folder import ADAPTER, BEFORE, CURVE, METRICS, open_run
+from paca.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS, open_run
 from paca.training.step_meter import StepMeter
 from paca.training.trainer_arguments import method_config, training_arguments
 
@@ -57,6 +57,7 @@ def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str
     metrics = _metrics(recipe, trainer, data, before, meter)
     write_folder(folder / ADAPTER, trainer.model.save_pretrained)
     report.draw_loss_curve(folder / CURVE, metrics)
+    discard(folder / CARD)  # TRL's model card tells how to load a whole model, which is not what lies here
     write_json(folder / METRICS, metrics)
     return metrics
 

@@ -87,16 +87,15 @@ def draw_loss_curve(path: Path, metrics: Mapping[str, Any]) -> None:
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     curve = metrics["loss_curve"]
-    axes.plot(*zip(*curve, strict=True), label="training, mean since the last point") if curve else None
+    if curve:
+        axes.plot(*zip(*curve, strict=True), label="training, mean since the last point")
     before, after = metrics["before"], metrics["after"]
     on_the_way = [tuple(point) for point in metrics["eval_curve"]]
     held_out = [(0, before["loss"]), *on_the_way, (metrics["steps"], after["loss"])]
-    axes.plot(*zip(*held_out, strict=True), "o--", label=f"held out, {before['tokens']:,} tokens")
-    for step, measured in ((0, before), (metrics["steps"], after)):
-        axes.annotate(
-            f"perplexity {measured['perplexity']:.1f}", (step, measured["loss"]), xytext=(0, 8),
-            textcoords="offset points", ha="left" if step == 0 else "right",
-        )  # fmt: skip
+    label = (
+        f"held out: perplexity {before['perplexity']:.1f} → {after['perplexity']:.1f} ({before['tokens']:,} tokens)"
+    )
+    axes.plot(*zip(*held_out, strict=True), "o--", label=label)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(f"{metrics['recipe']['method']['name']} on {metrics['recipe']['model']['name']}")
