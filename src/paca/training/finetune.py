@@ -49,7 +49,8 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> d
 def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.model.name)
     data = prepare_data(raw, recipe.data, tokenizer, arguments.max_length)
-    trainer = make_trainer(recipe, arguments, load_model(recipe.model.name, recipe.model.dtype), tokenizer, data)
+    model = load_model(recipe.model.name, recipe.model.dtype, recipe.model.quantization)
+    trainer = make_trainer(recipe, arguments, model, tokenizer, data)
     before = _before(folder, trainer)
     meter = StepMeter()
     trainer.add_callback(meter)

@@ -1,12 +1,15 @@
 """Loads base models and tokenizers, the embedded default among them, and saves merged models as ordinary ones."""
 
 import importlib.util
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
 from paca.training.files import write_folder
+from paca.training.quantization import quantization_config
 from paca.training.schema import suggestion
 
 SMOLLM2 = "smollm2-135m-instruct"
@@ -63,15 +66,16 @@ def load_tokenizer(name: str) -> Any:
     return _load(name, AutoTokenizer, {})
 
 
-def load_model(name: str, dtype: str = "auto") -> Any:
+def load_model(name: str, dtype: str = "auto", quantization: str | Mapping[str, Any] | None = None) -> Any:
     """Load a base model that can be trained, saved and merged into.
 
     Args:
         name: An embedded model's name, a local folder, or a name on the Hub.
         dtype: `auto` or a torch dtype's name.
+        quantization: What a recipe's `model.quantization` may say; None for plain weights.
 
     Returns:
-        A causal language model with plain weights. An embedded model's `name_or_path` is its short name, so that
+        A causal language model. An embedded model's `name_or_path` is its short name, so that
         adapters trained on it say so on every machine.
 
     Raises:
@@ -84,13 +88,40 @@ def load_model(name: str, dtype: str = "auto") -> Any:
         # Weights that stay in GGUF's blocks can't be trained; and a model that transformers has marked as quantized
         # can't be saved, even when no kernel was found and all its weights were unpacked.
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    if quantization is not None and name not in EMBEDDED:
+        options["quantization_config"] = quantization_config(quantization, dtype)
     model = _load(name, transformers.AutoModelForCausalLM, options)
+    if quantization is not None and name in EMBEDDED:
+        model = _quantized(model, dtype, quantization)
     if name in EMBEDDED:
         model.name_or_path = model.config._name_or_path = name
     return model
 
 
-def merge(adapter: str | Path, folder: str | Path, dtype: str = "auto") -> None:
+def _quantized(model: Any, dtype: str, quantization: str | Mapping[str, Any]) -> Any:
+    """The same model quantized. transformers quantizes only what it loads, and not from GGUF, hence the folder."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        save_merged(model, Path(folder) / "plain")
+        config = quantization_config(quantization, dtype)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "plain", quantization_config=config, dtype=model.dtype
+        )
+        if not torch.cuda.is_available():  # what was not quantized is still mapped from the file
+            for parameter in loaded.parameters():
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.clone()
+        return loaded
+
+
+def merge(
+    adapter: str | Path,
+    folder: str | Path,
+    dtype: str = "auto",
+    quantization: str | Mapping[str, Any] | None = None,
+) -> None:
     """Merge an adapter into its base model and save the result as an ordinary model, with the tokenizer.
 
         merge("outputs/smollm2-python-reference/adapter", "merged")
@@ -99,6 +130,8 @@ def merge(adapter: str | Path, folder: str | Path, dtype: str = "auto") -> None:
         adapter: The folder of an adapter that names its base model.
         folder: Where the merged model goes; replaced if it is there.
         dtype: The precision to load the base model in; the one that it was trained in gives the same outputs.
+        quantization: The recipe's `model.quantization`: merge into the dequantized weights that the adapter was
+            trained on. None merges into the plain ones, which differ from these by what quantization has rounded.
 
     Raises:
         PacaError: If there is no adapter in that folder, or its base model is not found.
@@ -111,7 +144,7 @@ def merge(adapter: str | Path, folder: str | Path, dtype: str = "auto") -> None:
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise PacaError(f"There is no adapter in {str(adapter)!r}: it holds no adapter_config.json.")
     name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
-    model = PeftModel.from_pretrained(load_model(name, dtype), str(adapter))
+    model = PeftModel.from_pretrained(load_model(name, dtype, quantization), str(adapter))
     save_merged(model, folder, load_tokenizer(name))
 
 
@@ -127,7 +160,7 @@ def save_merged(model: Any, folder: str | Path, tokenizer: Any | None = None) ->
     """
     from peft import PeftModel
 
-    merged = model.merge_and_unload() if isinstance(model, PeftModel) else model
+    merged = _merged(model) if isinstance(model, PeftModel) else model
     forget_gguf(merged)
 
     def write(temporary: Path) -> None:
@@ -136,6 +169,11 @@ def save_merged(model: Any, folder: str | Path, tokenizer: Any | None = None) ->
             tokenizer.save_pretrained(temporary)
 
     write_folder(Path(folder), write)
+
+
+def _merged(model: Any) -> Any:
+    quantized = getattr(model, "is_quantized", False) and hasattr(model.base_model, "merge_and_dequantize")
+    return model.merge_and_dequantize(model.dtype) if quantized else model.merge_and_unload()
 
 
 def forget_gguf(model: Any) -> None:

@@ -14,6 +14,7 @@ import yaml
 
 from paca.errors import PacaError
 from paca.training import yaml_scalars
+from paca.training.quantization import quantization_problems
 from paca.training.schema import dotted, unknown_keys, wrong_types
 from paca.training.trainer_arguments import method_problems, training_problems
 
@@ -29,10 +30,13 @@ class ModelSection:
     Args:
         name: `smollm2-135m-instruct` (embedded), a local folder, or a name on the Hugging Face Hub.
         dtype: `auto` is the precision that the model was saved in.
+        quantization: `nf4`, `fp4` or `int8`, or a mapping of `BitsAndBytesConfig`'s arguments; not quantized when
+            omitted. 4-bit layers compute in `dtype`.
     """
 
     name: str
     dtype: str = "auto"
+    quantization: str | dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,7 @@ def _value_problems(model: ModelSection | None, data: DataSection | None) -> lis
     problems = []
     if model and model.dtype not in DTYPES:
         problems.append(f"model.dtype = {model.dtype!r}: expected one of {', '.join(DTYPES)}")
+    problems += quantization_problems(model.quantization) if model else []
     if data and data.holdout_every is not None and data.holdout_every < 2:
         problems.append(f"data.holdout_every = {data.holdout_every}: expected at least 2; 10 holds out every tenth")
     if data and data.eval_limit is not None and data.eval_limit < 1:

@@ -118,6 +118,8 @@ def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
     dtype = metrics["recipe"]["model"]["dtype"]
     arguments = [repr(metrics["adapter"]), repr(str(Path(metrics["adapter"]).parent / "merged"))]
     arguments += [] if dtype == "auto" else [f"dtype={dtype!r}"]
+    quantization = metrics["recipe"]["model"].get("quantization")
+    arguments += [] if quantization is None else [f"quantization={quantization!r}"]
     return [
         f"{verdict}: held-out perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f} "
         f"({held['sequences']} of {held['total']} held-out sequences, {before['tokens']:,} tokens)",
