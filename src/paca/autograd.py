@@ -60,7 +60,9 @@ class PartialLinear(torch.autograd.Function):
         y = F.linear(x, weight, bias)
         # Autocast runs the GEMM in y's dtype; the slices are kept in it too, as autocast's own graph would.
         needed = ctx.needs_input_grad[7:]
-        slices = [_cast(x.index_select(-1, index), y.dtype) if n else None for index, n in zip(indices, needed, strict=True)]
+        slices = [
+            _cast(x.index_select(-1, index), y.dtype) if n else None for index, n in zip(indices, needed, strict=True)
+        ]
         ctx.save_for_backward(weight, *slices)
         ctx.columns, ctx.shown, ctx.scalings = columns, shown, scalings
         ctx.dtypes = (x.dtype, None if bias is None else bias.dtype, [delta.dtype for delta in deltas])
