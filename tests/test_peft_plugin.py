@@ -44,6 +44,18 @@ def test_paca_before_peft():
     assert out.split() == ["True"] * 6
 
 
+def test_a_look_for_peft_does_not_lose_the_registration():
+    """`import paca; import trl` left PaCA unknown: trl first looks whether PEFT is there, which used the hook up."""
+    out, _ = run("""
+        import paca, importlib.util
+        importlib.util.find_spec("peft")
+        importlib.util.find_spec("peft")
+        import peft
+        print("PACA" in {str(kind.value) for kind in peft.PEFT_TYPE_TO_CONFIG_MAPPING})
+    """)
+    assert out == "True"
+
+
 def test_peft_before_paca():
     out, _ = run("""
         from peft import get_peft_model

@@ -80,7 +80,26 @@ class PacaModel(BaseTuner):
         except Exception:
             self._undo_injection(adapter_name)
             raise
+        self._layers = tuple(_paca_layers(model).values())
         self._report(model, adapter_name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base model's forward, all columns written before it.
+
+        Each layer would write its own, too; but between the layers' matrix products that work keeps the threads
+        waiting which compute these, and costs several times what it costs in one go.
+
+        Args:
+            *args: Passed on to the base model.
+            **kwargs: Likewise.
+
+        Returns:
+            What the base model returns.
+        """
+        if not torch.compiler.is_compiling():
+            for layer in self._layers:
+                layer.show_columns()
+        return super().forward(*args, **kwargs)
 
     def _forget(self, model: nn.Module, adapter_name: str) -> None:
         """After a refused injection: the model and its other adapters as they were."""

@@ -149,6 +149,14 @@ class PacaLayer(BaseTunerLayer, nn.Module):
             return self._forward_as_it_is(x, *args, **kwargs)
         return self._forward_resident(x, terms, *args, **kwargs)
 
+    def show_columns(self) -> None:
+        """Write now what the next forward will find in the weight, unless it is there already."""
+        if self._disable_adapters or self.merged_adapters or not self._weight_holds_columns():
+            return
+        terms = self._terms(self.active_adapters)
+        if terms:
+            self.columns.show(terms, torch.is_grad_enabled() and any(term.delta.requires_grad for term in terms))
+
     def _forward_resident(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
         columns = shown = None
         grad = torch.is_grad_enabled()
