@@ -23,6 +23,7 @@ from .errors import PacaError
 from .fingerprint import QUANTIZED, ROUNDED, fingerprint, same_columns
 from .layers import PacaLayer, QuantizedLinear, layer_kind
 from .layers.linear import Linear
+from .layers.quantized import unpacked_size
 from .selection import layer_seed
 from .unquantized import unquantize, unquantized_linear
 
@@ -315,7 +316,7 @@ class PacaModel(BaseTuner):
     def _report(self, model: nn.Module, adapter_name: str) -> None:
         layers = [layer for layer in _paca_layers(model).values() if adapter_name in layer.paca_delta]
         adapted = sum(layer.paca_delta[adapter_name].numel() for layer in layers)
-        base = sum(parameter.numel() for name, parameter in model.named_parameters() if "paca_" not in name)
+        base = sum(unpacked_size(parameter) for name, parameter in model.named_parameters() if "paca_" not in name)
         logger.info(
             "PaCA adapter %r: %d layers, %s of %s weights (%.2f %%)",
             *(adapter_name, len(layers), f"{adapted:,}", f"{base:,}", 100 * adapted / max(base, 1)),

@@ -13,11 +13,13 @@ from torch.utils.checkpoint import checkpoint
 
 import paca
 from paca.layers import QuantizedLinear, layer_kind
+from paca.training.report import count_parameters
 
 from ..toys import layers, trained
 from .quantized_toys import (
     FORMATS,
     IN,
+    OUT,
     TORCHAO,
     adapted,
     config,
@@ -199,6 +201,36 @@ def test_copies_compute_the_same(form):
     again = copy.deepcopy(twin)
     again.unmerge_adapter()
     assert packed_bytes(again) == packed_bytes(plain)
+
+
+@pytest.mark.parametrize("form", ["NF4", "int8", "torchao int8"])
+def test_a_compiled_model_trains_as_an_uncompiled_one(form):
+    """The quantized layers run uncompiled, what is around them is compiled."""
+    losses = []
+    for wrap in (lambda model: model, lambda model: torch.compile(model, backend="aot_eager")):
+        plain, model = adapted(form)
+        step, optimizer = wrap(model), torch.optim.AdamW(trained(model), lr=0.01)
+        losses.append([])
+        for _ in range(3):
+            loss = step(inputs()).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(loss)
+        same(step(inputs()), reference(plain, model, inputs()))
+        assert packed_bytes(model) == packed_bytes(plain)
+    same(*losses)
+    assert losses[0][2] < losses[0][0]
+
+
+@forms
+def test_the_trained_share_counts_packed_weights_as_what_they_stand_for(form, caplog):
+    with caplog.at_level(logging.INFO, logger="paca.model"):
+        _, model = adapted(form)
+    with_adapter, trains = count_parameters(model), 5 * (128 + OUT)
+    base = 64 * 128 + 128 + 128 * OUT + OUT + OUT * 4 + 4
+    assert (with_adapter.trained, with_adapter.total) == (trains, base + trains)
+    assert f"{trains:,} of {base:,} weights" in caplog.text
 
 
 @forms

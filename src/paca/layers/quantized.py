@@ -9,6 +9,7 @@ layer's own output.
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -296,6 +297,19 @@ def dequantized_matrix(layer: Any, backend: Any = None) -> Tensor:
 
         return dequantize_4bit(*_convert_weight_packed_for_cpu_inverse(layer.weight.data, state))
     return backend.get_base_weight(layer).detach()
+
+
+def unpacked_size(parameter: Tensor) -> int:
+    """How many values a parameter stands for; bitsandbytes packs two of 4 bits into a byte.
+
+    Args:
+        parameter: Any parameter, packed or not.
+
+    Returns:
+        The number of values.
+    """
+    state = getattr(parameter, "quant_state", None)
+    return parameter.numel() if state is None else math.prod(state.shape)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -19,7 +19,7 @@ class Parameters:
 
     Args:
         trained: Elements of the parameters that are trained.
-        total: Elements of all parameters.
+        total: Elements of all parameters, those of quantized weights unpacked.
     """
 
     trained: int
@@ -35,7 +35,9 @@ def count_parameters(model: Any) -> Parameters:
     Returns:
         The counts.
     """
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    from paca.layers.quantized import unpacked_size
+
+    sizes = [(unpacked_size(parameter), parameter.requires_grad) for parameter in model.parameters()]
     return Parameters(sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes))
 
 
