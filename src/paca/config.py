@@ -32,6 +32,8 @@ class PacaConfig(PeftConfig):
             means `r`: no scaling.
         target_modules: Names of the layers to adapt (each matches whole names or their ends), a regular expression,
             or `"all-linear"`. None means the usual ones of a known architecture.
+        target_parameters: Names of fused expert weights to adapt, such as `"mlp.experts.down_proj"` (each matches
+            whole names or their ends); a connection is an input feature, the same ones for every expert.
         exclude_modules: Names, or a regular expression, of layers to leave out.
         layers_to_transform: Indices of the blocks whose layers are adapted; None means all.
         layers_pattern: Name of the list that holds the blocks, if `layers_to_transform` does not find it.
@@ -59,6 +61,9 @@ class PacaConfig(PeftConfig):
     )
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names of the layers to adapt, a regular expression, or 'all-linear'."}
+    )
+    target_parameters: list[str] | None = field(
+        default=None, metadata={"help": "Names of the fused expert weights to adapt."}
     )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names, or a regular expression, of layers to leave out."}
@@ -123,6 +128,8 @@ class PacaConfig(PeftConfig):
             yield f"bias={self.bias!r} is unknown; pass one of {', '.join(map(repr, BIAS_CHOICES))}."
         if self.column_source is not None and (not isinstance(self.column_source, str) or not self.column_source):
             yield f"column_source={self.column_source!r} is not the name of a folder or a Hub repository."
+        if isinstance(self.target_parameters, str):
+            yield f"target_parameters={self.target_parameters!r} is a str; pass a list: [{self.target_parameters!r}]."
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
             yield "`layers_to_transform` cannot be used when `target_modules` is a str; pass a list of names."
         if isinstance(self.target_modules, str) and self.layers_pattern:

@@ -5,23 +5,31 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _ExcludedModule,
+    _maybe_include_all_linear_layers,
+    init_empty_weights,
+)
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 
 from .checks import adaptable_names, adapter_problems, not_found, raise_together, target_problems, unmatched_names
+from .checks_experts import experts_left_out, parameter_problems
 from .column_source import ColumnSource
 from .config import PacaConfig
 from .errors import PacaError
 from .fingerprint import QUANTIZED, ROUNDED, fingerprint, same_columns
-from .layers import PacaLayer, QuantizedLinear, layer_kind
+from .layers import Experts, PacaLayer, QuantizedLinear, layer_kind
+from .layers.experts import add_experts_adapter, router_names, targeted_parameters
 from .layers.linear import Linear
 from .layers.quantized import unpacked_size
 from .selection import layer_seed
@@ -152,13 +160,24 @@ class PacaModel(BaseTuner):
                 "PacaConfig from this one: `from paca import PacaConfig`."
             )
         config = self._prepare_adapter_config(config, self.get_model_config(model))
+        all_linear = isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear"
         config = _maybe_include_all_linear_layers(config, model)
+        if all_linear:
+            found = set(config.target_modules or ())
+            routers = router_names(model) & found
+            config.target_modules = found - routers  # type: ignore[assignment]
+            experts_left_out(model, config, routers)
         modules = dict(model.named_modules())
         targets = self._targets(config, modules, state_dict)
         if state_dict is None:
             self._check_matches(config, modules, targets)
         ranks = {name: _rank(config, name) for name in targets}
-        raise_together(target_problems(model, targets, ranks), "PaCA cannot adapt this model as asked:")
+        names = targeted_parameters(model, config.target_parameters or ())
+        problems = [
+            *target_problems(model, targets, ranks),
+            *parameter_problems(model, config.target_parameters or (), {name: _rank(config, name) for name in names}),
+        ]
+        raise_together(problems, "PaCA cannot adapt this model as asked:")
         if config.fan_in_fan_out and any(isinstance(module, nn.Linear) for module in targets.values()):
             warnings.warn(
                 "fan_in_fan_out=True is ignored: torch.nn.Linear stores its weight as (out, in), and PaCA reads the "
@@ -198,6 +217,9 @@ class PacaModel(BaseTuner):
 
     def _prepare_adapter_config(self, peft_config: PacaConfig, model_config: dict[str, Any]) -> PacaConfig:
         if peft_config.target_modules is None and model_config["model_type"] not in self.target_module_mapping:
+            if peft_config.target_parameters:
+                peft_config.target_modules = []
+                return peft_config
             raise PacaError(
                 f"Please specify `target_modules` in `peft_config`: the usual ones of a model of type "
                 f"{model_config['model_type']!r} are not known. Pass a list of layer names, or 'all-linear'."
@@ -230,6 +252,29 @@ class PacaModel(BaseTuner):
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
 
+    def _inject_parameters(
+        self, peft_config: PacaConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        """Add the adapter to the fused expert weights that `target_parameters` names.
+
+        PEFT's own parametrizes the weights, which makes all experts anew in every forward.
+        """
+        names = targeted_parameters(model, peft_config.target_parameters or ())
+        for name in names:
+            with init_empty_weights() if low_cpu_mem_usage else nullcontext():
+                layer = add_experts_adapter(model, name)
+                layer._active_adapter = layer._active_adapter or adapter_name
+                layer.update_layer(
+                    adapter_name,
+                    r=_rank(peft_config, name),
+                    paca_alpha=_alpha(peft_config, name),
+                    seed=layer_seed(peft_config.random_seed, name),
+                    init_weights=peft_config.init_weights,
+                )
+            if adapter_name not in self.active_adapters:
+                layer.paca_delta[adapter_name].requires_grad_(False)
+        return names
+
     @staticmethod
     def _create_new_module(config: PacaConfig, adapter_name: str, target: nn.Module, **kwargs: Any) -> PacaLayer:
         kind = layer_kind(target)
@@ -241,8 +286,9 @@ class PacaModel(BaseTuner):
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Replace a module wherever it stands: a layer that two parents share stays shared."""
-        if isinstance(new_module, QuantizedLinear):
-            setattr(parent, child_name, new_module)  # PEFT's also moves it, which updates on the meta device forbid
+        if isinstance(new_module, QuantizedLinear) or isinstance(child, Experts):
+            # PEFT's also moves it, which updates on the meta device forbid, and expects a weight of it.
+            setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
         for other, name in self._places.get(id(child), ()):

@@ -8,10 +8,21 @@ from dataclasses import dataclass
 from torch import nn
 
 from .base import PacaLayer, sync
+from .experts import Experts
 from .linear import Conv1DLinear, Linear, TransposedLinear
 from .quantized import QuantizedLinear, comes_quantized
 
-__all__ = ["LAYER_KINDS", "Conv1DLinear", "LayerKind", "Linear", "PacaLayer", "QuantizedLinear", "layer_kind", "sync"]
+__all__ = [
+    "LAYER_KINDS",
+    "Conv1DLinear",
+    "Experts",
+    "LayerKind",
+    "Linear",
+    "PacaLayer",
+    "QuantizedLinear",
+    "layer_kind",
+    "sync",
+]
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     """
 
     base_layer: Any
+    get_base_layer: Callable[[], Any]
     active_adapters: list[str]
     _active_adapter: str | list[str]
 
@@ -48,6 +49,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     connection_dim: ClassVar[int]  # the dimension of the base weight that counts connections
     delta_dim: ClassVar[int] = 1  # the dimension of `paca_delta` that does
+    weight_name = "weight"  # the base layer's parameter that holds the columns
     base_forward: ClassVar[Callable[..., Any]]  # what the base layer's forward must be for columns to take its place
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -72,7 +74,16 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     def _new_columns(self) -> Any:
         """The keeper of the base weight's columns."""
-        return Columns(self.base_layer.weight, self.connection_dim, self.delta_dim)
+        return Columns(self.base_weight, self.connection_dim, self.delta_dim)
+
+    @property
+    def base_weight(self) -> Any:
+        """The base layer's parameter that holds the columns."""
+        return getattr(self.get_base_layer(), self.weight_name)
+
+    def _weight_key(self) -> str:
+        """The name of that parameter in this layer's state dict."""
+        return f"base_layer.{self.weight_name}"
 
     def update_layer(
         self, adapter_name: str, r: int, paca_alpha: float, seed: int | None = None, init_weights: bool = True
@@ -97,19 +108,22 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self.paca_alpha[adapter_name] = paca_alpha
         self.scaling[adapter_name] = paca_alpha / r
         self.paca_indices[adapter_name] = random_connections(self.in_features, r, seed)
-        self.paca_delta[adapter_name] = nn.Parameter(torch.zeros(self.out_features, r, dtype=self._delta_dtype()))
+        self.paca_delta[adapter_name] = nn.Parameter(torch.zeros(self._delta_shape(r), dtype=self._delta_dtype()))
         if not init_weights:
             nn.init.normal_(self.paca_delta[adapter_name], std=0.1)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
 
+    def _delta_shape(self, r: int) -> tuple[int, ...]:
+        return self.out_features, r
+
     def _delta_dtype(self) -> torch.dtype:
         """The dtype of new updates, before PEFT casts them."""
-        return self.base_layer.weight.dtype
+        return self.base_weight.dtype
 
     def weight_device(self) -> torch.device:
         """Where the base weight is."""
-        return self.base_layer.weight.device
+        return self.base_weight.device
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """PEFT's, less its cast: a loaded update keeps the precision of its file, and its `requires_grad`."""
@@ -348,7 +362,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         return dense.index_copy(self.connection_dim, term.indices, update)
 
     def _weight_shape(self) -> torch.Size:
-        return self.base_layer.weight.shape
+        return self.base_weight.shape
 
     def trained_from(self, adapter_name: str) -> tuple[Tensor, bool]:
         """The pretrained columns that an adapter's updates are added to.
@@ -449,7 +463,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         if not copies and not self.merged_adapters:
             self.columns.release()
         state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
-        key = f"{prefix}base_layer.weight"
+        key = f"{prefix}{self._weight_key()}"
         if key in state and not self.merged_adapters:
             if copies:
                 state[key] = self.columns.pretrained_copy()
@@ -473,7 +487,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     def _adopt_weight(self, fn: Callable[[Tensor], Tensor] | None = None) -> None:
         """Keep the base layer's weight of now, which may be another object than before."""
         old = self.columns
-        if old.weight is not self.base_layer.weight:
+        if old.weight is not self.base_weight:
             self.columns = self._new_columns()
         if self.merged_adapters and fn is not None and old.kept is not None and old.shown is not None:
             self.columns.adopt(Kept(fn(old.kept.indices), fn(old.kept.values)), old.shown)
