@@ -1,6 +1,7 @@
 """PaCA on quantized layers: what they compute, what they keep, and that the packed bytes are never touched."""
 
 import copy
+import io
 import logging
 
 import bitsandbytes as bnb
@@ -201,6 +202,25 @@ def test_copies_compute_the_same(form):
     again = copy.deepcopy(twin)
     again.unmerge_adapter()
     assert packed_bytes(again) == packed_bytes(plain)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if form not in TORCHAO])  # torchao's cannot be pickled
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_pickled_model_computes_the_same(form, merged):
+    plain, model = adapted(form)
+    if merged:
+        model.merge_adapter()
+    wanted = model(inputs())
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    twin = torch.load(buffer, weights_only=False)
+    assert torch.equal(twin(inputs()), wanted)
+    if not merged:
+        twin.merge_adapter()
+    assert packed_bytes(twin) != packed_bytes(plain)
+    twin.unmerge_adapter()
+    assert packed_bytes(twin) == packed_bytes(plain)
 
 
 @pytest.mark.parametrize("form", ["NF4", "int8", "torchao int8"])

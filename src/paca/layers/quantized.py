@@ -273,6 +273,11 @@ class QuantizedLinear(PacaLayer):
         self.columns.kept = self.columns.shown = self.merge_error = None
         self.columns.pinned = False
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for layer in (self.base_layer, self.columns.kept):
+            _restore_class(layer)
+
     def _adopt_weight(self, fn: Callable[[Tensor], Tensor] | None = None) -> None:
         if fn is not None and self.columns.kept is not None:
             self.columns.kept._apply(fn)  # it is out of the module tree meanwhile
@@ -324,6 +329,15 @@ def _matrix_by_unit_vectors(base: Any) -> Tensor:
     outputs = base(torch.eye(base.in_features, dtype=dtype, device=tensors[0].device))
     bias = getattr(base, "bias", None)
     return (outputs if bias is None else outputs - bias).t().contiguous()
+
+
+def _restore_class(layer: Any) -> None:
+    """Make a weight bitsandbytes' own again: a pickle brings it back as a plain parameter with the same attributes."""
+    name = {"Linear4bit": "Params4bit", "Linear8bitLt": "Int8Params"}.get(type(layer).__name__)
+    if name is not None and type(layer.weight) is nn.Parameter:
+        import bitsandbytes
+
+        layer.weight.__class__ = getattr(bitsandbytes.nn, name)
 
 
 def _twin(layer: nn.Module) -> Any:
