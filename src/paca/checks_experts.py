@@ -10,7 +10,7 @@ from torch import nn
 
 from .checks import near_names
 from .layers import Experts
-from .layers.experts import expert_parameters, short_names, targeted_parameters
+from .layers.experts import expert_parameters, short_names, targeted_parameters, unknown_expert_parameters
 
 
 def parameter_problems(model: nn.Module, wanted: Iterable[str], ranks: Mapping[str, int]) -> list[str]:
@@ -67,7 +67,8 @@ def experts_left_out(model: nn.Module, config: Any, routers: set[str]) -> None:
     """
     experts = expert_parameters(model)
     left_out = [name for name in experts if name not in targeted_parameters(model, config.target_parameters or ())]
-    if not experts or not (left_out or routers):
+    unknown = unknown_expert_parameters(model)
+    if not (left_out or routers or unknown):
         return
     adapted = f"target_modules='all-linear' adapts {len(config.target_modules)} linear layers"
     if config.target_parameters:
@@ -78,6 +79,11 @@ def experts_left_out(model: nn.Module, config: Any, routers: set[str]) -> None:
         said.append(
             f"{len(left_out)} fused expert weights ({100 * share:.0f} % of the model) are no linear layers and are "
             f"not adapted: to adapt all experts, pass target_parameters={short_names(experts)}."
+        )
+    if unknown:
+        said.append(
+            f"{len(unknown)} weights are left out because the layout of their experts is not known "
+            f"({', '.join(short_names(unknown))}): to train some whole, name their modules in modules_to_save."
         )
     if routers:
         said.append(

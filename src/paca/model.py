@@ -263,6 +263,8 @@ class PacaModel(BaseTuner):
         for name in names:
             with init_empty_weights() if low_cpu_mem_usage else nullcontext():
                 layer = add_experts_adapter(model, name)
+                for other, child in self._places.get(id(layer.get_base_layer()), ()):
+                    setattr(other, child, model.get_submodule(name.rpartition(".")[0]))
                 layer._active_adapter = layer._active_adapter or adapter_name
                 layer.update_layer(
                     adapter_name,

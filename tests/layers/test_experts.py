@@ -305,6 +305,46 @@ def test_all_linear_tells_of_experts_and_leaves_the_router():
     assert not any("gate.wg" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
+def test_all_linear_tells_of_experts_that_cannot_be_adapted():
+    config = transformers.Llama4TextConfig(**DECODER, intermediate_size_mlp=32)
+    names = r"feed_forward\.experts\.gate_up_proj, feed_forward\.experts\.down_proj"
+    with pytest.warns(UserWarning, match=rf"4 weights are left out .*{names}.*modules_to_save"):
+        get_peft_model(transformers.Llama4ForCausalLM(config), PacaConfig(target_modules="all-linear", r=2))
+
+
+def test_experts_that_two_blocks_share():
+    plain = plain_model()
+    plain.model.layers[1].mlp.experts = plain.model.layers[0].mlp.experts
+    model = adapted(plain)
+    first, second = (block.mlp.experts for block in model.base_model.model.model.layers)
+    assert first is second
+    loss = model(**batch()).loss
+    loss.backward()
+    wanted, weights = full_fine_tuning(plain, model)
+    wanted.backward()
+    assert len(weights) == 2
+    for key, layer in experts_layers(model).items():
+        restricted = weights[key].grad.index_select(2, layer.paca_indices["default"])
+        torch.testing.assert_close(layer.paca_delta["default"].grad, restricted, rtol=0, atol=1e-10)
+    merged = model.merge_and_unload()
+    assert merged.model.layers[0].mlp.experts is merged.model.layers[1].mlp.experts
+    torch.testing.assert_close(merged(**batch()).loss, wanted)
+
+
+def test_adapter_on_bfloat16_weights_loads_without_a_first_copy(tmp_path):
+    plain = plain_model(dtype=torch.bfloat16)
+    options = {"r": 4, "target_modules": "all-linear", "target_parameters": EXPERTS, "init_weights": False}
+    model = get_peft_model(copy.deepcopy(plain), PacaConfig(**options)).eval()
+    model(**batch()).loss.backward()
+    assert {parameter.grad.dtype for parameter in trained(model)} == {torch.float32}
+    wanted = output(model)
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path, low_cpu_mem_usage=True).eval()
+    assert torch.equal(output(loaded), wanted)
+    with pytest.raises(PacaError, match=r"experts\.base_layer: paca_delta is \(4, 96, 4\) in the file"):
+        PeftModel.from_pretrained(plain_model("Qwen3-MoE"), tmp_path)
+
+
 def test_all_linear_with_experts_says_what_is_adapted(caplog, recwarn):
     with caplog.at_level(logging.INFO, logger="paca"):
         model = adapted(plain_model(), target_modules="all-linear")

@@ -195,6 +195,23 @@ def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+def unknown_expert_parameters(model: nn.Module) -> list[str]:
+    """The 3-D weights that experts seem to have, but whose layout nothing tells, as those of Llama 4.
+
+    Args:
+        model: The model, adapted or not.
+
+    Returns:
+        Their names.
+    """
+    known = {id(parameter) for parameter in expert_parameters(model).values()}
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 3 and "expert" in name and ".paca_" not in name and id(parameter) not in known
+    ]
+
+
 def router_names(model: nn.Module) -> set[str]:
     """The linear layers that choose the experts: one output per expert, beside an experts' module.
 
