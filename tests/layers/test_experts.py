@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 
 import pytest
 import torch
@@ -392,3 +393,21 @@ def test_mixed_batches_and_untrainable_implementations_are_refused():
     model.base_model.model.config._experts_implementation = "sonicmoe"
     with pytest.raises(PacaError, match=r"set_experts_implementation\('grouped_mm'\)"):
         model(**batch())
+
+
+@pytest.mark.parametrize(
+    ("multiply", "operation"),
+    [
+        (lambda x, weight: torch.einsum("ti,eoi->to", x, weight), "einsum"),
+        (lambda x, weight: x @ weight[0:2].sum(0).T, "an index of type slice"),
+        (lambda x, weight: x @ weight.transpose(0, 1), "transpose(0, 1)"),
+        (lambda x, weight: x @ weight.sum(0).T, ".sum"),
+    ],
+)
+def test_a_forward_that_multiplies_in_another_way_is_refused(multiply, operation, monkeypatch):
+    layer = adapted(plain_model()).base_model.model.model.layers[0].mlp.experts
+    module = layer.get_base_layer()
+    monkeypatch.setattr(type(module), "forward", lambda experts, x, *_: multiply(x, experts.gate_up_proj))
+    with pytest.raises(PacaError, match=f"does not know \\({re.escape(operation)}\\)"):
+        layer(torch.randn(3, 32, dtype=torch.float64), None, None)
+    assert isinstance(module.gate_up_proj, torch.nn.Parameter)
