@@ -102,13 +102,16 @@ def tied_owners(model: nn.Module) -> dict[tuple[str, int], list[str]]:
     return {key: names for key, names in owners.items() if len(names) > 1}
 
 
-def target_problems(model: nn.Module, targets: Mapping[str, nn.Module], ranks: Mapping[str, int]) -> list[str]:
+def target_problems(
+    model: nn.Module, targets: Mapping[str, nn.Module], ranks: Mapping[str, int], clamp_rank: bool = False
+) -> list[str]:
     """What stands against adapting these layers at these ranks.
 
     Args:
         model: The base model.
         targets: The layers by name.
         ranks: Their ranks by name.
+        clamp_rank: Whether a rank that is too large will be capped.
 
     Returns:
         One line per problem.
@@ -122,10 +125,11 @@ def target_problems(model: nn.Module, targets: Mapping[str, nn.Module], ranks: M
             problems.append(problem)
             continue
         connections, shape = _connections(base)
-        if ranks[name] > connections:
+        if ranks[name] > connections and not clamp_rank:
             problems.append(
                 f"r={ranks[name]} does not fit {name}, which has {connections} connections (weight {shape}): pass "
-                f"r={connections} or less, or rank_pattern={{{name!r}: ...}}."
+                f"r={connections} or less, or rank_pattern={{{name!r}: ...}}, "
+                "or clamp_rank=True to cap it."
             )
         parent = name.rpartition(".")[0]
         if isinstance(model.get_submodule(parent), nn.MultiheadAttention):

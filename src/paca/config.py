@@ -38,6 +38,8 @@ class PacaConfig(PeftConfig):
         layers_to_transform: Indices of the blocks whose layers are adapted; None means all.
         layers_pattern: Name of the list that holds the blocks, if `layers_to_transform` does not find it.
         rank_pattern: Other ranks for some layers: `{name or regular expression: r}`.
+        clamp_rank: Cap `r` at the number of connections of a layer in `target_modules`, and log which layers these
+            are. By default a rank that is too large is an error.
         alpha_pattern: Other `paca_alpha` for some layers: `{name or regular expression: alpha}`.
         bias: Which biases are trained as well: `"none"`, `"all"`, or `"paca_only"`, those of the adapted layers.
         modules_to_save: Further modules that are trained whole and saved with the adapter, a new head for instance.
@@ -77,6 +79,7 @@ class PacaConfig(PeftConfig):
     rank_pattern: dict[str, int] = field(
         default_factory=dict, metadata={"help": "Other ranks for some layers: {name or regular expression: r}."}
     )
+    clamp_rank: bool = field(default=False, metadata={"help": "Cap r at a layer's number of connections."})
     alpha_pattern: dict[str, float] = field(
         default_factory=dict,
         metadata={"help": "Other paca_alpha for some layers: {name or regular expression: alpha}."},

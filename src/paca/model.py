@@ -174,7 +174,7 @@ class PacaModel(BaseTuner):
         ranks = {name: _rank(config, name) for name in targets}
         names = targeted_parameters(model, config.target_parameters or ())
         problems = [
-            *target_problems(model, targets, ranks),
+            *target_problems(model, targets, ranks, config.clamp_rank),
             *parameter_problems(model, config.target_parameters or (), {name: _rank(config, name) for name in names}),
         ]
         raise_together(problems, "PaCA cannot adapt this model as asked:")
@@ -240,9 +240,15 @@ class PacaModel(BaseTuner):
         if not isinstance(target, PacaLayer):
             options = get_quantization_kwargs(self.model)
             layer = self._create_new_module(peft_config, adapter_name, target, **options)
+        rank = _rank(peft_config, current_key)
+        if peft_config.clamp_rank and rank > layer.in_features:
+            logger.warning(
+                "clamp_rank: r=%d of %s is capped at its %d connections", rank, current_key, layer.in_features
+            )
+            rank = layer.in_features
         layer.update_layer(
             adapter_name,
-            r=_rank(peft_config, current_key),
+            r=rank,
             paca_alpha=_alpha(peft_config, current_key),
             seed=layer_seed(peft_config.random_seed, current_key),
             init_weights=peft_config.init_weights,
