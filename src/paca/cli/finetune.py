@@ -51,16 +51,18 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         from paca.training.finetune import finetune
         from paca.training.recipe import find_recipe, read_recipe
-        from paca.training.report import closing_lines
+        from paca.training.tasks import TASKS
 
         recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output)
         metrics = finetune(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
+        lines = TASKS[recipe.task].closing_lines(metrics)
     except ModuleNotFoundError as error:
-        raise PacaError(f"The package {error.name!r} is missing. Type: pip install 'paca[train]'") from error
+        extra = "vision" if error.name in ("PIL", "timm", "torchvision") else "train"
+        raise PacaError(f"The package {error.name!r} is missing. Type: pip install 'paca[{extra}]'") from error
     except KeyboardInterrupt:
         print("paca finetune: interrupted; add --resume to go on", file=sys.stderr)
         return 130
-    print("\n".join(closing_lines(metrics)))
+    print("\n".join(lines))
     return 0
 
 

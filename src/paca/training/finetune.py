@@ -5,26 +5,44 @@ same adapter file, bit for bit, as a run that was never interrupted: Trainer res
 data and random numbers, and nothing here draws a random number between the seed and the first step.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
 from paca.training import report
-from paca.training.checkpoints import STATE, last_complete
+from paca.training.checkpoints import last_complete
 from paca.training.data import RawData, TrainingData, prepare_data, read_data
 from paca.training.files import discard, write_folder, write_json
 from paca.training.held_out import evaluate
 from paca.training.models import load_model, load_tokenizer
 from paca.training.progress import LossBar, quiet_libraries
 from paca.training.recipe import Recipe
-from paca.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS, open_run
+from paca.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS, open_run, read_metrics
+from paca.training.stages import measured_once, train
 from paca.training.step_meter import StepMeter
+from paca.training.tasks import TASKS
 from paca.training.trainer_arguments import method_config, training_arguments
 
 
 def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """Run a recipe.
+    """Run a recipe, whatever its task is.
+
+    Args:
+        recipe: What to run; `recipe.read_recipe` makes it from a file.
+        resume: Go on from the last checkpoint of an interrupted run; a finished one is only reported again.
+        overwrite: Replace what the output folder holds.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        PacaError: If the data, the model or the output folder do not allow the run.
+    """
+    return TASKS[recipe.task].run(recipe, resume, overwrite)
+
+
+def finetune_text(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+    """Run a recipe whose task is text.
 
     Args:
         recipe: What to run; `recipe.read_recipe` makes it from a file.
@@ -51,29 +69,16 @@ def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str
     data = prepare_data(raw, recipe.data, tokenizer, arguments.max_length)
     model = load_model(recipe.model.name, recipe.model.dtype, recipe.model.quantization)
     trainer = make_trainer(recipe, arguments, model, tokenizer, data)
-    before = _before(folder, trainer)
+    before = measured_once(folder / BEFORE, lambda: report.describe_held_out(evaluate(trainer)))
     meter = StepMeter()
     trainer.add_callback(meter)
-    _train(trainer, recipe.seed, last_complete(folder))
+    train(trainer, recipe.seed, last_complete(folder))
     metrics = _metrics(recipe, trainer, data, before, meter)
     write_folder(folder / ADAPTER, trainer.model.save_pretrained)
     report.draw_loss_curve(folder / CURVE, metrics)
     discard(folder / CARD)  # TRL's model card tells how to load a whole model, which is not what lies here
     write_json(folder / METRICS, metrics)
     return metrics
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """Read what a finished run measured.
-
-    Args:
-        folder: Its output folder.
-
-    Returns:
-        What metrics.json holds.
-    """
-    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
-    return {**metrics, "adapter": str(folder / ADAPTER)}  # the folder may have been moved
 
 
 def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, data: TrainingData) -> Any:
@@ -113,30 +118,6 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, dat
     if trainer.pop_callback(ProgressCallback) is not None:  # absent under training.disable_tqdm
         trainer.add_callback(LossBar())
     return trainer
-
-
-def _before(folder: Path, trainer: Any) -> dict[str, Any]:
-    """Measure the base model, or read what was measured before the interruption."""
-    path = folder / BEFORE
-    if not path.exists():
-        write_json(path, report.describe_held_out(evaluate(trainer)))
-    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return measured
-
-
-def _train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
-    from transformers import TrainerState, set_seed
-
-    if checkpoint is not None:
-        state = TrainerState.load_from_json(str(checkpoint / STATE))
-        if state.global_step >= state.max_steps:
-            # The run was killed after its last step. Trainer would take one step more, each time it is resumed.
-            trainer.state = state
-            trainer.model.load_adapter(str(checkpoint), trainer.model.active_adapter, is_trainable=True)
-            return
-    # The evaluation drew random numbers, or was skipped by a resumed run.
-    set_seed(seed)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
 def _metrics(

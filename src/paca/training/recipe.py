@@ -15,8 +15,10 @@ import yaml
 from paca.errors import PacaError
 from paca.training import yaml_scalars
 from paca.training.quantization import quantization_problems
-from paca.training.schema import dotted, unknown_keys, wrong_types
-from paca.training.trainer_arguments import method_problems, training_problems
+from paca.training.schema import dotted, suggestion, unknown_keys, wrong_types
+from paca.training.tasks import IMAGES, TASKS, TEXT
+from paca.training.trainer_arguments import method_problems
+from paca.training.vision.section import ImagesSection, images_problems
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -85,8 +87,10 @@ class Recipe:
         data: Training and held-out data.
         output_dir: The folder that the run writes to.
         method: The PEFT method.
-        training: Fields of TRL's `SFTConfig`, and thereby of `TrainingArguments`.
+        training: Fields of TRL's `SFTConfig`, and thereby of `TrainingArguments`; for images, of the latter alone.
         seed: Fixes the choice of connections, the order of the data and dropout.
+        task: `text` or `image-classification`.
+        images: How images reach the model, where the task is to classify them.
     """
 
     model: ModelSection
@@ -95,11 +99,15 @@ class Recipe:
     method: MethodSection = field(default_factory=MethodSection)
     training: dict[str, Any] = field(default_factory=dict)
     seed: int = 42
+    task: str = TEXT
+    images: ImagesSection = field(default_factory=ImagesSection)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as YAML spells it; `read_recipe` reads the same recipe back."""
         spelled = dataclasses.asdict(self)
         spelled["method"] = {"name": self.method.name, **self.method.config}
+        if self.task == TEXT:
+            del spelled["task"], spelled["images"]
         return spelled
 
 
@@ -208,22 +216,23 @@ def _set_dotted(content: dict[str, Any], key: str, value: Any) -> list[str]:
 def _build_recipe(content: Mapping[str, Any], problems: list[str]) -> Recipe | None:
     """Build what can be built, and add every problem that is found on the way."""
     problems += unknown_keys("", content, {spec.name for spec in dataclasses.fields(Recipe)})
-    given = {key: _mapping(content, key, problems) for key in ("model", "data", "method", "training")}
+    given = {key: _mapping(content, key, problems) for key in ("model", "data", "method", "training", "images")}
     config = {key: value for key, value in given["method"].items() if key != "name"}
     named = {key: value for key, value in given["method"].items() if key == "name"}
     model = _build_section(ModelSection, "model", given["model"], problems)
     data = _build_section(DataSection, "data", given["data"], problems)
     method = _build_section(MethodSection, "method", {**named, "config": config}, problems)
-    plain = {key: content[key] for key in ("output_dir", "seed") if key in content}
+    images = _build_section(ImagesSection, "images", given["images"], problems)
+    plain = {key: content[key] for key in ("output_dir", "seed", "task") if key in content}
     problems += wrong_types("", plain, get_type_hints(Recipe))
     if "output_dir" not in content:
         problems.append("output_dir is missing: name the folder to write to, or pass --output DIR")
     problems += _value_problems(model, data)
-    problems += training_problems(given["training"])
+    problems += _task_problems(content, model, images, given["training"])
     problems += method_problems(method.name, method.config) if method else []
-    if model is None or data is None or method is None or problems:
+    if model is None or data is None or method is None or images is None or problems:
         return None
-    return Recipe(model=model, data=data, method=method, training=given["training"], **plain)
+    return Recipe(model=model, data=data, method=method, training=given["training"], images=images, **plain)
 
 
 def _mapping(content: Mapping[str, Any], key: str, problems: list[str]) -> dict[str, Any]:
@@ -249,6 +258,22 @@ def _build_section(cls: type[Section], where: str, given: Mapping[str, Any], pro
     ]
     problems += found
     return None if found else cls(**given)
+
+
+def _task_problems(
+    content: Mapping[str, Any], model: ModelSection | None, images: ImagesSection | None, training: Mapping[str, Any]
+) -> list[str]:
+    task = content.get("task", TEXT)
+    if task not in TASKS:
+        return [f"task = {task!r}: expected one of {', '.join(TASKS)}{suggestion(str(task), TASKS)}"]
+    problems = TASKS[task].training_problems(training)
+    if task == IMAGES:
+        problems += images_problems(images) if images else []
+        if model and model.quantization is not None:
+            problems.append(f"model.quantization = {model.quantization!r}: image classifiers are not quantized")
+    elif "images" in content:
+        problems.append(f"images: a recipe whose task is {task} has none; add task: {IMAGES}")
+    return problems
 
 
 def _value_problems(model: ModelSection | None, data: DataSection | None) -> list[str]:

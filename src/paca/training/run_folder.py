@@ -1,6 +1,8 @@
 """The output folder of a run: what lies where, whether a run is going on in it, and what may be done with it."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from paca.errors import PacaError
 from paca.training import yaml_scalars
@@ -14,6 +16,7 @@ BEFORE = "before.json"
 ADAPTER = "adapter"
 MERGED = "merged"
 CURVE = "loss.png"
+MISTAKES = "misclassified.png"
 CARD = "README.md"  # TRL's model card
 
 
@@ -47,6 +50,19 @@ def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool
     return False
 
 
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read what a finished run measured.
+
+    Args:
+        folder: Its output folder.
+
+    Returns:
+        What metrics.json holds.
+    """
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    return {**metrics, "adapter": str(folder / ADAPTER)}  # the folder may have been moved
+
+
 def _check_ours(folder: Path) -> None:
     """A run writes a README.md and deletes old checkpoints, so it must not share a folder with anything else."""
     if folder.exists() and not folder.is_dir():
@@ -63,7 +79,7 @@ def _check_ours(folder: Path) -> None:
 
 def _clear(folder: Path) -> None:
     # In this order, a deletion that is interrupted leaves what looks like an unfinished run, and can be repeated.
-    for name in (METRICS, BEFORE, ADAPTER, MERGED, CURVE, CARD):
+    for name in (METRICS, BEFORE, ADAPTER, MERGED, CURVE, MISTAKES, CARD):
         discard(folder / name)
     for checkpoint in checkpoint_folders(folder):
         discard(checkpoint)

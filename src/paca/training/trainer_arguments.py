@@ -5,7 +5,7 @@ The libraries are imported inside the functions: they take seconds, which `paca 
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from paca.training.schema import listing, suggestion, unknown_keys, wrong_types
@@ -101,13 +101,13 @@ def training_problems(training: Mapping[str, Any]) -> list[str]:
     """
     from trl import SFTConfig
 
-    problems = _refused("training", training, REFUSED_TRAINING_KEYS)
+    problems = refused_keys("training", training, REFUSED_TRAINING_KEYS)
     allowed = {spec.name for spec in dataclasses.fields(SFTConfig)} - set(REFUSED_TRAINING_KEYS)
     kept = {key: value for key, value in training.items() if key not in REFUSED_TRAINING_KEYS}
     problems += unknown_keys("training", kept, allowed)
     problems += wrong_types("training", kept, get_type_hints(SFTConfig))
     if not problems:
-        problems += _construction_problems("training", lambda: training_arguments(training, "unused", 0))
+        problems += construction_problems("training", lambda: training_arguments(training, "unused", 0))
     return problems
 
 
@@ -126,17 +126,27 @@ def method_problems(name: str, config: Mapping[str, Any]) -> list[str]:
         hint = suggestion(name, methods) or listing(methods, most=100)
         return [f"method.name = {name!r}: PEFT knows no such method{hint}"]
     cls = methods[name]
-    problems = _refused("method", config, REFUSED_METHOD_KEYS)
+    problems = refused_keys("method", config, REFUSED_METHOD_KEYS)
     kept = {key: value for key, value in config.items() if key not in REFUSED_METHOD_KEYS}
     allowed = {spec.name for spec in dataclasses.fields(cls)} - set(REFUSED_METHOD_KEYS)
     problems += unknown_keys("method", kept, allowed)
     problems += wrong_types("method", kept, get_type_hints(cls))
     if not problems:
-        problems += _construction_problems("method", lambda: method_config(name, config))
+        problems += construction_problems("method", lambda: method_config(name, config))
     return problems
 
 
-def _refused(where: str, given: Mapping[str, Any], refused: Mapping[str, str]) -> list[str]:
+def refused_keys(where: str, given: Mapping[str, Any], refused: Mapping[str, str]) -> list[str]:
+    """Say which keys are not to be set.
+
+    Args:
+        where: Dotted name of the mapping in the recipe.
+        given: The keys and values.
+        refused: Keys, and what to do instead of setting them.
+
+    Returns:
+        One message per key that is set nevertheless.
+    """
     return [
         f"{where}.{key} = {given[key]!r}: not to be set here; {instead}"
         for key, instead in refused.items()
@@ -144,7 +154,16 @@ def _refused(where: str, given: Mapping[str, Any], refused: Mapping[str, str]) -
     ]
 
 
-def _construction_problems(where: str, construct: Any) -> list[str]:
+def construction_problems(where: str, construct: Callable[[], Any]) -> list[str]:
+    """Try whether a configuration can be built.
+
+    Args:
+        where: Dotted name of the mapping that it is built from.
+        construct: Builds it.
+
+    Returns:
+        The message of what it raised, if it did.
+    """
     try:
         construct()
     except (ValueError, TypeError, ImportError) as error:

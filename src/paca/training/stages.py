@@ -1,0 +1,47 @@
+"""The stages that the run of every task has: a measurement that survives an interruption, and training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from paca.training.checkpoints import STATE
+from paca.training.files import write_json
+
+
+def measured_once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Measure, or read what was measured before the interruption.
+
+    Args:
+        path: The file that holds the measurement.
+        measure: Takes it.
+
+    Returns:
+        The measurement, as JSON holds it.
+    """
+    if not path.exists():
+        write_json(path, measure())
+    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return measured
+
+
+def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
+    """Train to the end, from a checkpoint if there is one.
+
+    Args:
+        trainer: Any `Trainer` whose model is a `PeftModel`.
+        seed: Of everything that is drawn from here on; a checkpoint brings its own state.
+        checkpoint: A complete checkpoint's folder.
+    """
+    from transformers import TrainerState, set_seed
+
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+        if state.global_step >= state.max_steps:
+            # The run was killed after its last step. Trainer would take one step more, each time it is resumed.
+            trainer.state = state
+            trainer.model.load_adapter(str(checkpoint), trainer.model.active_adapter, is_trainable=True)
+            return
+    # The evaluation drew random numbers, or was skipped by a resumed run.
+    set_seed(seed)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

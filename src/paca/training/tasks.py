@@ -1,0 +1,75 @@
+"""The tasks that a recipe can have: what checks its keys, what runs it, and what tells how the run went.
+
+The libraries of a task are imported when it is used.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+TEXT = "text"
+IMAGES = "image-classification"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kind of fine-tuning.
+
+    Args:
+        name: What a recipe's `task` says.
+        description: One line.
+        training_problems: Says what is wrong with the recipe's `training` keys.
+        run: Runs a recipe: `(recipe, resume, overwrite)` to what metrics.json holds.
+        closing_lines: Sums a run up, from what metrics.json holds.
+    """
+
+    name: str
+    description: str
+    training_problems: Callable[[Mapping[str, Any]], list[str]]
+    run: Callable[[Any, bool, bool], dict[str, Any]]
+    closing_lines: Callable[[Mapping[str, Any]], list[str]]
+
+
+def _text_problems(training: Mapping[str, Any]) -> list[str]:
+    from paca.training.trainer_arguments import training_problems
+
+    return training_problems(training)
+
+
+def _run_text(recipe: Any, resume: bool, overwrite: bool) -> dict[str, Any]:
+    from paca.training.finetune import finetune_text
+
+    return finetune_text(recipe, resume, overwrite)
+
+
+def _text_lines(metrics: Mapping[str, Any]) -> list[str]:
+    from paca.training.report import closing_lines
+
+    return closing_lines(metrics)
+
+
+def _image_problems(training: Mapping[str, Any]) -> list[str]:
+    from paca.training.vision.arguments import image_training_problems
+
+    return image_training_problems(training)
+
+
+def _run_images(recipe: Any, resume: bool, overwrite: bool) -> dict[str, Any]:
+    from paca.training.vision.finetune import finetune_images
+
+    return finetune_images(recipe, resume, overwrite)
+
+
+def _image_lines(metrics: Mapping[str, Any]) -> list[str]:
+    from paca.training.vision.report import closing_lines
+
+    return closing_lines(metrics)
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task(TEXT, "a causal language model on text or conversations", _text_problems, _run_text, _text_lines),
+        Task(IMAGES, "an image classifier", _image_problems, _run_images, _image_lines),
+    )
+}

@@ -1,0 +1,102 @@
+"""Labelled images, wherever they lie: in memory, in files, in a data set. Decoded one at a time."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of known classes.
+
+    Args:
+        read: Gives the image at a position as an RGB `PIL.Image`.
+        labels: The class of each, an index into `classes`.
+        classes: The classes' names.
+        origin: What was read, as a message may call it.
+        skipped: Files that could not be read and were left out.
+    """
+
+    read: Callable[[int], Any]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+    origin: str
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def choose(self, positions: Sequence[int]) -> "Images":
+        """Keep some of the images.
+
+        Args:
+            positions: Which, in the order wanted.
+
+        Returns:
+            Those images; nothing is decoded or copied.
+        """
+        chosen = tuple(positions)
+        return Images(
+            read=lambda position: self.read(chosen[position]),
+            labels=tuple(self.labels[position] for position in chosen),
+            classes=self.classes,
+            origin=self.origin,
+            skipped=self.skipped,
+        )
+
+
+def from_array(pixels: Any, labels: Sequence[int], classes: Sequence[str], origin: str) -> Images:
+    """Images that lie in memory.
+
+    Args:
+        pixels: Bytes, shape `(n, height, width, 3)`, or `(n, height, width)` for shades of grey.
+        labels: The class of each.
+        classes: The classes' names.
+        origin: What was read.
+
+    Returns:
+        The images.
+    """
+    from PIL import Image
+
+    return Images(
+        read=lambda position: Image.fromarray(pixels[position]).convert("RGB"),
+        labels=tuple(int(label) for label in labels),
+        classes=tuple(str(name) for name in classes),
+        origin=origin,
+    )
+
+
+def from_files(paths: Sequence[Any], labels: Sequence[int], classes: Sequence[str], origin: str) -> Images:
+    """Images in files, opened when they are needed.
+
+    Args:
+        paths: The files.
+        labels: The class of each.
+        classes: The classes' names.
+        origin: What was read.
+
+    Returns:
+        The images.
+    """
+    return Images(
+        read=lambda position: open_rgb(paths[position]),
+        labels=tuple(labels),
+        classes=tuple(classes),
+        origin=origin,
+    )
+
+
+def open_rgb(path: Any) -> Any:
+    """Decode an image file whole.
+
+    Args:
+        path: The file.
+
+    Returns:
+        An RGB `PIL.Image`, turned as its EXIF data says.
+    """
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
