@@ -1,0 +1,6 @@
+"""What changes when a model is trained by several processes."""
+
+from .ranks import check_ranks
+from .traffic import Traffic, count_traffic
+
+__all__ = ["Traffic", "check_ranks", "count_traffic"]
