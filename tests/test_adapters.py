@@ -533,6 +533,34 @@ def test_a_state_dict_in_mid_training_is_pretrained_and_stays_so(kind, dtype):
         assert_resident(model)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_walking_the_parameters_after_a_step_meets_the_pretrained_weight(kind, dtype, monkeypatch):
+    monkeypatch.setattr(paca.columns, "_eager", False)
+    plain, model = adapted(kind, dtype)
+    train(model, dtype=dtype)
+    found = dict(model.named_parameters())
+    for name in layers(model):
+        assert torch.equal(found[f"base_model.model.{name}.base_layer.weight"], plain.get_submodule(name).weight)
+
+
+def test_walking_the_parameters_in_a_forward_leaves_its_columns_in_place():
+    _, model = adapted()
+    train(model)
+    expected = model(inputs())
+    for layer in layers(model).values():
+        layer.base_layer.register_forward_pre_hook(lambda *_: list(model.parameters()) and None)
+    assert torch.equal(model(inputs()), expected)
+    assert_resident(model)
+
+
+def test_walking_the_parameters_leaves_merged_weights_alone():
+    _, model = adapted()
+    model.merge_adapter()
+    merged = layers(model)["one"].base_layer.weight.clone()
+    assert torch.equal(dict(model.named_parameters())["base_model.model.one.base_layer.weight"], merged)
+
+
 def test_the_state_dict_of_the_base_model_is_pretrained():
     plain, model = adapted()
     train(model)

@@ -117,13 +117,30 @@ def test_another_scaling_is_another_content():
     torch.testing.assert_close(weight, adapted(before, terms))
 
 
-def test_a_step_takes_stale_columns_out():
+def test_after_a_step_the_columns_are_written_anew():
     weight, columns = make()
     before = weight.clone()
     terms = (term(1, 4),)
     columns.show(terms)
+    terms[0].delta.data.mul_(2)  # as a fused step: no version counter tells
     stepped([terms[0].delta, nn.Parameter(torch.zeros(3))])
-    assert columns.shown is None
+    columns.show(terms)
+    torch.testing.assert_close(weight, adapted(before, terms))
+    columns.take_out()
+    assert torch.equal(weight, before)
+
+
+def test_a_weight_that_others_change_between_two_takings_out_stays_theirs():
+    weight, columns = make()
+    terms = (term(1, 4),)
+    columns.show(terms)
+    columns.take_out()
+    with torch.no_grad():
+        weight.add_(1)
+    before = weight.clone()
+    columns.take_out()
+    columns.show(terms)
+    columns.take_out()
     assert torch.equal(weight, before)
 
 

@@ -118,11 +118,13 @@ class ColumnKeeper:
         self.shown: Shown | None = None
         self.kept: Any = None  # what brings the pretrained weight back
         self.pinned = False  # merged: what is shown stays until it is taken out by name
+        self.stale = False  # shown are columns of before an optimizer step; nobody may use or see them
         self._steps = 0  # optimizer steps that changed a delta shown here
 
     def invalidate(self) -> None:
         """Have the next `show` look anew, after a change that no version counter tells of."""
         self._steps += 1
+        self.stale = self.shown is not None and not self.pinned
 
     def pin(self) -> None:
         """Merge what is shown: it stays until `take_out`, whatever optimizers do."""
@@ -159,7 +161,8 @@ class ColumnKeeper:
     def _watch(self, terms: tuple[Term, ...]) -> None:
         """Be told of optimizer steps that change the terms' deltas."""
         for term in terms:
-            _KEEPERS[id(term.delta)] = self
+            if _KEEPERS.get(id(term.delta)) is not self:
+                _KEEPERS[id(term.delta)] = self
 
 
 class Columns(ColumnKeeper):
@@ -212,7 +215,8 @@ class Columns(ColumnKeeper):
         Raises:
             RuntimeError: If a delta was changed since, or columns were merged, so that these cannot be shown.
         """
-        if shown is None or shown is self.shown or (self.shown is not None and shown.key == self.shown.key):
+        held = None if self.stale else self.shown
+        if shown is None or shown is held or (held is not None and shown.key == held.key):
             return
         if not shown.terms and not self.pinned:
             self.take_out()
@@ -231,11 +235,12 @@ class Columns(ColumnKeeper):
 
         The copy of them stays, for the next `show`, as long as nobody else writes into the weight.
         """
-        if self.shown is not None and self.kept is not None:
-            self.rows.index_copy_(0, *self.kept)
+        if self.shown is not None:
+            if self.kept is not None:
+                self.rows.index_copy_(0, *self.kept)
+            self._version = _version(self.weight)  # whoever writes into the weight from now on outdates the copy
         self.shown = None
-        self.pinned = False
-        self._version = _version(self.weight)
+        self.pinned = self.stale = False
 
     def release(self) -> None:
         """`take_out`, keep nothing, and give the weight its ordinary memory layout back: it was never adapted."""
@@ -307,6 +312,7 @@ class Columns(ColumnKeeper):
         self.rows.index_copy_(0, indices, adapted_columns(kept.values, indices, shown.terms, self.delta_dim))
         self._watch(shown.terms)
         self.shown = shown
+        self.stale = False
         return shown
 
     def _detach_handed_out(self) -> None:
@@ -339,8 +345,8 @@ def write_eagerly() -> None:
 def stepped(parameters: Iterable[Tensor]) -> None:
     """Tell that an optimizer has changed these parameters.
 
-    The columns that they show are stale now. They leave the weight, which is the pretrained one until the next
-    forward pass, or are written again if compiled code will read them.
+    The columns that they show are stale now. The next forward pass writes them anew, or whoever walks the model's
+    parameters before it takes them out. They are written at once if compiled code will read them.
 
     Args:
         parameters: Any parameters; those that are no adapter's are passed over.
@@ -351,12 +357,8 @@ def stepped(parameters: Iterable[Tensor]) -> None:
             continue
         columns.invalidate()
         shows = columns.shown is not None and any(term.delta is parameter for term in columns.shown.terms)
-        if columns.pinned:
-            continue
-        if shows and _eager:
+        if _eager and shows and not columns.pinned:
             columns.refresh()
-        elif shows:
-            columns.take_out()
 
 
 @torch.compiler.disable

@@ -457,6 +457,12 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         """
         return True
 
+    def named_modules(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Module]]:
+        """As any module's; who walks a model's parameters after a step comes by here, and meets no stale columns."""
+        if self.columns.stale:
+            self.columns.take_out()
+        return super().named_modules(*args, **kwargs)
+
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """As any module's; the base weight in it is the pretrained one, or the merged one if adapters are merged."""
         copies = writes_eagerly() and self.columns.shown is not None
