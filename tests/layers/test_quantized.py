@@ -387,15 +387,35 @@ def test_torchao_without_its_configuration_merges_into_an_ordinary_model_only():
     assert type(model.merge_and_dequantize().one) is nn.Linear
 
 
-def test_weights_that_bitsandbytes_has_packed_for_avx512_are_unpacked():
-    """Its own forward without gradients repacks the weight in place, where the processor has bfloat16 instructions."""
-    _, model = adapted("NF4")
-    wanted, layer = model(inputs()), layers(model)["one"].base_layer
-    layer.weight.data, layer.weight.quant_state = _convert_weight_packed_for_cpu(
-        layer.weight.data, layer.weight.quant_state
-    )
-    assert layer.weight.quant_state.packing_format_for_cpu
+@pytest.mark.parametrize("form", ["NF4", "NF4 double"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_weights_that_bitsandbytes_has_repacked_for_a_cpu(form, when):
+    """Its forward without gradients repacks the weight in place, where the processor has bfloat16 instructions."""
+    plain, model = adapted(form)
+    wanted, one = model(inputs()), plain.one if when == "before" else layers(model)["one"].base_layer
+    one.weight.data, one.weight.quant_state = _convert_weight_packed_for_cpu(one.weight.data, one.weight.quant_state)
+    assert one.weight.quant_state.packing_format_for_cpu
+    one.support_avx512bf16_for_cpu = True
+    if when == "before":
+        again = get_peft_model(plain, config())
+        with torch.no_grad():
+            for parameter, other in zip(trained(again), trained(model), strict=True):
+                parameter.copy_(other)
+        model = again
+        assert not layers(model)["one"].base_layer.weight.quant_state.packing_format_for_cpu
     same(model(inputs()), wanted, torch.bfloat16)
+
+
+@pytest.mark.parametrize("form", ["NF4", "NF4 double"])
+def test_bitsandbytes_repacks_no_adapted_weight(form):
+    _, model = adapted(form)
+    before = packed_bytes(model)
+    model.eval()
+    with torch.no_grad(), model.disable_adapter():
+        model(inputs())
+    assert packed_bytes(model) == before
+    state = layers(model)["one"].base_layer.weight.quant_state
+    assert not getattr(state, "packing_format_for_cpu", False)
 
 
 def test_hooks_on_the_base_layer_fire_also_while_merged():

@@ -103,6 +103,8 @@ def test_merged_into_the_quantized_format_and_saved(checkpoint, setting, tmp_pat
     merged.save_pretrained(tmp_path)
     reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert reloaded.is_quantized
+    for module in reloaded.modules():  # else NF4 is computed in bfloat16 without gradients, on CPUs that can
+        module.support_avx512bf16_for_cpu = False
     torch.testing.assert_close(reloaded(IDS).logits, wanted, rtol=1e-3, atol=1e-3)
 
 
