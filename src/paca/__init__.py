@@ -16,11 +16,28 @@ if TYPE_CHECKING:
     from .config import PacaConfig
     from .layers import PacaLayer, sync
     from .model import PacaModel
+    from .selection import LayerFacts, register_selection
 
 __version__ = "0.1.0"
-__all__ = ["PacaConfig", "PacaError", "PacaLayer", "PacaModel", "__version__", "sync"]
+__all__ = [
+    "LayerFacts",
+    "PacaConfig",
+    "PacaError",
+    "PacaLayer",
+    "PacaModel",
+    "__version__",
+    "register_selection",
+    "sync",
+]
 
-_HOMES = {"PacaConfig": "config", "PacaModel": "model", "PacaLayer": "layers", "sync": "layers"}
+_HOMES = {
+    "LayerFacts": "selection",
+    "PacaConfig": "config",
+    "PacaLayer": "layers",
+    "PacaModel": "model",
+    "register_selection": "selection",
+    "sync": "layers",
+}
 
 
 def _register() -> None:

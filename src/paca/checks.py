@@ -175,6 +175,18 @@ def _connections(base: Any) -> tuple[int, tuple[int, ...]]:
     return base.weight.shape[kind.layer_class.connection_dim], tuple(base.weight.shape)
 
 
+def connections(module: nn.Module) -> int:
+    """How many connections a layer that can be adapted has.
+
+    Args:
+        module: The layer, adapted already or not.
+
+    Returns:
+        The number.
+    """
+    return _connections(module.base_layer if isinstance(module, PacaLayer) else module)[0]
+
+
 def _is_plain_matrix(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
     return isinstance(weight, torch.Tensor) and weight.dim() == 2 and weight.is_floating_point()

@@ -14,6 +14,7 @@ from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 from .errors import PacaError
+from .selection.problems import config_problems
 
 BIAS_CHOICES = ("none", "all", "paca_only")
 
@@ -46,6 +47,13 @@ class PacaConfig(PeftConfig):
         random_seed: Seed of the connections. Each layer derives its own from its name, so the choice does not depend
             on machine or module order. None draws from torch's global generator. The chosen indices are saved
             either way; loading needs no seed.
+        selection: How the connections are chosen: `"random"`, `"weight"`, `"weight_smallest"`, `"indices"`, or a
+            name given to `paca.register_selection`.
+        selection_indices: For `"indices"`: `{name or regular expression: [indices]}`, or a JSON file that holds it.
+        run_length: Connections come in contiguous runs of so many, those with the largest summed score; `r` has to
+            be a multiple of it.
+        aligned: Layers that read the same input (query, key and value; gate and up) share one index set. True for
+            those known by name, or groups of last names: `[["q_proj", "k_proj", "v_proj"]]`.
         init_weights: Start from the pretrained model. False starts from random updates, for tests.
         column_source: For a quantized base model: the unquantized checkpoint, a folder or a Hub name, whose
             safetensors files the selected columns are read from when the adapter is made. None takes the dequantized
@@ -89,6 +97,14 @@ class PacaConfig(PeftConfig):
         default=None, metadata={"help": "Further modules that are trained whole and saved with the adapter."}
     )
     random_seed: int | None = field(default=None, metadata={"help": "Seed of the random connections."})
+    selection: str = field(default="random", metadata={"help": "Name of the strategy that chooses the connections."})
+    selection_indices: dict[str, list[int]] | str | None = field(
+        default=None, metadata={"help": "For selection='indices': {name or regular expression: [indices]}, or a file."}
+    )
+    run_length: int = field(default=1, metadata={"help": "Connections come in contiguous runs of so many."})
+    aligned: bool | list[list[str]] = field(
+        default=False, metadata={"help": "Layers that read the same input share one index set."}
+    )
     init_weights: bool = field(default=True, metadata={"help": "Start from the pretrained model."})
     column_source: str | None = field(
         default=None,
@@ -108,7 +124,7 @@ class PacaConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
-        problems = [*self._number_problems(), *self._choice_problems()]
+        problems = [*self._number_problems(), *self._choice_problems(), *config_problems(self)]
         if problems:
             raise PacaError("PacaConfig: " + " ".join(problems))
 

@@ -22,7 +22,15 @@ from peft.utils.other import get_pattern_key
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 
-from .checks import adaptable_names, adapter_problems, not_found, raise_together, target_problems, unmatched_names
+from .checks import (
+    adaptable_names,
+    adapter_problems,
+    connections,
+    not_found,
+    raise_together,
+    target_problems,
+    unmatched_names,
+)
 from .checks_experts import experts_left_out, parameter_problems
 from .column_source import ColumnSource
 from .config import PacaConfig
@@ -33,6 +41,8 @@ from .layers.experts import add_experts_adapter, router_names, targeted_paramete
 from .layers.linear import Linear
 from .layers.quantized import unpacked_size
 from .selection import layer_seed
+from .selection.problems import layer_problems
+from .selection.select import is_plain_random, select_without_data
 from .unquantized import unquantize, unquantized_linear
 
 logger = logging.getLogger(__name__)
@@ -85,6 +95,7 @@ class PacaModel(BaseTuner):
             self._forget(model, adapter_name)
             raise
         try:
+            self._select(model, adapter_name)
             self._read_columns(model, adapter_name)
         except Exception:
             self._undo_injection(adapter_name)
@@ -127,6 +138,16 @@ class PacaModel(BaseTuner):
             return
         for name, parameter in self.unload().named_parameters():
             parameter.requires_grad_(name in self._trained_before)
+
+    def _select(self, model: nn.Module, adapter_name: str) -> None:
+        """Give a new adapter the connections that its strategy chooses; random single ones it has already."""
+        config = self.peft_config[adapter_name]
+        if config._being_loaded or is_plain_random(config):
+            return
+        layers = adapter_layers(model, adapter_name)
+        ranks = {name: layer.r[adapter_name] for name, layer in layers.items()}
+        for name, indices in select_without_data(config, layers, ranks).items():
+            layers[name].set_connections(adapter_name, indices)
 
     def _read_columns(self, model: nn.Module, adapter_name: str) -> None:
         """Give a new adapter the unquantized columns that its configuration asks for."""
@@ -177,6 +198,10 @@ class PacaModel(BaseTuner):
             *target_problems(model, targets, ranks, config.clamp_rank),
             *parameter_problems(model, config.target_parameters or (), {name: _rank(config, name) for name in names}),
         ]
+        if not problems and not config._being_loaded:
+            sizes = {name: connections(module) for name, module in targets.items()}
+            ranks = {name: _whole_runs(config, ranks[name], size) for name, size in sizes.items()}
+            problems = layer_problems(config, sizes, ranks)
         raise_together(problems, "PaCA cannot adapt this model as asked:")
         if config.fan_in_fan_out and any(isinstance(module, nn.Linear) for module in targets.values()):
             warnings.warn(
@@ -245,7 +270,7 @@ class PacaModel(BaseTuner):
             logger.warning(
                 "clamp_rank: r=%d of %s is capped at its %d connections", rank, current_key, layer.in_features
             )
-            rank = layer.in_features
+            rank = _whole_runs(peft_config, rank, layer.in_features)
         layer.update_layer(
             adapter_name,
             r=rank,
@@ -448,6 +473,24 @@ def _paca_layers(model: nn.Module) -> dict[str, PacaLayer]:
     return {name.removeprefix("_fsdp_wrapped_module."): layer for name, layer in layers.items()}
 
 
+def adapter_layers(model: nn.Module, adapter_name: str) -> dict[str, PacaLayer]:
+    """The layers that have an adapter.
+
+    Args:
+        model: The base model, or one around it.
+        adapter_name: The adapter.
+
+    Returns:
+        The layers, by the names that they, or their expert weights, have in the base model.
+    """
+    found = {}
+    for name, layer in _paca_layers(model).items():
+        if adapter_name in layer.paca_delta:
+            plain = name.removeprefix(_PEFT_PREFIX).replace(".base_layer", "")
+            found[f"{plain}.{layer.weight_name}" if isinstance(layer, Experts) else plain] = layer
+    return found
+
+
 def _shared_places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     """Where the modules stand that have more than one place in the model, by their id."""
     places: dict[int, list[tuple[nn.Module, str]]] = {}
@@ -475,6 +518,11 @@ def _report_merge_errors(layers: dict[str, PacaLayer]) -> None:
 
 def _rank(config: PacaConfig, name: str) -> int:
     return config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+
+
+def _whole_runs(config: PacaConfig, rank: int, connections: int) -> int:
+    """The rank, capped at the whole runs of the layer where `clamp_rank` says so."""
+    return min(rank, connections // config.run_length * config.run_length) if config.clamp_rank else rank
 
 
 def _alpha(config: PacaConfig, name: str) -> float:

@@ -114,6 +114,17 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters)
 
+    def set_connections(self, adapter_name: str, indices: Tensor) -> None:
+        """Train other connections from now on; the updates stay what they are.
+
+        Args:
+            adapter_name: The adapter.
+            indices: Ascending, shape `(r,)`.
+        """
+        self.columns.release()
+        self.paca_indices[adapter_name] = indices.to(self.paca_indices[adapter_name].device)
+        self._follow_change()
+
     def _delta_shape(self, r: int) -> tuple[int, ...]:
         return self.out_features, r
 

@@ -7,6 +7,8 @@ import zlib
 import torch
 from torch import Tensor
 
+from .facts import LayerFacts
+
 
 def layer_seed(random_seed: int | None, name: str) -> int | None:
     """One seed per layer, from the adapter's seed and the layer's name.
@@ -26,6 +28,20 @@ def layer_seed(random_seed: int | None, name: str) -> int | None:
     return (random_seed + zlib.crc32(name.encode())) % 2**63
 
 
+def random_order(connections: int, seed: int | None = None) -> Tensor:
+    """A random order of a layer's connections.
+
+    Args:
+        connections: How many the layer has.
+        seed: Seed of a generator of its own; None draws from torch's global generator.
+
+    Returns:
+        Shape `(connections,)`, int64, on the CPU.
+    """
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return torch.randperm(connections, generator=generator, device="cpu")
+
+
 def random_connections(connections: int, r: int, seed: int | None = None) -> Tensor:
     """`r` of the layer's connections, without replacement.
 
@@ -37,6 +53,21 @@ def random_connections(connections: int, r: int, seed: int | None = None) -> Ten
     Returns:
         Their indices, ascending, shape `(r,)`, int64, on the CPU.
     """
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(connections, generator=generator, device="cpu")[:r]
-    return chosen.sort().values
+    return random_order(connections, seed)[:r].sort().values
+
+
+def random_scores(facts: LayerFacts) -> Tensor:
+    """The places in a random order, the first connection of it with the largest score.
+
+    The `r` largest are those of `random_connections`. All runs of one length, and all connections of layers that
+    share an index set, are equally likely to have the largest sums.
+
+    Args:
+        facts: The layer.
+
+    Returns:
+        Shape `(in,)`.
+    """
+    scores = torch.empty(facts.connections, dtype=torch.float64)
+    scores[random_order(facts.connections, facts.seed)] = torch.arange(facts.connections, 0, -1, dtype=torch.float64)
+    return scores
