@@ -107,6 +107,11 @@ def test_how_images_are_varied_changes_the_run(content, tmp_path, augment):
     assert runs[0]["loss_curve"] != runs[1]["loss_curve"]
 
 
+def test_no_held_out_image_is_left_out(content, tmp_path):
+    metrics = run(content, tmp_path, "training.dataloader_drop_last=true", "training.per_device_eval_batch_size=100")
+    assert all(value is not None for value in metrics["after"]["per_class"].values())
+
+
 def test_any_method_of_peft(content, tmp_path):
     content["method"] = {"name": "lora", "r": 2, "target_modules": "all-linear"}
     metrics = run(content, tmp_path)

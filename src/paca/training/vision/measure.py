@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 
@@ -68,8 +69,7 @@ def answer(trainer: Any) -> Answers:
     confidence: list[float] = []
     loss = 0.0
     with torch.no_grad(), trainer.compute_loss_context_manager():
-        batches = trainer.get_eval_dataloader()
-        for batch in tqdm(batches, desc="evaluating", disable=trainer.args.disable_tqdm, leave=False):
+        for batch in tqdm(_batches(trainer), desc="evaluating", disable=trainer.args.disable_tqdm, leave=False):
             inputs = trainer._prepare_inputs(batch)
             logits = model(pixel_values=inputs["pixel_values"]).logits.float()
             loss += float(F.cross_entropy(logits, inputs["labels"], reduction="sum"))
@@ -78,3 +78,13 @@ def answer(trainer: Any) -> Answers:
             answered += best.indices.tolist()
             confidence += best.values.tolist()
     return Answers(tuple(labels), tuple(answered), tuple(confidence), loss / max(len(labels), 1))
+
+
+def _batches(trainer: Any) -> DataLoader[dict[str, Any]]:
+    """All evaluation images in order: Trainer's own loader leaves the last ones out under `dataloader_drop_last`."""
+    return DataLoader(
+        trainer.eval_dataset,
+        batch_size=trainer.args.eval_batch_size,
+        collate_fn=trainer.data_collator,
+        num_workers=trainer.args.dataloader_num_workers,
+    )

@@ -1,0 +1,228 @@
+"""Test accuracy of PaCA beside full fine-tuning: EfficientNet-Lite0, pretrained on ImageNet, learns CIFAR-10.
+
+    python benchmarks/vision_quality.py --data cifar10.npz --json quality.json
+
+Both methods have the same images, steps and schedule, and each its own learning rate: the one of three that does best
+on a tenth of the training images, which are then trained on as well. Every run is written to the JSON file when it is
+done, and is not repeated: a benchmark that was cut short goes on where it stopped. Needs the packages of
+`paca[vision]`; the file holds `train_images`, `train_labels`, `test_images`, `test_labels` and `class_names`.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from paca.training.files import write_json
+from paca.training.progress import quiet_libraries
+from paca.training.recipe import DataSection, MethodSection, ModelSection, Recipe
+from paca.training.report import count_parameters
+from paca.training.vision.arguments import image_training_arguments
+from paca.training.vision.data import ImageData, read_data
+from paca.training.vision.finetune import make_trainer, with_method
+from paca.training.vision.measure import answer
+from paca.training.vision.models import EFFICIENTNET_LITE0, load_classifier, pixel_format
+from paca.training.vision.section import ImagesSection
+from report import machine, versions
+
+FULL = "full"
+LEARNING_RATES = {FULL: (3e-4, 1e-3, 3e-3), "paca": (1e-3, 3e-3, 1e-2)}
+CHOOSING, TESTING = "choosing", "testing"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Args:
+        method: `full` or `paca`.
+        learning_rate: Its peak.
+        seed: Of the new head, the order of the images, how they are varied, and PaCA's connections.
+        purpose: `choosing` a learning rate on images held out from training, or `testing`.
+    """
+
+    method: str
+    learning_rate: float
+    seed: int
+    purpose: str
+
+    @property
+    def key(self) -> str:
+        """A name for the JSON file."""
+        return f"{self.purpose} {self.method} {self.learning_rate:g} seed {self.seed}"
+
+
+def recipe_of(run: Run, arguments: argparse.Namespace, folder: str) -> Recipe:
+    """Spell a run as a recipe.
+
+    Args:
+        run: The run.
+        arguments: The command line's.
+        folder: Where Trainer may write.
+
+    Returns:
+        The recipe; full fine-tuning leaves its method out.
+    """
+    data = {"eval": arguments.data} if run.purpose == TESTING else {"holdout_every": 10}
+    frozen = "train" if run.method == FULL else "frozen"
+    config = {"r": arguments.rank, "target_modules": "all-weights", "clamp_rank": True, "random_seed": run.seed}
+    return Recipe(
+        model=ModelSection(EFFICIENTNET_LITE0, "float32"),
+        data=DataSection(train=arguments.data, eval_limit=arguments.eval_limit, **data),
+        output_dir=folder,
+        method=MethodSection("paca", config),
+        training={
+            "num_train_epochs": arguments.epochs,
+            "max_steps": arguments.max_steps,
+            "per_device_train_batch_size": 32,
+            "per_device_eval_batch_size": 100,
+            "learning_rate": run.learning_rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 30,
+            "save_strategy": "no",
+            "logging_steps": 25,
+            "dataloader_drop_last": True,
+        },
+        seed=run.seed,
+        task="image-classification",
+        images=ImagesSection(size=arguments.size, augment="flip", batch_norm=frozen),
+    )
+
+
+def train_and_measure(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do one run.
+
+    Args:
+        run: Which.
+        arguments: The command line's.
+
+    Returns:
+        Accuracy, loss, seconds of processor time, and how much was trained.
+    """
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries():
+        recipe = recipe_of(run, arguments, folder)
+        data = read_data(recipe.data, recipe.images)
+        set_seed(run.seed)
+        started = time.process_time()
+        trainer = make_run(run, recipe, data)
+        set_seed(run.seed)
+        trainer.train()
+        trained_for = time.process_time() - started
+        answers = answer(trainer)
+        counted = count_parameters(trainer.model)
+    return {
+        **asdict(run),
+        "accuracy": answers.accuracy,
+        "loss": answers.loss,
+        "images": len(answers.labels),
+        "train_cpu_seconds": trained_for,
+        "cpu_seconds": time.process_time() - started,
+        "trained_parameters": counted.trained,
+        "training_loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+def make_run(run: Run, recipe: Recipe, data: ImageData) -> Any:
+    """Make the trainer of a run."""
+    classes = data.train.classes
+    model = load_classifier(recipe.model.name, classes, recipe.model.dtype)
+    pixels = pixel_format(model, recipe.images.size)
+    if run.method != FULL:
+        model = with_method(model, recipe, len(classes))
+    training = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    return make_trainer(recipe, training, model, data, pixels)
+
+
+def best_rate(done: dict[str, dict[str, Any]], method: str) -> float:
+    """The learning rate that did best on the images held out from training."""
+    tried = [run for run in done.values() if run["purpose"] == CHOOSING and run["method"] == method]
+    return max(tried, key=lambda run: run["accuracy"])["learning_rate"]
+
+
+def next_run(done: dict[str, dict[str, Any]], methods: list[str], seeds: list[int]) -> Run | None:
+    """The first run that is not done yet; None when all are."""
+    choosing = [Run(method, rate, 0, CHOOSING) for method in methods for rate in LEARNING_RATES[method]]
+    for run in choosing:
+        if run.key not in done:
+            return run
+    testing = (Run(method, best_rate(done, method), seed, TESTING) for seed in seeds for method in methods)
+    return next((run for run in testing if run.key not in done), None)
+
+
+def table(done: dict[str, dict[str, Any]]) -> str:
+    """The test accuracies as a Markdown table."""
+    lines = [
+        "| method | learning rate | test accuracy, each seed | mean | trained | CPU s per run |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for method in LEARNING_RATES:
+        runs = [run for run in done.values() if run["purpose"] == TESTING and run["method"] == method]
+        if runs:
+            accuracies = [100 * run["accuracy"] for run in runs]
+            each = ", ".join(f"{accuracy:.2f}" for accuracy in accuracies)
+            seconds = statistics.mean(run["cpu_seconds"] for run in runs)
+            lines.append(
+                f"| {method} | {runs[0]['learning_rate']:g} | {each} | {statistics.mean(accuracies):.2f} | "
+                f"{runs[0]['trained_parameters']:,} | {seconds:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/vision_quality.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", required=True, metavar="FILE.npz", help="training and test images")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="what is done, and is added to")
+    parser.add_argument("--methods", nargs="+", choices=LEARNING_RATES, default=list(LEARNING_RATES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--size", type=int, default=96, help="of the images in pixels (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=3, help="(default: %(default)s)")
+    parser.add_argument("--rank", type=int, default=32, help="of PaCA (default: %(default)s)")
+    parser.add_argument("--most-runs", type=int, default=100, help="do at most so many runs this time")
+    parser.add_argument("--max-steps", type=int, default=-1, help="stop each run early, to try the benchmark out")
+    parser.add_argument("--eval-limit", type=int, help="evaluate so many images only, to try the benchmark out")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Do the runs that are not done yet, and print the table.
+
+    Args:
+        argv: The arguments; those of the command line when left out.
+
+    Returns:
+        The exit status.
+    """
+    arguments = build_parser().parse_args(argv)
+    transformers_logging.set_verbosity_error()
+    result = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"runs": {}}
+    done: dict[str, dict[str, Any]] = result["runs"]
+    result |= {"machine": machine(torch.device("cpu")), "versions": versions()}
+    result["settings"] = {key: getattr(arguments, key) for key in ("size", "epochs", "rank", "max_steps")}
+
+    for _ in range(arguments.most_runs):
+        run = next_run(done, arguments.methods, arguments.seeds)
+        if run is None:
+            break
+        print(run.key, file=sys.stderr, flush=True)
+        done[run.key] = train_and_measure(run, arguments)
+        write_json(arguments.json, result)
+    print(table(done))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
