@@ -1,0 +1,197 @@
+"""Held-out loss by selection strategy: one recipe, several seeds, mean and standard deviation.
+
+    python benchmarks/selection.py --variants random weight                    two strategies, three seeds each
+    python benchmarks/selection.py --variants fixed-8 moving-8 --steps 60      moving against fixed connections
+    python benchmarks/selection.py --json results.json --show                  only the table of what was run
+
+Every run trains the same recipe on the same base model; a seed fixes the connections and the order of the data. All
+variants but LoRA's train the same number of parameters at one rank, and LoRA's at half the rank about as many. A
+result is written as soon as it is there, so a run that was stopped goes on where it was.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paca.training.files import write_json
+from paca.training.held_out import evaluate
+from paca.training.recipe import Recipe, find_recipe, read_recipe
+from step import positive
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is put in the place of the recipe's method.
+
+    Args:
+        name: What the tables call it.
+        description: In one line.
+        method: Fields of the method's config, beside the recipe's own.
+    """
+
+    name: str
+    description: str
+    method: dict[str, Any] = field(default_factory=dict)
+
+
+VARIANTS = {
+    variant.name: variant
+    for variant in (
+        Variant("random", "single connections at random, rank 16", {"r": 16}),
+        Variant("runs-8", "random runs of 8 connections, rank 16", {"r": 16, "run_length": 8}),
+        Variant("runs-16", "one random run of 16 connections", {"r": 16, "run_length": 16}),
+        Variant("weight", "largest column norm, rank 16", {"r": 16, "selection": "weight"}),
+        Variant("weight-smallest", "smallest column norm, rank 16", {"r": 16, "selection": "weight_smallest"}),
+        Variant("aligned", "random, one set for layers of one input, rank 16", {"r": 16, "aligned": True}),
+        Variant("fixed-8", "random, rank 8", {"r": 8}),
+    )
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    listing = "\n".join(f"  {variant.name:<18} {variant.description}" for variant in VARIANTS.values())
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/selection.py",
+        description=__doc__,
+        epilog=f"variants:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--recipe", default="smollm2-python-reference", help="a recipe (default: %(default)s)")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=positive, default=60, help="training steps of each run (default: %(default)s)")
+    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="further keys of the recipe")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results so far; read, and added to")
+    parser.add_argument("--show", action="store_true", help="run nothing, print the table of the file")
+    parser.add_argument("--most-runs", type=positive, help="stop after so many new runs")
+    return parser
+
+
+def recipe_of(name: str, variant: Variant, seed: int, steps: int, settings: list[str], folder: str) -> Recipe:
+    """The recipe of one run.
+
+    Args:
+        name: The recipe that it is made of.
+        variant: Its method.
+        seed: Fixes connections and order of the data.
+        steps: How many steps to train.
+        settings: Further keys, `key=value`.
+        folder: Where it may write to.
+
+    Returns:
+        The recipe.
+    """
+    keys = [f"training.max_steps={steps}", "training.save_strategy=no", "training.disable_tqdm=true", f"seed={seed}"]
+    recipe = read_recipe(find_recipe(name), [*keys, *settings], folder)
+    config = {**recipe.method.config, "random_seed": seed, **variant.method}
+    method_name = config.pop("name", recipe.method.name)
+    if method_name != "paca":
+        config.pop("random_seed")
+    return dataclasses.replace(recipe, method=dataclasses.replace(recipe.method, name=method_name, config=config))
+
+
+def run_once(recipe: Recipe) -> dict[str, Any]:
+    """Train one recipe and evaluate it.
+
+    Args:
+        recipe: What to train.
+
+    Returns:
+        Held-out loss, last training losses, trained parameters, seconds.
+    """
+    from transformers import set_seed
+
+    from paca.training.data import prepare_data, read_data
+    from paca.training.finetune import make_trainer
+    from paca.training.models import load_model, load_tokenizer
+    from paca.training.progress import quiet_libraries
+    from paca.training.trainer_arguments import training_arguments
+
+    started = time.perf_counter()
+    arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    with quiet_libraries():
+        tokenizer = load_tokenizer(recipe.model.name)
+        data = prepare_data(read_data(recipe.data), recipe.data, tokenizer, arguments.max_length)
+        model = load_model(recipe.model.name, recipe.model.dtype)
+        trainer = make_trainer(recipe, arguments, model, tokenizer, data)
+        set_seed(recipe.seed)
+        trainer.train()
+        measured = evaluate(trainer)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "loss": measured.loss,
+        "tokens": measured.tokens,
+        "train_losses": losses,
+        "trained": sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad),
+        "seconds": round(time.perf_counter() - started, 1),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
+
+
+def key_of(arguments: argparse.Namespace, variant: str, seed: int) -> str:
+    """What a run's result is filed under."""
+    return " ".join([arguments.recipe, *arguments.set, f"steps={arguments.steps}", variant, f"seed={seed}"])
+
+
+def table(arguments: argparse.Namespace, results: dict[str, Any]) -> str:
+    """Mean and standard deviation of the held-out loss over the seeds, by variant.
+
+    Args:
+        arguments: The command line.
+        results: What was measured, by key.
+
+    Returns:
+        A Markdown table.
+    """
+    lines = ["| variant | trained | held-out loss, mean | deviation | by seed |", "| --- | ---: | ---: | ---: | --- |"]
+    for name in arguments.variants:
+        keys = [key_of(arguments, name, seed) for seed in arguments.seeds]
+        found = [results[key] for key in keys if key in results]
+        if not found:
+            continue
+        losses = [result["loss"] for result in found]
+        deviation = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else "–"
+        by_seed = ", ".join(f"{loss:.4f}" for loss in losses)
+        trained = found[0]["trained"]
+        lines.append(f"| {name} | {trained:,} | {statistics.mean(losses):.4f} | {deviation} | {by_seed} |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run what is missing, and print the table.
+
+    Args:
+        argv: The arguments; those of the command line when left out.
+
+    Returns:
+        The exit status.
+    """
+    arguments = build_parser().parse_args(argv)
+    results: dict[str, Any] = {}
+    if arguments.json and arguments.json.exists():
+        results = json.loads(arguments.json.read_text(encoding="utf-8"))
+    jobs = [(name, seed) for seed in arguments.seeds for name in arguments.variants]
+    missing = [job for job in jobs if key_of(arguments, *job) not in results]
+    for done, (name, seed) in enumerate([] if arguments.show else missing[: arguments.most_runs]):
+        print(f"{done + 1} of {len(missing)}: {name}, seed {seed}", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            recipe = recipe_of(arguments.recipe, VARIANTS[name], seed, arguments.steps, arguments.set, folder)
+            results[key_of(arguments, name, seed)] = run_once(recipe)
+        if arguments.json:
+            write_json(arguments.json, results)
+    print(f"{arguments.recipe}, {arguments.steps} steps, seeds {', '.join(map(str, arguments.seeds))}\n")
+    print(table(arguments, results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
