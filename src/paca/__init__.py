@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .layers import PacaLayer, sync
     from .model import PacaModel
     from .selection import LayerFacts, register_selection
+    from .selection.data_driven import select_connections
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "PacaModel",
     "__version__",
     "register_selection",
+    "select_connections",
     "sync",
 ]
 
@@ -36,6 +38,7 @@ _HOMES = {
     "PacaLayer": "layers",
     "PacaModel": "model",
     "register_selection": "selection",
+    "select_connections": "selection.data_driven",
     "sync": "layers",
 }
 

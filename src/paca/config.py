@@ -47,8 +47,13 @@ class PacaConfig(PeftConfig):
         random_seed: Seed of the connections. Each layer derives its own from its name, so the choice does not depend
             on machine or module order. None draws from torch's global generator. The chosen indices are saved
             either way; loading needs no seed.
-        selection: How the connections are chosen: `"random"`, `"weight"`, `"weight_smallest"`, `"indices"`, or a
-            name given to `paca.register_selection`.
+        selection: How the connections are chosen: `"random"`, `"weight"`, `"weight_smallest"`, `"gradient"`,
+            `"activation"`, `"weight_activation"`, `"indices"`, or a name given to `paca.register_selection`. Those
+            that need data choose in `paca.select_connections(model, dataloader)`, before training.
+        selection_batches: For a strategy that needs data: how many batches of it to see.
+        gradient_mode: For `"gradient"`: `"sum"` ranks columns by the norm of their accumulated gradient, as the
+            paper does, and keeps the sums on the CPU; `"norm"` by the accumulated squares of the batches' norms,
+            which are `in` numbers a layer.
         selection_indices: For `"indices"`: `{name or regular expression: [indices]}`, or a JSON file that holds it.
         run_length: Connections come in contiguous runs of so many, those with the largest summed score; `r` has to
             be a multiple of it.
@@ -101,6 +106,8 @@ class PacaConfig(PeftConfig):
     selection_indices: dict[str, list[int]] | str | None = field(
         default=None, metadata={"help": "For selection='indices': {name or regular expression: [indices]}, or a file."}
     )
+    selection_batches: int = field(default=100, metadata={"help": "Batches that a strategy sees that needs data."})
+    gradient_mode: str = field(default="sum", metadata={"help": "For selection='gradient': 'sum' or 'norm'."})
     run_length: int = field(default=1, metadata={"help": "Connections come in contiguous runs of so many."})
     aligned: bool | list[list[str]] = field(
         default=False, metadata={"help": "Layers that read the same input share one index set."}

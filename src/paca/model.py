@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ from .layers import Experts, PacaLayer, QuantizedLinear, layer_kind
 from .layers.experts import add_experts_adapter, router_names, targeted_parameters
 from .layers.linear import Linear
 from .layers.quantized import unpacked_size
-from .selection import layer_seed
+from .selection import find_strategy, layer_seed
 from .selection.problems import layer_problems
 from .selection.select import is_plain_random, select_without_data
 from .unquantized import unquantize, unquantized_linear
@@ -70,6 +70,7 @@ class PacaModel(BaseTuner):
     prefix: str = "paca_"
     tuner_layer_cls = PacaLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    unselected: frozenset[str] = frozenset()  # adapters whose connections wait for data
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put adapted layers in place of the targeted ones, or add an adapter to them.
@@ -144,15 +145,51 @@ class PacaModel(BaseTuner):
         config = self.peft_config[adapter_name]
         if config._being_loaded or is_plain_random(config):
             return
+        if find_strategy(config.selection).data is not None:
+            self.unselected = self.unselected | {adapter_name}
+            return
         layers = adapter_layers(model, adapter_name)
         ranks = {name: layer.r[adapter_name] for name, layer in layers.items()}
         for name, indices in select_without_data(config, layers, ranks).items():
             layers[name].set_connections(adapter_name, indices)
 
+    def adapter_layers(self, adapter_name: str) -> dict[str, PacaLayer]:
+        """The layers that have an adapter.
+
+        Args:
+            adapter_name: The adapter.
+
+        Returns:
+            The layers, by the names that they, or their expert weights, have in the base model.
+        """
+        return adapter_layers(self.model, adapter_name)
+
+    def set_connections(self, adapter_name: str, indices: Mapping[str, Tensor]) -> None:
+        """Train these connections; the updates stay what they are.
+
+        Args:
+            adapter_name: The adapter.
+            indices: By layer, ascending, shape `(r,)` each.
+        """
+        layers = self.adapter_layers(adapter_name)
+        for name, chosen in indices.items():
+            layers[name].set_connections(adapter_name, chosen)
+        self.unselected = self.unselected - {adapter_name}
+        self._read_columns(self.model, adapter_name)
+
+    def _require_selected(self) -> None:
+        """Refuse to train connections that a strategy has not chosen yet."""
+        waiting = sorted(self.unselected.intersection(self.active_adapters))
+        if waiting and not all(layer.disable_adapters for layer in self._layers):
+            raise PacaError(
+                f"selection={self.peft_config[waiting[0]].selection!r} needs data: call "
+                f"paca.select_connections(model, dataloader) before training adapter {waiting[0]!r}."
+            )
+
     def _read_columns(self, model: nn.Module, adapter_name: str) -> None:
         """Give a new adapter the unquantized columns that its configuration asks for."""
         config = self.peft_config[adapter_name]
-        if config.column_source is None or config._being_loaded:
+        if config.column_source is None or config._being_loaded or adapter_name in self.unselected:
             return
         layers = {
             name: layer
@@ -403,8 +440,10 @@ class PacaModel(BaseTuner):
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Hand `adapter_names`, one per row of the batch, to every adapted layer during one forward."""
+        """Before each forward of a `PeftModel`; hands `adapter_names`, one per row of the batch, to every layer."""
         names = kwargs.pop("adapter_names", None)
+        if self.unselected and self.training and torch.is_grad_enabled():
+            self._require_selected()
         if names is None:
             yield
             return
@@ -461,6 +500,9 @@ class PacaModel(BaseTuner):
             _take_back(model, adapter_name)
         raise_together(problems, f"Adapter {adapter_name!r} does not fit this model:")
         config._being_loaded = False
+        tuner: Any = getattr(model, "base_model", model)
+        if isinstance(tuner, PacaModel):
+            tuner.unselected = tuner.unselected - {adapter_name}
         _check_fingerprints(layers, adapter_name, state_dict, extras)
         for name, layer in layers.items():
             if isinstance(layer, QuantizedLinear) and adapter_name in layer.paca_delta:

@@ -49,6 +49,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     connection_dim: ClassVar[int]  # the dimension of the base weight that counts connections
     delta_dim: ClassVar[int] = 1  # the dimension of `paca_delta` that does
+    reads_features_last: ClassVar[bool] = False  # whether the input is (..., in) and a product with the weight
     weight_name = "weight"  # the base layer's parameter that holds the columns
     base_forward: ClassVar[Callable[..., Any]]  # what the base layer's forward must be for columns to take its place
 

@@ -13,6 +13,7 @@ class Linear(PacaLayer):
 
     connection_dim = 1
     base_forward = nn.Linear.forward
+    reads_features_last = True
 
     def _features(self) -> tuple[int, int]:
         return self.base_layer.in_features, self.base_layer.out_features
@@ -26,6 +27,7 @@ class Conv1DLinear(PacaLayer):
 
     connection_dim = 0
     base_forward = TransposedLinear.forward
+    reads_features_last = True
 
     def _features(self) -> tuple[int, int]:
         connections, length = self.base_layer.weight.shape

@@ -107,6 +107,7 @@ class QuantizedLinear(PacaLayer):
     connection_dim = 1
     other_param_names = (*PacaLayer.other_param_names, "paca_columns")
     columns: DequantizedColumns
+    reads_features_last = True
 
     def __init__(self, base_layer: nn.Module, get_apply_tensor_subclass: Callable[[], Any] | None = None) -> None:
         _keep_packing(base_layer)

@@ -68,7 +68,6 @@ def select_connections(
     else:
         scores = layer_scores(config, layers, statistics)
         chosen = choose(config, scores, ranks)
-        tuner.keep_scores(adapter_name, scores)
     tuner.set_connections(adapter_name, chosen)
     return chosen
 
@@ -91,7 +90,8 @@ def model_loss(model: Any, batch: Any) -> Tensor:
             f"select_connections: a batch is a {type(batch).__name__}, but the model is called with a mapping's "
             "entries by name; pass loss=lambda model, batch: … to compute the loss yourself."
         )
-    return getattr(model(**batch), "loss", None)
+    value: Any = getattr(model(**batch), "loss", None)
+    return value
 
 
 def _tuner_of(model: nn.Module, adapter_name: str) -> Any:
@@ -123,10 +123,10 @@ def _check_untrained(layers: Mapping[str, Any], config: PacaConfig, adapter_name
 def _check_layers(layers: Mapping[str, Any], selection: str) -> None:
     others = [name for name, layer in layers.items() if not layer.reads_features_last]
     if others:
+        kind = type(layers[others[0]].get_base_layer()).__name__
         raise PacaError(
-            f"selection={selection!r} measures linear layers only, and {others[0]} is a {type(layers[others[0]]).__name__}"
-            f"{f' (so are {len(others) - 1} more)' if len(others) > 1 else ''}; leave such layers out, or take "
-            "selection='weight'."
+            f"selection={selection!r} measures linear layers only, and {others[0]} is a {kind}; leave such layers out "
+            "with exclude_modules, or take selection='weight'."
         )
 
 
@@ -158,7 +158,9 @@ def _measure(
         stack.enter_context(_mode(model, training=data == "gradient"))
         statistic = _watch(stack, base, config, data, layers)
         seen = 0
-        for batch in tqdm(batches, desc="selecting", total=config.selection_batches, disable=not progress, leave=False):
+        for batch in tqdm(
+            batches, desc="selecting", total=config.selection_batches, disable=not progress, leave=False
+        ):
             value = loss(model, _to(batch, device))
             seen += 1
             if data == "gradient":

@@ -34,10 +34,8 @@ class SummedGradients:
             name: The layer.
             gradient: `∇W`, shape `(out, in)`.
         """
-        if name in self._sums:
-            self._sums[name].add_(gradient.to("cpu", torch.float32))
-        else:
-            self._sums[name] = gradient.to("cpu", torch.float32)
+        gradient = gradient.to("cpu", torch.promote_types(gradient.dtype, torch.float32))
+        self._sums[name] = self._sums[name].add_(gradient) if name in self._sums else gradient
 
     def result(self) -> dict[str, Tensor]:
         """The squared column norms by layer, shape `(in,)` each."""
@@ -57,7 +55,8 @@ class GradientNorms:
             name: The layer.
             gradient: `∇W`, shape `(out, in)`.
         """
-        norms = torch.linalg.vector_norm(gradient, dim=0, dtype=torch.float32).cpu().double().square()
+        dtype = torch.promote_types(gradient.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(gradient, dim=0, dtype=dtype).cpu().double().square()
         self._sums[name] = self._sums[name] + norms if name in self._sums else norms
 
     def result(self) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from .given import given_for, given_problem, layer_problem, read_given
+from .gradient import MODES
 from .groups import group_layers, same_input_groups
 from .registry import INDICES, strategy_problem
 
@@ -34,6 +35,10 @@ def config_problems(config: PacaConfig) -> Iterator[str]:
         if problem:
             yield f"selection_indices: {problem}"
     yield from _run_problems(config)
+    if not _is_positive(config.selection_batches):
+        yield f"selection_batches={config.selection_batches!r} is not a whole number of 1 or more."
+    if config.gradient_mode not in MODES:
+        yield f"gradient_mode={config.gradient_mode!r} is unknown; pass one of {', '.join(map(repr, MODES))}."
     if not isinstance(config.aligned, bool) and not _are_groups(config.aligned):
         yield (
             f"aligned={config.aligned!r} is neither True, False nor a list of lists of layer names; pass for example "

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PacaError
+from .activation import statistic_scores, weight_activation_scores
 from .facts import LayerFacts
 from .random import random_scores
 from .weight import smallest_weight_scores, weight_scores
@@ -154,6 +155,14 @@ for _strategy in (
     Strategy("random", "every connection is equally likely (the paper's default)", random_scores),
     Strategy("weight", "largest L2 norm of the pretrained column", weight_scores),
     Strategy("weight_smallest", "smallest L2 norm of the pretrained column", smallest_weight_scores),
+    Strategy("gradient", "largest gradient, accumulated over batches", statistic_scores, "gradient"),
+    Strategy("activation", "largest root mean square of the input channel", statistic_scores, "activation"),
+    Strategy(
+        "weight_activation",
+        "largest column norm times root mean square of the input channel",
+        weight_activation_scores,
+        "activation",
+    ),
     Strategy(INDICES, "those that selection_indices lists for each layer", None),
 ):
     _STRATEGIES[_strategy.name] = _strategy

@@ -42,6 +42,26 @@ def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
             trainer.state = state
             trainer.model.load_adapter(str(checkpoint), trainer.model.active_adapter, is_trainable=True)
             return
+    if checkpoint is None:
+        choose_connections(trainer, seed)
     # The evaluation drew random numbers, or was skipped by a resumed run.
     set_seed(seed)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def choose_connections(trainer: Any, seed: int) -> None:
+    """Let every adapter whose strategy needs data choose its connections, on the first batches of the training data.
+
+    Args:
+        trainer: Any `Trainer` whose model is a `PeftModel`; those of other methods are left alone.
+        seed: Of the order of the data.
+    """
+    from transformers import set_seed
+
+    from paca.selection.data_driven import select_connections
+
+    for name in sorted(getattr(trainer.model.base_model, "unselected", ())):
+        set_seed(seed)
+        select_connections(
+            trainer.model, trainer.get_train_dataloader(), adapter_name=name, progress=not trainer.args.disable_tqdm
+        )
