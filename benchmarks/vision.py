@@ -1,0 +1,232 @@
+"""Peak memory and step time in vision: PaCA beside LoRA on ViT-B/16, beside full training on EfficientNetV2-L.
+
+    python benchmarks/vision.py                                  all networks: memory, then time
+    python benchmarks/vision.py --networks vit --only memory     a part of it
+    python benchmarks/vision.py --networks tiny-vit tiny-cnn --batch 2 --steps 2
+
+Memory is the peak of one whole training step at full size, weights, gradients and AdamW's state included, in bytes of
+live storages. The step runs on fake tensors, which have shapes, strides and storages without content: so a step that
+no memory here could hold is counted exactly, and the count equals that of a real step (`--real` takes one).
+
+Time is that of real steps in float32 at a smaller size, all methods interleaved in one process, every other round in
+reverse; lower quartiles. The frozen floor is timed twice under two names: their ratio is the noise of the run.
+"""
+
+import argparse
+import copy
+import json
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from transformers.utils import logging as transformers_logging
+
+from methods import FLOOR, FLOOR_AGAIN
+from paca.memory import track
+from report import cpu_name, versions
+from step import positive
+from steps import TrainingStep, interleave, lower_quartile
+from vision_methods import CLASSES, METHODS, NETWORKS, Network, logits_of
+
+_PRECISIONS = {"float32": False, "bfloat16 autocast": True}
+
+
+class ImageStep(TrainingStep):
+    """A step of image classification on a fixed batch. Only a network that trains nothing computes input gradients.
+
+    Args:
+        network: With a method put on.
+        pixels: Shape `(batch, 3, size, size)`.
+        labels: Shape `(batch,)`.
+        autocast: Whether forward runs under bfloat16 autocast.
+    """
+
+    def __init__(self, network: nn.Module, pixels: Tensor, labels: Tensor, autocast: bool = False) -> None:
+        super().__init__(network, pixels, labels)
+        self.embeddings.requires_grad_(not self.trained)
+        self.autocast = autocast
+
+    def loss(self) -> Tensor:
+        """Run the forward pass; a scalar."""
+        with torch.autocast(self.embeddings.device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.model(self.embeddings)
+        return F.cross_entropy(logits_of(output), self.labels)
+
+    def held(self) -> list[Tensor]:
+        """What is alive between two steps."""
+        state = () if self.optimizer is None else self.optimizer.state.values()
+        moments = [value for entry in state for value in entry.values() if isinstance(value, Tensor)]
+        return [*self.model.parameters(), *self.model.buffers(), *moments, self.embeddings, self.labels]
+
+
+def prepare(network: Network, method: str) -> nn.Module:
+    """Build a network and put a method onto it, ready to be trained."""
+    torch.manual_seed(0)
+    return METHODS[method].prepare(network.build(), network.head).train()
+
+
+def peak_bytes(network: Network, method: str, batch: int, size: int, autocast: bool, real: bool = False) -> int:
+    """Count the peak of one training step, after a first one has made the optimizer's state.
+
+    Args:
+        network: What is trained.
+        method: A name in `METHODS`.
+        batch: Images per step.
+        size: Their height and width in pixels.
+        autocast: Whether forward runs under bfloat16 autocast.
+        real: Compute with real numbers instead of fake tensors.
+
+    Returns:
+        Bytes.
+    """
+    model = prepare(network, method)
+    mode: AbstractContextManager[Any] = nullcontext()
+    if not real:
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with FakeCopyMode(fake):
+            model = copy.deepcopy(model)
+        mode = fake
+    with mode:
+        step = make_step(model, batch, size, autocast)
+        step.run()
+        with track(step.held()) as tracker:
+            step.run()
+        return tracker.peak_bytes
+
+
+def make_step(model: nn.Module, batch: int, size: int, autocast: bool = False) -> ImageStep:
+    """Put a network into a step on random images."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(batch, 3, size, size, generator=generator)
+    return ImageStep(model, pixels, torch.arange(batch) % CLASSES, autocast)
+
+
+def measure_memory(network: Network, batch: int, size: int, real: bool) -> dict[str, dict[str, int]]:
+    """Peaks of all of a network's methods, by precision and method."""
+    peaks: dict[str, dict[str, int]] = {}
+    for precision, autocast in _PRECISIONS.items():
+        for method in network.methods:
+            _progress(f"{network.name}, {precision}: counting bytes of {method}")
+            peaks.setdefault(precision, {})[method] = peak_bytes(network, method, batch, size, autocast, real)
+    _progress("")
+    return peaks
+
+
+def measure_time(network: Network, batch: int, size: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of a real float32 step of all of a network's methods and of the floor, by method and part."""
+    steps = {}
+    for method in (FLOOR, FLOOR_AGAIN, *network.methods):
+        _progress(f"{network.name}: warming up {method}")
+        steps[method] = make_step(prepare(network, method), batch, size)
+        for _ in range(2):
+            steps[method].run()
+    started = time.perf_counter()
+
+    def report(done: int) -> None:
+        left = (time.perf_counter() - started) / done * (rounds - done)
+        _progress(f"{network.name}: round {done} of {rounds}, {left:.0f} s left")
+
+    times = interleave({name: step.run for name, step in steps.items()}, rounds, report)
+    _progress("")
+    parts = ("total", "forward", "backward", "optimizer")
+    return {
+        method: {part: lower_quartile([getattr(step, part) for step in taken]) for part in parts}
+        for method, taken in times.items()
+    }
+
+
+def memory_table(network: Network, peaks: dict[str, dict[str, int]]) -> str:
+    """Peaks as a Markdown table, with ratios to the first method."""
+    reference, *_ = network.methods
+    lines = [f"| method | {' | '.join(f'{name}, MiB | × {reference}' for name in peaks)} |"]
+    lines.append("|---|" + "---:|" * (2 * len(peaks)))
+    for method in network.methods:
+        cells = [f"{found[method] / 2**20:,.0f} | {found[method] / found[reference]:.3f}" for found in peaks.values()]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def time_table(network: Network, times: dict[str, dict[str, float]]) -> str:
+    """Times as a Markdown table, with ratios to the first method and to the floor."""
+    reference, *_ = network.methods
+    lines = [f"| method | step ms | × {reference} | × floor | forward | backward | optimizer |"]
+    lines.append("|---|" + "---:|" * 6)
+    for method, parts in times.items():
+        ratios = [parts["total"] / times[other]["total"] for other in (reference, FLOOR)]
+        milliseconds = [f"{1000 * parts[part]:.1f}" for part in ("forward", "backward", "optimizer")]
+        cells = [f"{1000 * parts['total']:.1f}", *(f"{ratio:.3f}" for ratio in ratios), *milliseconds]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _progress(text: str) -> None:
+    """Replace the line of progress on standard error."""
+    print(f"\r{text:<70}", end="\n" if not text else "", file=sys.stderr, flush=True)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    networks = "\n".join(f"  {network.name:<17} {network.description}" for network in NETWORKS.values())
+    methods = "\n".join(f"  {method.name:<17} {method.description}" for method in METHODS.values())
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/vision.py",
+        description=__doc__,
+        epilog=f"networks:\n{networks}\n\nmethods:\n{methods}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    full_size = [name for name in NETWORKS if not name.startswith("tiny")]
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NAME", default=full_size)
+    parser.add_argument("--only", choices=("memory", "time"), help="measure one of the two")
+    parser.add_argument(
+        "--batch", type=positive, default=64, help="images per step, for memory (default: %(default)s)"
+    )
+    parser.add_argument("--size", type=positive, default=224, help="pixels, for memory (default: %(default)s)")
+    parser.add_argument("--real", action="store_true", help="count bytes of a real step, not of one on fake tensors")
+    parser.add_argument("--time-batch", type=positive, default=4, help="images per timed step (default: %(default)s)")
+    parser.add_argument("--time-size", type=positive, default=224, help="pixels, for time (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, default=9, help="timed steps of each method (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, help="torch's threads (default: torch's own choice)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file as well")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print the tables and write the JSON file.
+
+    Args:
+        argv: The arguments; those of the command line when left out.
+
+    Returns:
+        The exit status.
+    """
+    arguments = build_parser().parse_args(argv)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    transformers_logging.set_verbosity_error()
+    result: dict[str, Any] = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "versions": versions()}
+    for network in (NETWORKS[name] for name in arguments.networks):
+        found = result[network.name] = {}
+        if arguments.only != "time":
+            peaks = found["peak_bytes"] = measure_memory(network, arguments.batch, arguments.size, arguments.real)
+            print(f"\n{network.name}, peak of a step, batch {arguments.batch}, {arguments.size} pixels\n")
+            print(memory_table(network, peaks), flush=True)
+        if arguments.only != "memory":
+            times = found["seconds"] = measure_time(
+                network, arguments.time_batch, arguments.time_size, arguments.steps
+            )
+            print(f"\n{network.name}, float32, batch {arguments.time_batch}, {arguments.time_size} pixels\n")
+            print(time_table(network, times), flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\n{result['cpu']}, {result['threads']} threads, torch {torch.__version__}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
