@@ -113,6 +113,8 @@ class ColumnKeeper:
         delta_dim: The dimension of the deltas that counts connections.
     """
 
+    eager = False  # whether columns are written as soon as something changes, as when `writes_eagerly()`
+
     def __init__(self, delta_dim: int) -> None:
         self.delta_dim = delta_dim
         self.shown: Shown | None = None
@@ -150,6 +152,10 @@ class ColumnKeeper:
     def _key(self, terms: tuple[Term, ...]) -> tuple[Any, ...]:
         return (self._steps, *((id(term.delta), _version(term.delta), term.scaling) for term in terms))
 
+    def is_current(self) -> bool:
+        """Whether nothing has changed, as far as version counters tell, since the shown columns were written."""
+        return self.shown is not None and self._key(self.shown.terms) == self.shown.key
+
     def _require_unchanged(self, shown: Shown) -> None:
         """Refuse to show again what cannot be shown any more."""
         if self.pinned or self._key(shown.terms) != shown.key:
@@ -176,13 +182,18 @@ class Columns(ColumnKeeper):
 
     def __init__(self, weight: Tensor, connection_dim: int, delta_dim: int) -> None:
         super().__init__(delta_dim)
-        self.weight = weight
+        self._weight = weakref.ref(weight)  # an engine that puts shards in its place must be able to free it
         self.connection_dim = connection_dim
         self.kept: Kept | None = None  # the pretrained values of the connections that are shown, or were last
         self._settled = False  # whether the memory layout for training was decided
         self._relaid = False  # whether it differs from the weight's own
         self._version = _version(weight)
         self._handed_out: list[weakref.ref[Tensor]] = []
+
+    @property
+    def weight(self) -> Any:
+        """The weight, or None if nobody else has it any more."""
+        return self._weight()
 
     @property
     def rows(self) -> Tensor:
@@ -235,10 +246,11 @@ class Columns(ColumnKeeper):
 
         The copy of them stays, for the next `show`, as long as nobody else writes into the weight.
         """
-        if self.shown is not None:
+        weight = self.weight
+        if self.shown is not None and weight is not None:
             if self.kept is not None:
-                self.rows.index_copy_(0, *self.kept)
-            self._version = _version(self.weight)  # whoever writes into the weight from now on outdates the copy
+                self._put(self.kept.indices, self.kept.values)
+            self._version = _version(weight)  # whoever writes into the weight from now on outdates the copy
         self.shown = None
         self.pinned = self.stale = False
 
@@ -291,7 +303,7 @@ class Columns(ColumnKeeper):
             Shape `(n, …)`, for the union of their connections.
         """
         indices = connection_union(terms)
-        return adapted_columns(self.pretrained_columns(indices), indices, terms, self.delta_dim)
+        return adapted_columns(self.pretrained_columns(indices), indices, self._own(terms), self.delta_dim)
 
     def _settle(self) -> None:
         """Choose the memory layout in which the columns are written fastest, once, before the first training step."""
@@ -308,17 +320,25 @@ class Columns(ColumnKeeper):
         kept = self.kept
         if kept is None or kept.indices is not indices:
             self.take_out()
-            self.kept = kept = Kept(indices, self.rows.index_select(0, indices))
-        self.rows.index_copy_(0, indices, adapted_columns(kept.values, indices, shown.terms, self.delta_dim))
+            self.kept = kept = Kept(indices, self.rows.index_select(0, indices.to(self.rows.device)))
+        self._put(indices, adapted_columns(kept.values, indices, self._own(shown.terms), self.delta_dim))
         self._watch(shown.terms)
         self.shown = shown
         self.stale = False
         return shown
 
+    def _put(self, indices: Tensor, values: Tensor) -> None:
+        rows = self.rows
+        rows.index_copy_(0, indices.to(rows.device), values)
+
+    def _own(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
+        """The terms as this weight's memory needs them."""
+        return terms
+
     def _detach_handed_out(self) -> None:
         for ref in self._handed_out:
             alias = ref()
-            if alias is not None and alias.untyped_storage().data_ptr() == self.weight.untyped_storage().data_ptr():
+            if alias is not None and alias.untyped_storage().data_ptr() == self.rows.untyped_storage().data_ptr():
                 alias.data = alias.data.clone()
         self._handed_out.clear()
 
@@ -357,7 +377,7 @@ def stepped(parameters: Iterable[Tensor]) -> None:
             continue
         columns.invalidate()
         shows = columns.shown is not None and any(term.delta is parameter for term in columns.shown.terms)
-        if _eager and shows and not columns.pinned:
+        if (_eager or columns.eager) and shows and not columns.pinned:
             columns.refresh()
 
 

@@ -10,7 +10,7 @@ STEPS = 10
 BATCH = 4  # sequences in the global batch, whatever the number of ranks
 
 
-PACA = {"r": 4, "paca_alpha": 8, "random_seed": 0, "target_modules": "all-linear"}
+PACA = {"r": 4, "paca_alpha": 8, "random_seed": 0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
 def make_model(method=PacaConfig, **options):

@@ -18,15 +18,20 @@ from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..autograd import partial_linear
 from ..columns import PRETRAINED, Columns, Kept, Shown, Term, write_eagerly, writes_eagerly
 from ..dequantized import DequantizedColumns
+from ..distributed.sharded import ShardedColumns, is_gathered, is_sharded, reshard, show_the_same
 from ..errors import PacaError
 from ..selection import random_connections
 
 # All adapted layers that live, so that the first compilation can bring their columns up to date.
 _LAYERS: weakref.WeakSet[PacaLayer] = weakref.WeakSet()
+
+# Those whose shards were gathered before columns could be written into them: the next optimizer step makes up for it.
+_WAITING: weakref.WeakSet[PacaLayer] = weakref.WeakSet()
 
 
 class PacaLayer(BaseTunerLayer, nn.Module):
@@ -50,6 +55,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     connection_dim: ClassVar[int]  # the dimension of the base weight that counts connections
     delta_dim: ClassVar[int] = 1  # the dimension of `paca_delta` that does
     reads_features_last: ClassVar[bool] = False  # whether the input is (..., in) and a product with the weight
+    reads_gathered: ClassVar[bool] = False  # whether it multiplies with what FSDP2 gathers, its columns in it
     weight_name = "weight"  # the base layer's parameter that holds the columns
     base_forward: ClassVar[Callable[..., Any]]  # what the base layer's forward must be for columns to take its place
 
@@ -75,7 +81,8 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     def _new_columns(self) -> Any:
         """The keeper of the base weight's columns."""
-        return Columns(self.base_weight, self.connection_dim, self.delta_dim)
+        keeper = ShardedColumns if is_sharded(self.base_weight) else Columns
+        return keeper(self.base_weight, self.connection_dim, self.delta_dim)
 
     @property
     def base_weight(self) -> Any:
@@ -168,6 +175,8 @@ class PacaLayer(BaseTunerLayer, nn.Module):
             return self._forward_as_it_is(x, *args, **kwargs)
         terms = self._terms(self.active_adapters)
         if not self._weight_holds_columns():
+            if self._gathered_with(terms):
+                return self._forward_over(x, terms, *self._what_shows(), *args, **kwargs)
             return self._forward_beside(x, terms, *args, **kwargs)
         if not terms:
             if not torch.compiler.is_compiling():
@@ -177,7 +186,11 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     def show_columns(self) -> None:
         """Write now what the next forward will find in the weight, unless it is there already."""
-        if self._disable_adapters or self.merged_adapters or not self._weight_holds_columns():
+        if (
+            self._disable_adapters
+            or self.merged_adapters
+            or not (self._weight_holds_columns() or self._meets_shards())
+        ):
             return
         terms = self._terms(self.active_adapters)
         if terms:
@@ -199,7 +212,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     def _forward_as_it_is(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer over what its weight shows now, pretrained or merged; backward will find it again."""
         plain = torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad)
-        if plain or not self._weight_holds_columns():
+        if plain or not (self._weight_holds_columns() or isinstance(self.columns, ShardedColumns)):
             return self.base_layer(x, *args, **kwargs)
         return self._forward_over(x, (), self.columns, self.columns.shown or PRETRAINED, *args, **kwargs)
 
@@ -238,6 +251,11 @@ class PacaLayer(BaseTunerLayer, nn.Module):
             raise PacaError(
                 f"Length of `adapter_names` should be the same as the number of inputs, but got {len(adapter_names)} "
                 f"and {len(x)} respectively."
+            )
+        if isinstance(self.columns, ShardedColumns):
+            raise PacaError(
+                "adapter_names mixes adapters in one batch, which a model that FSDP2 has sharded cannot: its weights "
+                "hold one adapter's columns at a time. Run such batches on the model as it was before fully_shard."
             )
         if self.merged_adapters:
             raise PacaError(
@@ -280,6 +298,37 @@ class PacaLayer(BaseTunerLayer, nn.Module):
             and not hasattr(self.columns.weight, "ds_id")
         )
 
+    def _meets_shards(self) -> bool:
+        """Take over shards that stand in the place of the weight, if so; whether they can hold columns."""
+        if not is_sharded(self.get_base_layer()._parameters.get(self.weight_name)):
+            return False
+        self._adopt_weight()
+        return self._weight_holds_columns()
+
+    def _gathered_with(self, terms: tuple[Term, ...]) -> bool:
+        """Whether FSDP2 has gathered the weight for this forward, from shards that hold the columns of these terms."""
+        if not self.reads_gathered or not is_gathered(self.get_base_layer(), self.weight_name):
+            return False
+        if torch.compiler.is_compiling():
+            return isinstance(self.columns, ShardedColumns) and _columns_are_current()
+        shown = self.columns.shown
+        if shown is None:
+            _WAITING.add(self)
+            return False
+        if not isinstance(self.columns, ShardedColumns):  # sharded while it showed columns, and gathered ever since
+            _WAITING.add(self)
+        if not show_the_same(shown.terms, terms) or not self.columns.is_current():
+            raise RuntimeError(
+                "The adapter was changed while FSDP2 held its gathered weights, so these show columns of before. Call "
+                "paca.sync(model) after a change that is no optimizer step, load or call of PEFT's."
+            )
+        return True
+
+    def _what_shows(self) -> tuple[Any, Shown | None]:
+        if torch.compiler.is_compiling() or not isinstance(self.columns, ShardedColumns):
+            return None, None
+        return self.columns, self.columns.shown
+
     def sync(self) -> None:
         """Tell that a `Δ` was written behind PyTorch's back: its columns are written anew before they are used."""
         self.columns.invalidate()
@@ -288,8 +337,12 @@ class PacaLayer(BaseTunerLayer, nn.Module):
             self._follow_change()
 
     def _follow_change(self) -> None:
-        """Write the columns now, if compiled code may read them before anything else does."""
-        if not writes_eagerly() or self._disable_adapters or self.merged_adapters or not self._weight_holds_columns():
+        """Write the columns now, if compiled code or an engine may read them before anything else does."""
+        self._adopt_weight()
+        if self._disable_adapters and self.columns.eager:
+            self.columns.take_out()
+        eager = writes_eagerly() or self.columns.eager
+        if not eager or self._disable_adapters or self.merged_adapters or not self._weight_holds_columns():
             return
         terms = self._terms(self.active_adapters)
         meta = any(tensor.device.type == "meta" for tensor in (self.columns.weight, *(term.delta for term in terms)))
@@ -308,6 +361,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         Args:
             enabled: Whether the adapters take part.
         """
+        self._adopt_weight()
         if not enabled:
             self._remerge = self._remerge or list(self.merged_adapters)
             self.merged_adapters = []
@@ -319,6 +373,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self._follow_change()
 
     def delete_adapter(self, adapter_name: str) -> None:
+        self._adopt_weight()
         if not self.merged_adapters:
             self.columns.release()
         self._remerge = [name for name in self._remerge if name != adapter_name]
@@ -451,6 +506,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     def unmerge(self) -> None:
         """Put the pretrained values back, bit for bit."""
         self._remerge = []
+        self._adopt_weight()
         if not self.merged_adapters:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -477,6 +533,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         """As any module's; the base weight in it is the pretrained one, or the merged one if adapters are merged."""
+        self._adopt_weight()
         copies = writes_eagerly() and self.columns.shown is not None
         if not copies and not self.merged_adapters:
             self.columns.release()
@@ -490,6 +547,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         return state
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._adopt_weight()
         if not self.merged_adapters:
             self.columns.release()
         super()._load_from_state_dict(*args, **kwargs)
@@ -506,7 +564,11 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         """Keep the base layer's weight of now, which may be another object than before."""
         old = self.columns
         if old.weight is not self.base_weight:
+            reshard(self.get_base_layer())
+        if old.weight is not self.base_weight:
             self.columns = self._new_columns()
+            if isinstance(self.columns, ShardedColumns):
+                self.columns.take_over(old)
         if self.merged_adapters and fn is not None and old.kept is not None and old.shown is not None:
             self.columns.adopt(Kept(fn(old.kept.indices), fn(old.kept.values)), old.shown)
 
@@ -586,6 +648,15 @@ def _follow(layer: PacaLayer, _: Any) -> None:
     layer._adopt_weight()
     if not layer.merged_adapters:
         layer.sync()
+
+
+@torch.compiler.disable
+def _after_step(*_: Any) -> None:
+    while _WAITING:
+        _WAITING.pop()._follow_change()
+
+
+register_optimizer_step_post_hook(_after_step)
 
 
 @torch.compiler.assume_constant_result

@@ -12,6 +12,7 @@ class Linear(PacaLayer):
     """`nn.Linear` with adapted columns; a connection is an input feature."""
 
     connection_dim = 1
+    reads_gathered = True
     base_forward = nn.Linear.forward
     reads_features_last = True
 
@@ -19,7 +20,8 @@ class Linear(PacaLayer):
         return self.base_layer.in_features, self.base_layer.out_features
 
     def _matrix(self) -> Tensor:
-        return self.columns.weight
+        weight: Tensor = self._modules["base_layer"]._parameters["weight"]  # type: ignore[union-attr, assignment]
+        return weight
 
 
 class Conv1DLinear(PacaLayer):
