@@ -51,7 +51,11 @@ VARIANTS = {
         Variant("weight", "largest column norm, rank 16", {"r": 16, "selection": "weight"}),
         Variant("weight-smallest", "smallest column norm, rank 16", {"r": 16, "selection": "weight_smallest"}),
         Variant("aligned", "random, one set for layers of one input, rank 16", {"r": 16, "aligned": True}),
+        Variant("gradient", "largest accumulated gradient, rank 16", {"r": 16, "selection": "gradient"}),
+        Variant("activation", "largest input channels, rank 16", {"r": 16, "selection": "activation"}),
+        Variant("lora", "LoRA of rank 8", {"name": "lora", "r": 8, "lora_alpha": 16}),
         Variant("fixed-8", "random, rank 8", {"r": 8}),
+        Variant("moving-8", "random, rank 8, moved every 20 steps", {"r": 8, "reselect_every": 20}),
     )
 }
 
@@ -108,12 +112,11 @@ def run_once(recipe: Recipe) -> dict[str, Any]:
     Returns:
         Held-out loss, last training losses, trained parameters, seconds.
     """
-    from transformers import set_seed
-
     from paca.training.data import prepare_data, read_data
     from paca.training.finetune import make_trainer
     from paca.training.models import load_model, load_tokenizer
     from paca.training.progress import quiet_libraries
+    from paca.training.stages import train
     from paca.training.trainer_arguments import training_arguments
 
     started = time.perf_counter()
@@ -123,8 +126,7 @@ def run_once(recipe: Recipe) -> dict[str, Any]:
         data = prepare_data(read_data(recipe.data), recipe.data, tokenizer, arguments.max_length)
         model = load_model(recipe.model.name, recipe.model.dtype)
         trainer = make_trainer(recipe, arguments, model, tokenizer, data)
-        set_seed(recipe.seed)
-        trainer.train()
+        train(trainer, recipe.seed, None)
         measured = evaluate(trainer)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {

@@ -16,28 +16,33 @@ if TYPE_CHECKING:
     from .config import PacaConfig
     from .layers import PacaLayer, sync
     from .model import PacaModel
+    from .moving import MovingConnections, reselect
     from .selection import LayerFacts, register_selection
     from .selection.data_driven import select_connections
 
 __version__ = "0.1.0"
 __all__ = [
     "LayerFacts",
+    "MovingConnections",
     "PacaConfig",
     "PacaError",
     "PacaLayer",
     "PacaModel",
     "__version__",
     "register_selection",
+    "reselect",
     "select_connections",
     "sync",
 ]
 
 _HOMES = {
     "LayerFacts": "selection",
+    "MovingConnections": "moving",
     "PacaConfig": "config",
     "PacaLayer": "layers",
     "PacaModel": "model",
     "register_selection": "selection",
+    "reselect": "moving",
     "select_connections": "selection.data_driven",
     "sync": "layers",
 }

@@ -27,6 +27,7 @@ class Term(NamedTuple):
     delta: Tensor  # the trained parameter itself, its connections where the weight has them: (out, r)
     scaling: float
     pretrained: Tensor | None = None  # other values of W₀[:, I] than the weight's, shaped as `delta`
+    settled: bool = False  # trained once, not any more: stays in the weight over the steps of the others
 
 
 class Kept(NamedTuple):
@@ -63,7 +64,7 @@ def adapted_columns(pretrained: Tensor, indices: Tensor, terms: Sequence[Term], 
     Returns:
         Shape `(n, …)`, in the dtype of `pretrained`.
     """
-    deltas = [connections_first(term.delta.detach(), dim) for term in terms]
+    deltas = [connections_first(term.delta.detach().to(pretrained.device), dim) for term in terms]
     if len(terms) == 1:  # the union is the term's own indices
         return torch.add(pretrained, deltas[0], alpha=terms[0].scaling, out=torch.empty_like(pretrained))
     dtype = pretrained.dtype
@@ -185,6 +186,8 @@ class Columns(ColumnKeeper):
         self._weight = weakref.ref(weight)  # an engine that puts shards in its place must be able to free it
         self.connection_dim = connection_dim
         self.kept: Kept | None = None  # the pretrained values of the connections that are shown, or were last
+        self.under: Kept | None = None  # on the CPU, the pretrained values of settled connections that are shown
+        self._under_key: tuple[Any, ...] = ()
         self._settled = False  # whether the memory layout for training was decided
         self._relaid = False  # whether it differs from the weight's own
         self._version = _version(weight)
@@ -248,9 +251,9 @@ class Columns(ColumnKeeper):
         """
         weight = self.weight
         if self.shown is not None and weight is not None:
-            if self.kept is not None:
-                self._put(self.kept.indices, self.kept.values)
+            self._put_back(self.rows)
             self._version = _version(weight)  # whoever writes into the weight from now on outdates the copy
+        self.under, self._under_key = None, ()
         self.shown = None
         self.pinned = self.stale = False
 
@@ -277,9 +280,15 @@ class Columns(ColumnKeeper):
     def pretrained_copy(self) -> Tensor:
         """A copy of the weight with the pretrained values; the weight stays as it is."""
         copy = self.weight.detach().clone(memory_format=torch.contiguous_format)
-        if self.shown is not None and self.kept is not None:
-            connections_first(copy, self.connection_dim).index_copy_(0, *self.kept)
+        if self.shown is not None:
+            self._put_back(connections_first(copy, self.connection_dim))
         return copy
+
+    def _put_back(self, rows: Tensor) -> None:
+        """Copy the kept values into a weight that shows terms: those on top first."""
+        for kept in (self.kept, self.under):
+            if kept is not None:
+                rows.index_copy_(0, kept.indices.to(rows.device), kept.values.to(rows.device))
 
     def pretrained_columns(self, indices: Tensor) -> Tensor:
         """The pretrained values of some connections, connections first; the weight stays as it is.
@@ -314,15 +323,18 @@ class Columns(ColumnKeeper):
 
     def _write(self, shown: Shown) -> Shown:
         self._detach_handed_out()
-        indices = connection_union(shown.terms)
+        self._lay_under(tuple(term for term in shown.terms if term.settled))
+        terms = tuple(term for term in shown.terms if not term.settled)
+        indices = connection_union(terms)
         if self.shown is None and self._version != _version(self.weight):
             self.kept = None  # someone else has written into the weight: the copy is out of date
         kept = self.kept
         if kept is None or kept.indices is not indices:
-            self.take_out()
+            if self.shown is not None and kept is not None:
+                self._put(kept.indices, kept.values)
             self.kept = kept = Kept(indices, self.rows.index_select(0, indices.to(self.rows.device)))
-        self._put(indices, adapted_columns(kept.values, indices, self._own(shown.terms), self.delta_dim))
-        self._watch(shown.terms)
+        self._put(indices, adapted_columns(kept.values, indices, self._own(terms), self.delta_dim))
+        self._watch(terms)
         self.shown = shown
         self.stale = False
         return shown
@@ -334,6 +346,19 @@ class Columns(ColumnKeeper):
     def _own(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
         """The terms as this weight's memory needs them."""
         return terms
+
+    def _lay_under(self, terms: tuple[Term, ...]) -> None:
+        """Have the weight hold the settled terms and no others, below what is trained; written once."""
+        key = tuple((id(term.delta), term.scaling) for term in terms)
+        if key == self._under_key:
+            return
+        self.take_out()
+        self.kept = None
+        if terms:
+            indices = connection_union(terms)
+            values = self.rows.index_select(0, indices.to(self.rows.device))
+            self._put(indices, adapted_columns(values, indices, self._own(terms), self.delta_dim))
+            self.under, self._under_key = Kept(indices, values.cpu()), key
 
     def _detach_handed_out(self) -> None:
         for ref in self._handed_out:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
@@ -59,6 +60,10 @@ class PacaConfig(PeftConfig):
             be a multiple of it.
         aligned: Layers that read the same input (query, key and value; gate and up) share one index set. True for
             those known by name, or groups of last names: `[["q_proj", "k_proj", "v_proj"]]`.
+        reselect_every: Move to other connections every so many steps, by `paca.MovingConnections()`, a Trainer
+            callback, or `paca.reselect(model, optimizer)`. Memory stays that of rank `r`; the saved adapter holds all
+            connections that were trained. None: they stay.
+        reselect_warmup: Steps over which the learning rate rises again after each move, in a Trainer.
         init_weights: Start from the pretrained model. False starts from random updates, for tests.
         column_source: For a quantized base model: the unquantized checkpoint, a folder or a Hub name, whose
             safetensors files the selected columns are read from when the adapter is made. None takes the dequantized
@@ -112,6 +117,12 @@ class PacaConfig(PeftConfig):
     aligned: bool | list[list[str]] = field(
         default=False, metadata={"help": "Layers that read the same input share one index set."}
     )
+    reselect_every: int | None = field(
+        default=None, metadata={"help": "Move to other connections every so many steps."}
+    )
+    reselect_warmup: int = field(
+        default=0, metadata={"help": "Steps over which the learning rate rises after a move."}
+    )
     init_weights: bool = field(default=True, metadata={"help": "Start from the pretrained model."})
     column_source: str | None = field(
         default=None,
@@ -121,6 +132,7 @@ class PacaConfig(PeftConfig):
     )
     fan_in_fan_out: bool = field(default=False, metadata={"help": "Accepted for compatibility; layouts are known."})
 
+    _saved_as: ClassVar[dict[str, Any] | None] = None  # fields that the file has other values of
     _being_loaded = False  # read from a saved adapter, whose weights are not loaded yet; no field, so never saved
 
     def __post_init__(self) -> None:
@@ -162,6 +174,17 @@ class PacaConfig(PeftConfig):
             yield "`layers_pattern` cannot be used when `target_modules` is a str; pass a list of names."
         if self.layers_pattern and self.layers_to_transform is None:
             yield "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save it; that of an adapter whose connections have moved with the ranks that its file has.
+
+        Args:
+            save_directory: The folder.
+            **kwargs: Passed on to PEFT.
+        """
+        saved = copy.copy(self)
+        saved.__dict__.update(self._saved_as or {})
+        super(PacaConfig, saved).save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:

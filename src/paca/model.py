@@ -43,6 +43,7 @@ from .layers.quantized import unpacked_size
 from .selection import find_strategy, layer_seed
 from .selection.problems import layer_problems
 from .selection.select import is_plain_random, select_without_data
+from .settled import Settled, saved_settings, split
 from .unquantized import unquantize, unquantized_linear
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ logger = logging.getLogger(__name__)
 FINGERPRINT = "paca_fingerprint"
 FINGERPRINT_OF_QUANTIZED = "paca_fingerprint_quantized"
 COLUMNS = "paca_columns"
+TRAINED = "paca_trained"  # of an adapter whose connections move: those that were being trained
+TOUCHED = "paca_touched"  # and those that were since all of them were last
 _PEFT_PREFIX = "base_model.model."
 
 
@@ -70,6 +73,7 @@ class PacaModel(BaseTuner):
     prefix: str = "paca_"
     tuner_layer_cls = PacaLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    selection_scores: dict[str, dict[str, Tensor]]  # of moving adapters whose strategy has seen data
     unselected: frozenset[str] = frozenset()  # adapters whose connections wait for data
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -84,6 +88,8 @@ class PacaModel(BaseTuner):
         Raises:
             Exception: Whatever stands against it; the configuration is forgotten again then.
         """
+        if not hasattr(self, "selection_scores"):
+            self.selection_scores = {}
         try:
             self._check_targets(model, self.peft_config[adapter_name], kwargs.get("state_dict"))
             self._places = _shared_places(model)
@@ -238,7 +244,7 @@ class PacaModel(BaseTuner):
         if not problems and not config._being_loaded:
             sizes = {name: connections(module) for name, module in targets.items()}
             ranks = {name: _whole_runs(config, ranks[name], size) for name, size in sizes.items()}
-            problems = layer_problems(config, sizes, ranks)
+            problems = layer_problems(config, sizes, ranks) + _cannot_move(config, targets, names)
         raise_together(problems, "PaCA cannot adapt this model as asked:")
         if config.fan_in_fan_out and any(isinstance(module, nn.Linear) for module in targets.values()):
             warnings.warn(
@@ -477,6 +483,12 @@ class PacaModel(BaseTuner):
         state = super()._get_adapter_state_dict(model=model, config=config, adapter_name=adapter_name, **kwargs)
         for name, layer in _paca_layers(model).items():
             if f"{name}.paca_indices.{adapter_name}" in state and layer.weight_device().type != "meta":
+                if adapter_name in layer.settled:
+                    indices, delta = layer.whole_update(adapter_name)
+                    state[f"{name}.paca_indices.{adapter_name}"] = indices
+                    state[f"{name}.paca_delta.{adapter_name}"] = delta
+                    state[f"{name}.{TRAINED}.{adapter_name}"] = layer.paca_indices[adapter_name]
+                    state[f"{name}.{TOUCHED}.{adapter_name}"] = layer.touched(adapter_name)
                 columns, quantized = layer.trained_from(adapter_name)
                 kind = FINGERPRINT_OF_QUANTIZED if quantized else FINGERPRINT
                 state[f"{name}.{kind}.{adapter_name}"] = fingerprint(columns)
@@ -486,7 +498,7 @@ class PacaModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PacaConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        ends = (f".{FINGERPRINT}", f".{FINGERPRINT_OF_QUANTIZED}", f".{COLUMNS}")
+        ends = tuple(f".{kind}" for kind in (FINGERPRINT, FINGERPRINT_OF_QUANTIZED, COLUMNS, TRAINED, TOUCHED))
         extras = {key.removeprefix(_PEFT_PREFIX): value for key, value in state_dict.items() if key.endswith(ends)}
         state_dict = {key: value for key, value in state_dict.items() if not key.endswith(ends)}
         state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
@@ -495,11 +507,18 @@ class PacaModel(BaseTuner):
             columns = extras.get(f"{name.removeprefix(_PEFT_PREFIX)}.{COLUMNS}")
             if isinstance(layer, QuantizedLinear) and columns is not None:
                 state_dict[f"{name}.{COLUMNS}.{adapter_name}"] = columns
+        settled = _take_apart(layers, adapter_name, config, state_dict, extras)
         problems = adapter_problems(layers, adapter_name, state_dict)
         if problems and _is_fresh(layers, adapter_name, config):
             _take_back(model, adapter_name)
         raise_together(problems, f"Adapter {adapter_name!r} does not fit this model:")
         config._being_loaded = False
+        for name, layer in layers.items():
+            layer.settled.pop(adapter_name, None)
+            if name in settled:
+                layer.columns.take_out()
+                layer.settled[adapter_name] = settled[name]
+        config._saved_as = saved_settings(adapter_layers(model, adapter_name), adapter_name) if settled else None
         tuner: Any = getattr(model, "base_model", model)
         if isinstance(tuner, PacaModel):
             tuner.unselected = tuner.unselected - {adapter_name}
@@ -560,6 +579,40 @@ def _report_merge_errors(layers: dict[str, PacaLayer]) -> None:
 
 def _rank(config: PacaConfig, name: str) -> int:
     return config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+
+
+def _cannot_move(config: PacaConfig, targets: Mapping[str, nn.Module], experts: list[str]) -> list[str]:
+    """Layers whose weight cannot keep the columns that were trained before."""
+    if config.reselect_every is None:
+        return []
+    kinds = {name: layer_kind(getattr(module, "base_layer", module)) for name, module in targets.items()}
+    found = [name for name, kind in kinds.items() if kind and issubclass(kind.layer_class, QuantizedLinear)] + experts
+    return [
+        f"reselect_every: {name} cannot keep trained columns in its weight (it is quantized, or experts'); leave it "
+        "out of the targets, or leave reselect_every out."
+        for name in found
+    ]
+
+
+def _take_apart(
+    layers: dict[str, PacaLayer],
+    adapter_name: str,
+    config: PacaConfig,
+    state: dict[str, Tensor],
+    extras: Mapping[str, Tensor],
+) -> dict[str, Settled]:
+    """Put the trained connections of a saved moving adapter into `state`, and return the settled ones by layer."""
+    settled: dict[str, Settled] = {}
+    for name, layer in layers.items() if config.reselect_every is not None else ():
+        plain = name.removeprefix(_PEFT_PREFIX)
+        trained, touched = (extras.get(f"{plain}.{kind}") for kind in (TRAINED, TOUCHED))
+        keys = [f"{name}.{kind}.{adapter_name}" for kind in ("paca_indices", "paca_delta")]
+        if trained is None or touched is None or any(key not in state for key in keys):
+            continue
+        indices, delta = (state[key] for key in keys)
+        state[keys[1]], settled[name] = split(indices, delta, trained, touched, layer.delta_dim)
+        state[keys[0]] = trained
+    return settled
 
 
 def _whole_runs(config: PacaConfig, rank: int, connections: int) -> int:

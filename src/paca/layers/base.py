@@ -26,6 +26,7 @@ from ..dequantized import DequantizedColumns
 from ..distributed.sharded import ShardedColumns, is_gathered, is_sharded, reshard, show_the_same
 from ..errors import PacaError
 from ..selection import random_connections
+from ..settled import Settled, move
 
 # All adapted layers that live, so that the first compilation can bring their columns up to date.
 _LAYERS: weakref.WeakSet[PacaLayer] = weakref.WeakSet()
@@ -50,7 +51,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     _active_adapter: str | list[str]
 
     adapter_layer_names = ("paca_delta",)
-    other_param_names: tuple[str, ...] = ("r", "paca_alpha", "scaling", "paca_indices")
+    other_param_names: tuple[str, ...] = ("r", "paca_alpha", "scaling", "paca_indices", "settled")
 
     connection_dim: ClassVar[int]  # the dimension of the base weight that counts connections
     delta_dim: ClassVar[int] = 1  # the dimension of `paca_delta` that does
@@ -67,6 +68,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self.scaling: dict[str, float] = {}
         self.paca_delta = nn.ParameterDict({})
         self.paca_indices = BufferDict({}, persistent=True)
+        self.settled: dict[str, Settled] = {}  # of adapters whose connections have moved
         self.in_features, self.out_features = self._features()
         self.columns = self._new_columns()
         self.merged_adapters: list[str] = []
@@ -132,6 +134,43 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self.columns.release()
         self.paca_indices[adapter_name] = indices.to(self.paca_indices[adapter_name].device)
         self._follow_change()
+
+    def move_connections(self, adapter_name: str, indices: Tensor) -> None:
+        """Train other connections from now on; those trained so far stay in the weight as they are.
+
+        Args:
+            adapter_name: The adapter.
+            indices: Ascending, shape `(r,)`.
+        """
+        self.columns.take_out()
+        delta, old = self.paca_delta[adapter_name], self.paca_indices[adapter_name]
+        new = indices.to(old.device)
+        values, self.settled[adapter_name] = move(
+            delta.detach(), old, new, self.settled.get(adapter_name), self.delta_dim
+        )
+        with torch.no_grad():
+            delta.copy_(values)
+        self.paca_indices[adapter_name] = new
+        self.columns.invalidate()
+        self._follow_change()
+
+    def touched(self, adapter_name: str) -> Tensor:
+        """The connections that were trained since all of them were last, shape `(n,)`."""
+        settled = self.settled.get(adapter_name)
+        return self.paca_indices[adapter_name] if settled is None else settled.touched
+
+    def whole_update(self, adapter_name: str) -> tuple[Tensor, Tensor]:
+        """All connections that an adapter has changed, and their updates.
+
+        Args:
+            adapter_name: The adapter.
+
+        Returns:
+            Indices, ascending, shape `(n,)`, and updates of the shape that `paca_delta` has at rank `n`.
+        """
+        indices, delta = self.paca_indices[adapter_name], self.paca_delta[adapter_name].detach()
+        settled = self.settled.get(adapter_name)
+        return (indices, delta) if settled is None else settled.joined(indices, delta, self.delta_dim)
 
     def _delta_shape(self, r: int) -> tuple[int, ...]:
         return self.out_features, r
@@ -272,13 +311,21 @@ class PacaLayer(BaseTunerLayer, nn.Module):
 
     def _beside(self, x: Tensor, term: Term) -> Tensor:
         part = x.index_select(-1, term.indices).to(term.delta.dtype)
-        return nn.functional.linear(part, term.delta) * term.scaling
+        return nn.functional.linear(part, term.delta.to(part.device)) * term.scaling
 
     def _terms(self, adapter_names: list[str]) -> tuple[Term, ...]:
         # Straight to the dictionaries: this is on the path of every forward, and nn.Module's look-ups add up.
         modules: dict[str, Any] = self._modules
         deltas, indices = modules["paca_delta"]._parameters, modules["paca_indices"]._buffers
-        return tuple(Term(indices[name], deltas[name], self.scaling[name]) for name in adapter_names if name in deltas)
+        terms = tuple(
+            Term(indices[name], deltas[name], self.scaling[name]) for name in adapter_names if name in deltas
+        )
+        return (*terms, *self._settled_terms(adapter_names)) if self.settled else terms
+
+    def _settled_terms(self, adapter_names: list[str]) -> Iterator[Term]:
+        for name in adapter_names:
+            if name in self.settled and len(self.settled[name].indices):
+                yield Term(self.settled[name].indices, self.settled[name].delta, self.scaling[name], settled=True)
 
     def _matrix(self) -> Tensor:
         """The base weight as a matrix of shape `(out, in)`; a view."""
@@ -423,7 +470,10 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         Returns:
             A tensor of the base weight's shape, in the dtype of `Δ`.
         """
-        term = Term(self.paca_indices[adapter], self.paca_delta[adapter], self.scaling[adapter])
+        indices, delta = self.paca_indices[adapter], self.paca_delta[adapter]
+        if adapter in self.settled:
+            indices, delta = self.whole_update(adapter)
+        term = Term(indices, delta, self.scaling[adapter])
         dense = term.delta.new_zeros(self._weight_shape())
         update = (term.delta * term.scaling).movedim(self.delta_dim, self.connection_dim)
         return dense.index_copy(self.connection_dim, term.indices, update)
@@ -440,7 +490,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         Returns:
             The columns, connections first, and whether a quantization has rounded them.
         """
-        return self.columns.pretrained_columns(self.paca_indices[adapter_name]), False
+        return self.columns.pretrained_columns(self.whole_update(adapter_name)[0]), False
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Make the adapters' columns part of the base weight, for everyone who looks at it.
@@ -466,7 +516,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     def _merge_terms(self, terms: tuple[Term, ...]) -> None:
         """Make the base weight hold these terms, and no others, until `_unmerge_terms`."""
         self.columns.release()
-        self.columns.show(terms)
+        self.columns.show(tuple(term._replace(settled=False) for term in terms))
         self.columns.pin()
 
     def _unmerge_terms(self) -> None:
@@ -556,6 +606,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         if not self.merged_adapters:
             self.columns.release()
         super()._apply(fn, recurse)
+        self.settled = {name: settled.moved(fn) for name, settled in self.settled.items()}
         self._adopt_weight(fn)
         self._follow_change()
         return self
@@ -615,7 +666,8 @@ def over_terms(
     Returns:
         Shape `(..., out)`.
     """
-    indices, deltas, scalings, _ = zip(*terms, strict=True) if terms else ((), (), (), ())
+    trained = [term[:3] for term in terms if not term.settled]
+    indices, deltas, scalings = zip(*trained, strict=True) if trained else ((), (), ())
     return partial_linear(x, weight, bias, indices, scalings, deltas, columns, shown)
 
 

@@ -52,7 +52,7 @@ def select_connections(
     Raises:
         PacaError: If the model has no such adapter, if it was trained already, or if data or loss are missing.
     """
-    tuner = _tuner_of(model, adapter_name)
+    tuner = tuner_of(model, adapter_name)
     config = tuner.peft_config[adapter_name]
     layers = tuner.adapter_layers(adapter_name)
     _check_untrained(layers, config, adapter_name)
@@ -68,6 +68,8 @@ def select_connections(
     else:
         scores = layer_scores(config, layers, statistics)
         chosen = choose(config, scores, ranks)
+        if config.reselect_every is not None:
+            tuner.selection_scores[adapter_name] = scores
     tuner.set_connections(adapter_name, chosen)
     return chosen
 
@@ -94,20 +96,28 @@ def model_loss(model: Any, batch: Any) -> Tensor:
     return value
 
 
-def _tuner_of(model: nn.Module, adapter_name: str) -> Any:
+def tuner_of(model: nn.Module, adapter_name: str) -> Any:
+    """The `PacaModel` of an adapter.
+
+    Args:
+        model: What `get_peft_model` returned, or what it wraps.
+        adapter_name: The adapter.
+
+    Returns:
+        The `PacaModel`.
+
+    Raises:
+        PacaError: If there is none, or no such adapter.
+    """
     from ..model import PacaModel
 
     tuner = getattr(model, "base_model", model)
     if not isinstance(tuner, PacaModel):
         raise PacaError(
-            f"select_connections: {type(model).__name__} has no PaCA adapter; pass what "
-            "get_peft_model(model, PacaConfig(…)) returned."
+            f"{type(model).__name__} has no PaCA adapter; pass what get_peft_model(model, PacaConfig(…)) returned."
         )
     if adapter_name not in tuner.peft_config:
-        raise PacaError(
-            f"select_connections: there is no adapter {adapter_name!r}; known are "
-            f"{', '.join(map(repr, tuner.peft_config))}."
-        )
+        raise PacaError(f"There is no adapter {adapter_name!r}; known are {', '.join(map(repr, tuner.peft_config))}.")
     return tuner
 
 

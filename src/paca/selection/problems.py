@@ -35,6 +35,7 @@ def config_problems(config: PacaConfig) -> Iterator[str]:
         if problem:
             yield f"selection_indices: {problem}"
     yield from _run_problems(config)
+    yield from _moving_problems(config)
     if not _is_positive(config.selection_batches):
         yield f"selection_batches={config.selection_batches!r} is not a whole number of 1 or more."
     if config.gradient_mode not in MODES:
@@ -44,6 +45,20 @@ def config_problems(config: PacaConfig) -> Iterator[str]:
             f"aligned={config.aligned!r} is neither True, False nor a list of lists of layer names; pass for example "
             "[['q_proj', 'k_proj', 'v_proj']]."
         )
+
+
+def _moving_problems(config: PacaConfig) -> Iterator[str]:
+    every, warmup = config.reselect_every, config.reselect_warmup
+    if every is None:
+        if warmup:
+            yield f"reselect_warmup={warmup!r} does nothing without reselect_every; pass reselect_every=20, say."
+        return
+    if not _is_positive(every):
+        yield f"reselect_every={every!r} is not a whole number of 1 or more; leave it out for connections that stay."
+    elif not isinstance(warmup, int) or not 0 <= warmup < every:
+        yield f"reselect_warmup={warmup!r} has to be a whole number below reselect_every={every}, 0 for none."
+    if config.selection == INDICES:
+        yield "reselect_every needs a strategy to choose new connections by, and selection='indices' is none."
 
 
 def _run_problems(config: PacaConfig) -> Iterator[str]:
@@ -93,6 +108,11 @@ def layer_problems(config: PacaConfig, sizes: Mapping[str, int], ranks: Mapping[
             problems.append(
                 f"r={ranks[name]} does not fit {name} in runs of {config.run_length}: its {size} connections hold "
                 f"{size // config.run_length} such runs. Pass r={whole} or less, or another run_length."
+            )
+        if config.reselect_every is not None and ranks[name] == size:
+            problems.append(
+                f"reselect_every={config.reselect_every} has nowhere to move in {name}: r={ranks[name]} trains all of "
+                f"its {size} connections. Pass a smaller r, or leave reselect_every out."
             )
     for group in group_layers(sizes, same_input_groups(config.aligned)):
         if len({(sizes[name], ranks[name]) for name in group}) > 1:

@@ -42,25 +42,32 @@ def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
             trainer.state = state
             trainer.model.load_adapter(str(checkpoint), trainer.model.active_adapter, is_trainable=True)
             return
-    if checkpoint is None:
-        choose_connections(trainer, seed)
+    choose_connections(trainer, seed, checkpoint is not None)
     # The evaluation drew random numbers, or was skipped by a resumed run.
     set_seed(seed)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def choose_connections(trainer: Any, seed: int) -> None:
+def choose_connections(trainer: Any, seed: int, resumes: bool = False) -> None:
     """Let every adapter whose strategy needs data choose its connections, on the first batches of the training data.
 
     Args:
         trainer: Any `Trainer` whose model is a `PeftModel`; those of other methods are left alone.
         seed: Of the order of the data.
+        resumes: Whether a checkpoint will bring the connections: only those that move are measured then.
     """
     from transformers import set_seed
 
     from paca.selection.data_driven import select_connections
 
-    for name in sorted(getattr(trainer.model.base_model, "unselected", ())):
+    configs = getattr(trainer.model, "peft_config", {})
+    moving = {name for name, config in configs.items() if getattr(config, "reselect_every", None)}
+    if moving:
+        from paca.moving import MovingConnections
+
+        trainer.add_callback(MovingConnections())
+    waiting = set(getattr(trainer.model.base_model, "unselected", ()))
+    for name in sorted(waiting & moving if resumes else waiting):
         set_seed(seed)
         select_connections(
             trainer.model, trainer.get_train_dataloader(), adapter_name=name, progress=not trainer.args.disable_tqdm
