@@ -25,7 +25,7 @@ def term(*indices, scaling=1.0, dtype=torch.float32):
 def adapted(weight, terms, connection_dim=1):
     """What the weight has to show, in the plainest arithmetic: float64, rounded once."""
     total = weight.detach().double().clone()
-    for indices, delta, scaling, _ in terms:
+    for indices, delta, scaling, *_ in terms:
         update = scaling * delta.detach().double()
         total.index_add_(connection_dim, indices, update if connection_dim == 1 else update.t())
     return total.to(weight.dtype)

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from peft.config import PeftConfig
 from peft.utils import PeftType
@@ -132,12 +132,12 @@ class PacaConfig(PeftConfig):
     )
     fan_in_fan_out: bool = field(default=False, metadata={"help": "Accepted for compatibility; layouts are known."})
 
-    _saved_as: ClassVar[dict[str, Any] | None] = None  # fields that the file has other values of
     _being_loaded = False  # read from a saved adapter, whose weights are not loaded yet; no field, so never saved
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType.PACA
+        self._saved_as: dict[str, Any] = {}  # fields that the file has other values of; no field, so never saved
         if self.paca_alpha is None:
             self.paca_alpha = self.r
         for name in ("target_modules", "exclude_modules"):
@@ -183,7 +183,7 @@ class PacaConfig(PeftConfig):
             **kwargs: Passed on to PEFT.
         """
         saved = copy.copy(self)
-        saved.__dict__.update(self._saved_as or {})
+        saved.__dict__.update(self._saved_as)
         super(PacaConfig, saved).save_pretrained(save_directory, **kwargs)
 
     @classmethod

@@ -518,7 +518,7 @@ class PacaModel(BaseTuner):
             if name in settled:
                 layer.columns.take_out()
                 layer.settled[adapter_name] = settled[name]
-        config._saved_as = saved_settings(adapter_layers(model, adapter_name), adapter_name) if settled else None
+        config._saved_as = saved_settings(adapter_layers(model, adapter_name), adapter_name) if settled else {}
         tuner: Any = getattr(model, "base_model", model)
         if isinstance(tuner, PacaModel):
             tuner.unselected = tuner.unselected - {adapter_name}
