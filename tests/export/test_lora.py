@@ -1,6 +1,8 @@
 """The LoRA that an adapter is: by its formula, and loaded by plain PEFT."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -90,3 +92,8 @@ def test_transposed_layers(tmp_path):
 def test_what_a_lora_can_t_hold_is_refused(tiny_model, tmp_path):
     with pytest.raises(PacaError, match=r"can't be written as 'lora'.* biases are trained .*--to merged"):
         write_lora(trained(AutoModelForCausalLM.from_pretrained(tiny_model), bias="all"), tmp_path)
+
+
+def test_it_can_be_imported_first():
+    """The layers import PEFT, whose import registers PaCA, which imports the layers: a circle if entered there."""
+    subprocess.run([sys.executable, "-c", "import paca.export.certificate"], check=True)

@@ -27,9 +27,8 @@ PROMPTS = (
 )
 CHAT = [{"role": "user", "content": "Name three primary colours."}]
 
-# How far logits may lie apart, relative to their spread, in units of the dtype's rounding step. Measured on
-# SmolLM2-135M: merged 0; as a LoRA, which rounds W₀·x and Δ·x apart, up to 1.3 in bfloat16 and 40 in float32, where
-# the sums' own order of magnitude counts.
+# How far logits may lie apart, relative to their spread, in units of the dtype's rounding step. A LoRA rounds W₀·x and
+# Δ·x apart, in every layer; a merged model is compared bit for bit besides.
 ROUNDINGS = {torch.float32: 256.0, torch.bfloat16: 8.0, torch.float16: 8.0, torch.float64: 256.0}
 
 
