@@ -13,7 +13,7 @@ import paca
 from paca import PacaConfig, column_source
 from paca.column_source import ColumnSource, runs
 
-from .toys import layers, trained
+from .toys import in_named_precision, layers, trained
 
 IDS = torch.arange(3, 15)[None]
 TARGETS = ["q_proj", "down_proj"]
@@ -51,7 +51,8 @@ def shards(tmp_path_factory):
 
 def quantized(folder, **options):
     settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", **options)
-    return AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, quantization_config=settings, dtype=torch.float32)
+    return in_named_precision(loaded)
 
 
 def config(**options):

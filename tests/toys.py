@@ -104,3 +104,11 @@ def train(model, steps=3, lr=0.1, dtype=torch.float64):
         optimizer.step()
         optimizer.zero_grad()
     return model
+
+
+def in_named_precision(model):
+    """Have bitsandbytes compute in the dtype that a model names; in eval mode it takes bfloat16, on CPUs that can."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model

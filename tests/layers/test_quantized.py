@@ -1,4 +1,4 @@
-"""PaCA on quantized layers: what they compute, what they keep, and that the packed bytes are never touched."""
+"""PaCA on linear layers, plain and quantized: what they compute and keep, and that no pretrained byte is touched."""
 
 import copy
 import io
@@ -17,9 +17,10 @@ from paca.layers import QuantizedLinear, layer_kind
 from paca.training.report import count_parameters
 
 from ..toys import layers, trained
-from .quantized_toys import (
+from .kinds import (
     FORMATS,
     IN,
+    LAYER_KINDS,
     OUT,
     TORCHAO,
     adapted,
@@ -33,6 +34,7 @@ from .quantized_toys import (
 ROUNDING = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
 SHAPES = {"2-D": (6, IN), "3-D": (2, 3, IN), "4-D": (2, 1, 3, IN), "empty": (0, IN)}
 
+kinds = pytest.mark.parametrize("form", LAYER_KINDS)
 forms = pytest.mark.parametrize("form", FORMATS)
 
 
@@ -44,7 +46,7 @@ def gradients(model, y, x):
     return torch.autograd.grad(y.float().square().sum(), [x, *trained(model)])
 
 
-@forms
+@kinds
 @pytest.mark.parametrize("compute", ROUNDING)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
@@ -60,7 +62,7 @@ def test_outputs_and_gradients_are_those_of_the_dequantized_layer(form, compute,
     assert packed_bytes(model) == packed_bytes(plain)
 
 
-@forms
+@kinds
 def test_a_bias_is_trained_as_in_full_fine_tuning(form):
     plain, _ = adapted(form)
     model = get_peft_model(copy.deepcopy(plain), config(bias="paca_only"))
@@ -91,7 +93,7 @@ def test_bitsandbytes_settles_an_open_compute_dtype_as_in_its_own_forward():
     assert layer.compute_dtype == torch.bfloat16
 
 
-@forms
+@kinds
 def test_autocast(form):
     plain, model = adapted(form)
     x = inputs()
@@ -114,8 +116,8 @@ def test_only_the_slices_are_kept_for_backward(form):
     assert [tuple(t.shape) for t in kept] == [(6, 5)]
 
 
-@forms
-def test_training_moves_the_output_and_no_packed_byte(form):
+@kinds
+def test_training_moves_the_output_and_no_pretrained_byte(form):
     plain, model = adapted(form)
     before, start = packed_bytes(model), model(inputs()).detach()
     optimizer = torch.optim.AdamW(trained(model), lr=0.01, fused=True)
@@ -135,7 +137,7 @@ def test_training_moves_the_output_and_no_packed_byte(form):
     assert packed_bytes(model) == before == packed_bytes(plain)
 
 
-@forms
+@kinds
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing_changes_no_gradient(form, reentrant):
     _, model = adapted(form)
@@ -154,7 +156,7 @@ def test_backward_after_an_optimizer_step_is_refused():
         loss.backward()
 
 
-@forms
+@kinds
 def test_several_adapters_and_mixed_batches(form):
     plain, model = adapted(form)
     model.add_adapter("other", config(random_seed=1, r=7))
@@ -177,7 +179,7 @@ def test_several_adapters_and_mixed_batches(form):
     assert packed_bytes(model) == packed_bytes(plain)
 
 
-@forms
+@kinds
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 def test_save_and_load(form, low_cpu_mem_usage, tmp_path):
     plain, model = adapted(form)
@@ -188,7 +190,7 @@ def test_save_and_load(form, low_cpu_mem_usage, tmp_path):
     assert not torch.allclose(plain(inputs()), wanted)
 
 
-@forms
+@kinds
 def test_copies_compute_the_same(form):
     plain, model = adapted(form)
     wanted = model(inputs())
@@ -283,7 +285,7 @@ def test_merging_packs_the_adapted_weight_and_logs_the_error(form, caplog):
     assert torch.equal(model.merge_and_unload()(inputs()), merged)
 
 
-@forms
+@kinds
 def test_merging_in_sequence_equals_merging_at_once(form):
     plain, model = adapted(form)
     model.add_adapter("other", config(random_seed=1, r=7))
@@ -351,10 +353,10 @@ def test_adapters_move_between_the_quantized_and_the_plain_model(form, tmp_path,
 
 def ordinary_model(form):
     """The unquantized weights of the toy."""
-    from .quantized_toys import Toy
+    from .kinds import Toy
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FORMATS, form, lambda layer, compute: layer)
+        patch.setitem(LAYER_KINDS, form, lambda layer, compute: layer)
         return Toy(form)
 
 

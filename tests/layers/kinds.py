@@ -1,4 +1,4 @@
-"""Quantized layers and models of every kind that runs on the CPU, and what they must compute."""
+"""Linear layers of every kind that runs on the CPU, plain and quantized, and what they must compute."""
 
 import copy
 import hashlib
@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
 from torchao.quantization.granularity import PerGroup
+from transformers.pytorch_utils import Conv1D
 
 from paca import PacaConfig, PacaLayer
 
@@ -36,6 +37,18 @@ def _eight_bits(layer, compute):
     return packed.to("cpu")
 
 
+def _plain(layer, compute):
+    return layer.to(compute)
+
+
+def _transposed(layer, compute):
+    transposed = Conv1D(layer.out_features, layer.in_features).to(compute)
+    with torch.no_grad():
+        transposed.weight.copy_(layer.weight.t())
+        transposed.bias.zero_() if layer.bias is None else transposed.bias.copy_(layer.bias)
+    return transposed
+
+
 def _torchao(config):
     def quantize(layer, compute):
         packed = copy.deepcopy(layer).to(compute)
@@ -49,6 +62,7 @@ TORCHAO = {
     "torchao int8": Int8WeightOnlyConfig(),
     "torchao int4": IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(32)),
 }
+PLAIN = {"Linear": _plain, "Conv1D": _transposed}
 FORMATS = {
     "NF4": _four_bits("nf4", False),
     "NF4 double": _four_bits("nf4", True),
@@ -57,17 +71,18 @@ FORMATS = {
     "int8": _eight_bits,
     **{name: _torchao(config) for name, config in TORCHAO.items()},
 }
+LAYER_KINDS = {**PLAIN, **FORMATS}
 
 
 class Toy(nn.Module):
-    """Two quantized layers to adapt, and a head."""
+    """Two layers of one kind to adapt, and a head."""
 
     def __init__(self, form, compute=torch.float32, bias=True):
         super().__init__()
         torch.manual_seed(0)
         one, two = nn.Linear(IN, HIDDEN, bias), nn.Linear(HIDDEN, OUT, bias)
         self.head = nn.Linear(OUT, 4).to(compute)
-        self.one, self.two = (FORMATS[form](layer, compute) for layer in (one, two))
+        self.one, self.two = (LAYER_KINDS[form](layer, compute) for layer in (one, two))
         if form in TORCHAO:  # as transformers leaves it
             kept = SimpleNamespace(get_apply_tensor_subclass=ConfigOf(form))
             self.hf_quantizer = SimpleNamespace(quantization_config=kept)
@@ -92,7 +107,7 @@ def config(**options):
 
 
 def adapted(form, compute=torch.float32, bias=True, **options):
-    """The quantized model, and an adapted copy of it."""
+    """The model, and an adapted copy of it."""
     plain = Toy(form, compute, bias)
     return plain, get_peft_model(Toy(form, compute, bias), config(**options))
 
@@ -102,8 +117,10 @@ def inputs(dtype=torch.float32, shape=(6, IN)):
 
 
 def dequantized(layer):
-    """The pretrained matrix of a quantized layer, by its package's own means."""
+    """The pretrained matrix `(out, in)` of a layer, by its package's own means."""
     weight = layer.weight
+    if type(weight) is nn.Parameter and weight.is_floating_point():
+        return weight.t() if isinstance(layer, Conv1D) else weight
     if isinstance(weight, bnb.nn.Params4bit):
         return bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
     if isinstance(weight, bnb.nn.Int8Params):
@@ -130,7 +147,8 @@ def plain_copy(plain, dtype):
     model._modules = dict(plain._modules)
     for name in ("one", "two"):
         base = plain.get_submodule(name)
-        linear = nn.Linear(base.in_features, base.out_features, base.bias is not None, dtype=dtype)
+        out_features, in_features = dequantized(base).shape
+        linear = nn.Linear(in_features, out_features, base.bias is not None, dtype=dtype)
         if base.bias is not None:
             linear.bias.data.copy_(base.bias)
         setattr(model, name, linear)
@@ -146,23 +164,25 @@ def reference(plain, model, x, adapters=("default",)):
 
 
 def packed_bytes(model):
-    """A hash of all that the packed weights consist of."""
+    """A hash of all that the weights to adapt consist of, as whoever saves the model finds them."""
     found = hashlib.sha256()
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] in ("one", "two", "base_layer") and not isinstance(module, PacaLayer):
+        if name.rpartition(".")[2] in ("one", "two") and type(module) is not nn.Sequential:
             for tensor in _parts(module):
-                found.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+                found.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 
 def _parts(module):
-    weight = getattr(module, "weight", None)
+    base = module.base_layer if isinstance(module, PacaLayer) else module
+    weight = base.weight
     if isinstance(weight, bnb.nn.Params4bit):
         state = weight.quant_state
         nested = [state.state2.absmax, state.offset[None]] if state.nested else []
         return [weight.data, state.absmax, *nested]
     if isinstance(weight, bnb.nn.Int8Params):
-        return [weight.data, weight.SCB if module.state.SCB is None else module.state.SCB]
+        return [weight.data, weight.SCB if base.state.SCB is None else base.state.SCB]
     if hasattr(weight, "qdata"):
         return [weight.qdata, weight.scale]
-    return []
+    # A plain weight may hold columns at the moment; a state dict shows the pretrained one, or the merged one.
+    return [next(value for name, value in module.state_dict().items() if name.endswith("weight"))]
