@@ -8,5 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import peft  # noqa: F401
 import torch.distributed.fsdp  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
+import trl  # noqa: F401
 
-import paca.model  # noqa: F401
+import paca.model
+import paca.training.finetune  # noqa: F401

@@ -65,7 +65,9 @@ def _rank(rank: int, ranks: int, folder: str, send: Any, function: Any, argument
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank))
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT="1"
+    )
     try:
         store = f"file://{Path(folder) / 'store'}"
         dist.init_process_group("gloo", store, timedelta(seconds=SECONDS), ranks, rank)

@@ -1,6 +1,7 @@
 """`paca finetune RECIPE.yaml`: runs one recipe."""
 
 import argparse
+import os
 import sys
 
 from paca.cli.verb import Verb
@@ -62,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("paca finetune: interrupted; add --resume to go on", file=sys.stderr)
         return 130
-    print("\n".join(lines))
+    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+        print("\n".join(lines))
     return 0
 
 

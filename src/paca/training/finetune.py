@@ -15,6 +15,7 @@ from paca.training.data import RawData, TrainingData, prepare_data, read_data
 from paca.training.files import discard, write_folder, write_json
 from paca.training.held_out import evaluate
 from paca.training.models import load_model, load_tokenizer
+from paca.training.processes import on_main, ranks
 from paca.training.progress import LossBar, quiet_libraries
 from paca.training.recipe import Recipe
 from paca.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS, open_run, read_metrics
@@ -58,7 +59,7 @@ def finetune_text(recipe: Recipe, resume: bool = False, overwrite: bool = False)
     folder = Path(recipe.output_dir)
     raw = read_data(recipe.data)
     arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
-    if open_run(folder, recipe, resume, overwrite):
+    if on_main(lambda: open_run(folder, recipe, resume, overwrite, ranks())):
         return read_metrics(folder)
     with quiet_libraries():
         return _run(recipe, raw, arguments, folder)
@@ -72,13 +73,17 @@ def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str
     before = measured_once(folder / BEFORE, lambda: report.describe_held_out(evaluate(trainer)))
     meter = StepMeter()
     trainer.add_callback(meter)
-    train(trainer, recipe.seed, last_complete(folder))
+    train(trainer, recipe.seed, on_main(lambda: last_complete(folder)))
     metrics = _metrics(recipe, trainer, data, before, meter)
-    write_folder(folder / ADAPTER, trainer.model.save_pretrained)
+    on_main(lambda: _write(folder, trainer.model, metrics))
+    return metrics
+
+
+def _write(folder: Path, model: Any, metrics: dict[str, Any]) -> None:
+    write_folder(folder / ADAPTER, model.save_pretrained)
     report.draw_loss_curve(folder / CURVE, metrics)
     discard(folder / CARD)  # TRL's model card tells how to load a whole model, which is not what lies here
     write_json(folder / METRICS, metrics)
-    return metrics
 
 
 def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, data: TrainingData) -> Any:

@@ -8,6 +8,7 @@ import torch
 from tqdm.auto import tqdm
 
 from paca.training.chat import IGNORED
+from paca.training.processes import rank, ranks, shared_out, summed
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def evaluate(trainer: Any) -> HeldOut:
     Trainer's own `evaluate` averages the batches' means, which weights the tokens of short conversations more.
 
     Args:
-        trainer: An `SFTTrainer` with an evaluation data set, in one process.
+        trainer: An `SFTTrainer` with an evaluation data set; several processes share its batches out.
 
     Returns:
         The measurement.
@@ -45,10 +46,29 @@ def evaluate(trainer: Any) -> HeldOut:
     model = trainer.model.eval()
     total, tokens = 0.0, 0
     with torch.no_grad(), trainer.compute_loss_context_manager():
-        batches = trainer.get_eval_dataloader()
-        for batch in tqdm(batches, desc="evaluating", disable=trainer.args.disable_tqdm, leave=False):
+        batches = _batches(trainer)
+        for batch, counts in shared_out(tqdm(batches, desc="evaluating", disable=_silent(trainer), leave=False)):
             inputs = trainer._prepare_inputs(batch)
             predicted = int((inputs["labels"][:, 1:] != IGNORED).sum())
-            total += float(model(**inputs).loss) * predicted
-            tokens += predicted
-    return HeldOut(total / max(tokens, 1), tokens)
+            loss = float(model(**inputs).loss)
+            if counts:
+                total += loss * predicted
+                tokens += predicted
+    total, all_tokens = summed([total, float(tokens)], trainer.args.device)
+    return HeldOut(total / max(all_tokens, 1), int(all_tokens))
+
+
+def _batches(trainer: Any) -> Any:
+    """The held-out batches, all of them on every rank."""
+    if ranks() == 1:
+        return trainer.get_eval_dataloader()
+    # accelerate's own would repeat sequences until every rank has the same number, and count these twice.
+    prepare, trainer.accelerator.prepare = trainer.accelerator.prepare, lambda loader: loader
+    try:
+        return trainer.get_eval_dataloader()
+    finally:
+        trainer.accelerator.prepare = prepare
+
+
+def _silent(trainer: Any) -> bool:
+    return trainer.args.disable_tqdm or rank() > 0

@@ -1,16 +1,18 @@
 """The output folder of a run: what lies where, whether a run is going on in it, and what may be done with it."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
 from paca.training import yaml_scalars
 from paca.training.checkpoints import checkpoint_folders
-from paca.training.files import discard, write_text
+from paca.training.files import discard, write_json, write_text
 from paca.training.recipe import Recipe, describe_difference
 
 RECIPE = "recipe.yaml"  # written first: a run was started
+PROCESSES = ".processes.json"  # on how many processes, if more than one
 METRICS = "metrics.json"  # written last: it is finished
 BEFORE = "before.json"
 ADAPTER = "adapter"
@@ -18,9 +20,10 @@ MERGED = "merged"
 CURVE = "loss.png"
 MISTAKES = "misclassified.png"
 CARD = "README.md"  # TRL's model card
+BATCH_KEYS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}  # with Trainer's defaults
 
 
-def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool = False) -> bool:
+def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool = False, processes: int = 1) -> bool:
     """Make a folder ready for a run, or refuse.
 
     Args:
@@ -28,6 +31,7 @@ def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool
         recipe: What is going to be run.
         resume: Go on with a run that was interrupted. Where none was begun, begin.
         overwrite: Delete what an earlier run left there.
+        processes: How many train together; a run may be resumed with another number, at the same global batch.
 
     Returns:
         Whether the run that is to be resumed is finished already.
@@ -39,13 +43,15 @@ def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool
     _check_ours(folder)
     begun, finished = (folder / RECIPE).exists(), (folder / METRICS).exists()
     if begun and resume:
-        _check_same_recipe(folder, recipe)
+        _check_same_recipe(folder, recipe, processes)
         return finished
     if begun and not overwrite:
         raise PacaError(_refusal(folder, finished))
     if begun:
         _clear(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if processes > 1:
+        write_json(folder / PROCESSES, processes)
     write_text(folder / RECIPE, yaml_scalars.dump(recipe.to_dict()))
     return False
 
@@ -77,9 +83,15 @@ def _check_ours(folder: Path) -> None:
         )
 
 
+def _global_batch(recipe: Mapping[str, Any], processes: int) -> int:
+    """How many sequences one optimizer step takes on CPUs, and on GPUs with one process each."""
+    size, accumulated = (recipe.get("training", {}).get(key, default) for key, default in BATCH_KEYS.items())
+    return size * accumulated * processes
+
+
 def _clear(folder: Path) -> None:
     # In this order, a deletion that is interrupted leaves what looks like an unfinished run, and can be repeated.
-    for name in (METRICS, BEFORE, ADAPTER, MERGED, CURVE, MISTAKES, CARD):
+    for name in (METRICS, PROCESSES, BEFORE, ADAPTER, MERGED, CURVE, MISTAKES, CARD):
         discard(folder / name)
     for checkpoint in checkpoint_folders(folder):
         discard(checkpoint)
@@ -98,9 +110,21 @@ def _refusal(folder: Path, finished: bool) -> str:
     )
 
 
-def _check_same_recipe(folder: Path, recipe: Recipe) -> None:
+def _check_same_recipe(folder: Path, recipe: Recipe, processes: int) -> None:
     started_with = yaml_scalars.parse((folder / RECIPE).read_text(encoding="utf-8"))
-    differences = describe_difference(started_with, recipe.to_dict())
+    wanted = recipe.to_dict()
+    started_on = json.loads((folder / PROCESSES).read_text()) if (folder / PROCESSES).exists() else 1
+    before, now = (_global_batch(*run) for run in ((started_with, started_on), (wanted, processes)))
+    if before != now:
+        raise PacaError(
+            f"The run in {str(folder)!r} takes {before} sequences per step ({started_on} processes when it was "
+            f"started), this launch would take {now} ({processes} processes). Resume with as many: set "
+            "training.per_device_train_batch_size or training.gradient_accumulation_steps so that their product "
+            f"times {processes} is {before}."
+        )
+    same = {key: started_with.get("training", {}).get(key) for key in BATCH_KEYS}
+    training = {key: value for key, value in {**wanted["training"], **same}.items() if value is not None}
+    differences = describe_difference(started_with, {**wanted, "training": training})
     if differences:
         raise PacaError(
             f"The run in {str(folder)!r} was started with another recipe: {'; '.join(differences)}. Resume with the "

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from paca.distributed import check_ranks
 from paca.training.checkpoints import STATE
 from paca.training.files import write_json
+from paca.training.processes import on_main
 
 
 def measured_once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -19,9 +21,10 @@ def measured_once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str
     Returns:
         The measurement, as JSON holds it.
     """
-    if not path.exists():
-        write_json(path, measure())
-    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if not on_main(path.exists):
+        fresh = measure()
+        on_main(lambda: write_json(path, fresh))
+    measured: dict[str, Any] = on_main(lambda: json.loads(path.read_text(encoding="utf-8")))
     return measured
 
 
@@ -43,6 +46,7 @@ def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
             trainer.model.load_adapter(str(checkpoint), trainer.model.active_adapter, is_trainable=True)
             return
     choose_connections(trainer, seed, checkpoint is not None)
+    check_ranks(trainer.model)
     # The evaluation drew random numbers, or was skipped by a resumed run.
     set_seed(seed)
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -54,6 +54,7 @@ def training_arguments(training: Mapping[str, Any], output_dir: str, seed: int) 
         # TRL's default is bfloat16 everywhere, also on CPUs, where it is slower than float32.
         "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not training.get("fp16", False),
         "report_to": "none",
+        "ddp_broadcast_buffers": False,  # all ranks have the same, which is checked at the start
         "save_total_limit": 2,
         "dataloader_pin_memory": torch.cuda.is_available(),  # elsewhere it only warns
         "include_num_input_tokens_seen": "non_padding",

@@ -1,0 +1,94 @@
+"""`paca finetune` on two processes: the same run as on one, and resumed on another number of them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tests.distributed.launch import on_ranks
+from tests.training.tiny import recipe_content, save_model, write_recipe, write_text
+
+from paca import PacaError
+from paca.training.finetune import finetune
+from paca.training.recipe import read_recipe
+
+ROOT = Path(__file__).parents[2]
+AS_TWO = "training.gradient_accumulation_steps=2"
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """Eight steps without dropout: which numbers a rank draws for it depends on how many ranks there are."""
+    folder = tmp_path_factory.mktemp("ranks")
+    model = save_model(folder / "model")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "attention_dropout": 0.0}))
+    content = recipe_content(model, write_text(folder / "text.txt"), folder / "run")
+    content["training"].update(dataloader_drop_last=True, save_steps=3)
+    content["method"]["random_seed"] = 0
+    return write_recipe(folder / "recipe.yaml", content)
+
+
+def run(rank, path, output, overrides=(), resume=False):
+    return finetune(read_recipe(path, list(overrides), str(output)), resume=resume)
+
+
+def interrupted(whole, folder):
+    """The folder as it was after the third of six steps."""
+    shutil.copytree(whole, folder)
+    for name in ("metrics.json", "loss.png", "adapter", "checkpoint-6"):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return folder
+
+
+def adapter(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def assert_equal_runs(one, other):
+    for metrics, reference in ((one, other),):
+        for key in ("before", "after"):
+            assert metrics[key]["tokens"] == reference[key]["tokens"]
+            assert metrics[key]["loss"] == pytest.approx(reference[key]["loss"], abs=1e-6)
+        curves = [[loss for _, loss in run["loss_curve"]] for run in (metrics, reference)]
+        assert curves[0] == pytest.approx(curves[1], abs=1e-4)  # Trainer's log keeps five decimals or fewer
+    tensors, references = (adapter(Path(run["adapter"]).parent) for run in (one, other))
+    assert tensors.keys() == references.keys()
+    assert max(float((tensors[name] - references[name]).abs().max()) for name in tensors) < 1e-6
+
+
+@pytest.mark.slow
+def test_two_processes_one_process_and_each_resumed_on_the_other(recipe, tmp_path):
+    alone = run(0, recipe, tmp_path / "one", [AS_TWO])
+    both, _ = on_ranks(run, recipe, tmp_path / "two")
+    assert both["steps"] == alone["steps"] == 6
+    assert both["loss_curve"][0][1] > both["loss_curve"][-1][1]
+    assert_equal_runs(both, alone)
+    from_two = interrupted(tmp_path / "two", tmp_path / "from two")
+    assert_equal_runs(run(0, recipe, from_two, [AS_TWO], True), both)
+    from_one = interrupted(tmp_path / "one", tmp_path / "from one")
+    assert_equal_runs(on_ranks(run, recipe, from_one, (), True)[0], alone)
+    with pytest.raises(PacaError, match=r"takes 4 sequences per step .2 processes when it was started., .* take 2"):
+        run(0, recipe, tmp_path / "two", resume=True)
+
+
+@pytest.mark.slow
+def test_launched_as_users_do(recipe, tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    verb = ["-m", "paca.cli", "finetune", str(recipe), "--output", str(tmp_path / "run")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launcher, *verb], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("improved: held-out perplexity") == 1
+    again = subprocess.run(
+        [*launcher, *verb], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert again.returncode != 0
+    assert "holds a finished run. Add --overwrite" in again.stderr
