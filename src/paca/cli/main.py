@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 
 import paca
-from paca.cli import export, finetune
+from paca.cli import export, finetune, plan
 from paca.cli.verb import Verb
 from paca.errors import PacaError
 
-VERBS: list[Verb] = [finetune.VERB, export.VERB]
+VERBS: list[Verb] = [finetune.VERB, export.VERB, plan.VERB]
 
 EXAMPLE = """\
 example:

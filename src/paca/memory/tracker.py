@@ -85,10 +85,16 @@ class StorageTracker(TorchDispatchMode):
             self._watch(storage)
             self._counted[key] = 0
         if key in self._counted:
-            size = storage.nbytes()
+            size = self._size(storage)
             self._live_bytes += size - self._counted[key]
             self._counted[key] = size
             self._peak_bytes = max(self._peak_bytes, self._live_bytes)
+
+    def _size(self, storage: UntypedStorage) -> int:
+        return storage.nbytes()
+
+    def _closed(self, key: int) -> None:
+        """Called when a counted storage is freed."""
 
     def _watch(self, storage: UntypedStorage) -> None:
         """Have the storage's books closed when it is freed."""
@@ -96,7 +102,9 @@ class StorageTracker(TorchDispatchMode):
 
         def close(_: Any) -> None:
             self._references.pop(key, None)
-            self._live_bytes -= self._counted.pop(key, 0)
+            if key in self._counted:
+                self._live_bytes -= self._counted.pop(key)
+                self._closed(key)
 
         self._references[key] = weakref.ref(storage, close)
 

@@ -1,0 +1,1 @@
+"""What a training step of a model needs, worked out without its weights and without a GPU."""
