@@ -56,5 +56,12 @@ def test_a_gpu_may_be_given_by_its_size():
 
 
 @pytest.mark.parametrize("limit", [0, 1, 7, 128, 129, 1000, 5000])
-def test_bisection_finds_the_largest_multiple(limit):
-    assert largest_that_fits(lambda size: size <= limit, 128, 4096) == min(limit // 128 * 128, 4096)
+@pytest.mark.parametrize("bend", [1, 2, 3])
+def test_the_search_finds_the_largest_multiple(limit, bend):
+    assert largest_that_fits(lambda size: size**bend - limit**bend, 128, 4096) == min(limit // 128 * 128, 4096)
+
+
+def test_the_search_needs_few_trials_on_a_line():
+    tried = []
+    assert largest_that_fits(lambda size: tried.append(size) or size * 7 - 100_000, 1, 2**20) == 100_000 // 7
+    assert len(tried) <= 8

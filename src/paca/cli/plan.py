@@ -108,13 +108,13 @@ def _row(config: Any, method: str, gpu: Any, arguments: argparse.Namespace) -> d
         row["fits"] = peak.total <= gpu.bytes
         row["over"] = max(0, peak.total - gpu.bytes)
 
-    def fits(**changes: Any) -> bool:
-        return simulate(config, dataclasses.replace(setting, **changes)).total <= gpu.bytes
+    def excess(**changes: Any) -> int:
+        return simulate(config, dataclasses.replace(setting, **changes)).total - gpu.bytes
 
     if arguments.max_seq:
-        row["max_seq"] = largest_that_fits(lambda tokens: fits(tokens=tokens), SEQUENCE_STEP, LONGEST)
+        row["max_seq"] = largest_that_fits(lambda tokens: excess(tokens=tokens), SEQUENCE_STEP, LONGEST)
     if arguments.max_batch:
-        row["max_batch"] = largest_that_fits(lambda batch: fits(batch=batch), 1, LARGEST)
+        row["max_batch"] = largest_that_fits(lambda batch: excess(batch=batch), 1, LARGEST)
     return row
 
 
