@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..columns import Columns, Kept, Shown, Term, connections_first
+from ..errors import PacaError
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -35,8 +36,31 @@ def is_gathered(module: nn.Module, name: str) -> bool:
     Returns:
         Whether FSDP2 manages the module and the parameter is whole.
     """
-    if type(module._parameters.get(name)) is not nn.Parameter:
-        return False
+    return type(module._parameters.get(name)) is nn.Parameter and _hooked(module)
+
+
+def require_not_flattened(module: nn.Module, name: str) -> None:
+    """Refuse FSDP1, which puts all parameters of a block end to end and cuts the row where it likes.
+
+    Args:
+        module: An adapted base layer.
+        name: Its parameter that holds columns.
+
+    Raises:
+        PacaError: If FSDP1 manages it, with or without `use_orig_params`; says what to use instead.
+    """
+    wrapped = type(module).__name__ == "FullyShardedDataParallel"
+    managed = "_fsdp_use_orig_params" in module.__dict__  # FSDP2 says so as well
+    if wrapped or (managed and not is_sharded(module._parameters.get(name)) and not _hooked(module)):
+        raise PacaError(
+            "FSDP1 flattens parameters (FullyShardedDataParallel, fsdp_version: 1): a rank holds stretches of a layer "
+            "in which neither columns nor their updates can be found. Shard with FSDP2 instead: fsdp_version: 2 in "
+            "accelerate's fsdp_config, or torch.distributed.fsdp.fully_shard."
+        )
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether FSDP2 reshards the module for its state dicts."""
     return any("fsdp" in hook.__module__ for hook in module._state_dict_pre_hooks.values())
 
 

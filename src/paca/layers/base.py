@@ -23,7 +23,14 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ..autograd import partial_linear
 from ..columns import PRETRAINED, Columns, Kept, Shown, Term, write_eagerly, writes_eagerly
 from ..dequantized import DequantizedColumns
-from ..distributed.sharded import ShardedColumns, is_gathered, is_sharded, reshard, show_the_same
+from ..distributed.sharded import (
+    ShardedColumns,
+    is_gathered,
+    is_sharded,
+    require_not_flattened,
+    reshard,
+    show_the_same,
+)
 from ..errors import PacaError
 from ..selection import random_connections
 from ..settled import Settled, move
@@ -341,19 +348,23 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         return (
             type(base).forward is type(self).base_forward
             and "forward" not in base.__dict__
-            and base._parameters["weight"] is self.columns.weight
+            and base._parameters.get(self.weight_name) is self.columns.weight
+            and ("_fsdp_use_orig_params" not in base.__dict__ or is_sharded(self.columns.weight))
             and not hasattr(self.columns.weight, "ds_id")
         )
 
     def _meets_shards(self) -> bool:
         """Take over shards that stand in the place of the weight, if so; whether they can hold columns."""
-        if not is_sharded(self.get_base_layer()._parameters.get(self.weight_name)):
+        base = self.get_base_layer()
+        require_not_flattened(base, self.weight_name)
+        if not is_sharded(base._parameters.get(self.weight_name)):
             return False
         self._adopt_weight()
         return self._weight_holds_columns()
 
     def _gathered_with(self, terms: tuple[Term, ...]) -> bool:
         """Whether FSDP2 has gathered the weight for this forward, from shards that hold the columns of these terms."""
+        require_not_flattened(self.get_base_layer(), self.weight_name)
         if not self.reads_gathered or not is_gathered(self.get_base_layer(), self.weight_name):
             return False
         if torch.compiler.is_compiling():

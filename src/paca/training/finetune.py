@@ -70,6 +70,12 @@ def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str
     data = prepare_data(raw, recipe.data, tokenizer, arguments.max_length)
     model = load_model(recipe.model.name, recipe.model.dtype, recipe.model.quantization)
     trainer = make_trainer(recipe, arguments, model, tokenizer, data)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise PacaError(
+            "paca finetune runs on several processes with the whole model on each (DDP); it does not shard it with "
+            "FSDP or DeepSpeed yet. Launch it with recipes/accelerate/ddp.yaml, or shard in a script of your own: "
+            "docs/distributed.md shows how."
+        )
     before = measured_once(folder / BEFORE, lambda: report.describe_held_out(evaluate(trainer)))
     meter = StepMeter()
     trainer.add_callback(meter)
