@@ -57,13 +57,15 @@ class PartialLinear(torch.autograd.Function):
         shown: Shown | None,
         indices: tuple[Tensor, ...],  # one (r,) per adapter
         scalings: tuple[float, ...],
+        gathered: tuple[Tensor | None, ...],  # the slices X[..., I] that were gathered before, (..., r) each
         *deltas: Tensor,  # one (out, r) per adapter
     ) -> Tensor:
         y = F.linear(x, _resident_or_made(weight, columns, shown, x.dtype), bias)
         # Autocast runs the GEMM in y's dtype; the slices are kept in it too, as autocast's own graph would.
-        needed = ctx.needs_input_grad[7:]
+        needed = ctx.needs_input_grad[8:]
         slices = [
-            _cast(x.index_select(-1, index), y.dtype) if n else None for index, n in zip(indices, needed, strict=True)
+            _cast(x.index_select(-1, index) if before is None else before, y.dtype) if n else None
+            for index, before, n in zip(indices, gathered or (None,) * len(indices), needed, strict=True)
         ]
         ctx.save_for_backward(weight, *slices)
         ctx.columns, ctx.shown, ctx.scalings = columns, shown, scalings
@@ -97,7 +99,7 @@ def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
             continue
         grad = _cast(column_gradient(grad_tokens, x_slice.reshape(-1, x_slice.shape[-1])), dtype)
         grad_deltas.append(grad if scaling == 1 else grad * scaling)  # ∇Δ = s · ∇W[:, I]
-    return grad_x, None, grad_bias, None, None, None, None, *grad_deltas
+    return grad_x, None, grad_bias, None, None, None, None, None, *grad_deltas
 
 
 _gradients_once = once_differentiable(_gradients)
@@ -120,6 +122,7 @@ def partial_linear(
     deltas: tuple[Tensor, ...],
     columns: Columns | DequantizedColumns | None = None,
     shown: Shown | None = None,
+    gathered: tuple[Tensor | None, ...] = (),
 ) -> Tensor:
     """A linear layer whose weight holds adapted columns, differentiable in these columns.
 
@@ -135,6 +138,7 @@ def partial_linear(
         deltas: The trained updates `Δₖ`, each of shape `(out, r)`.
         columns: Keeper of the weight's columns; asked in backward to show what forward used. None while compiling.
         shown: What the weight shows now.
+        gathered: `X[..., Iₖ]` of each adapter where another layer has gathered it already, else None.
 
     Returns:
         Shape `(..., out)`.
@@ -150,4 +154,4 @@ def partial_linear(
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = _cast(x, torch.get_autocast_dtype(device))
-    return PartialLinear.apply(x, weight, bias, columns, shown, indices, scalings, *deltas)
+    return PartialLinear.apply(x, weight, bias, columns, shown, indices, scalings, gathered, *deltas)

@@ -12,7 +12,7 @@ Columns are kept and written with the connections first: those of a weight of sh
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +27,7 @@ class Term(NamedTuple):
     delta: Tensor  # the trained parameter itself, its connections where the weight has them: (out, r)
     scaling: float
     pretrained: Tensor | None = None  # other values of W₀[:, I] than the weight's, shaped as `delta`
+    gather: Callable[[Tensor, Tensor, torch.dtype], Tensor] | None = None  # of X[..., I], for several layers at once
     settled: bool = False  # trained once, not any more: stays in the weight over the steps of the others
 
 

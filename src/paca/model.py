@@ -41,9 +41,11 @@ from .layers.experts import add_experts_adapter, router_names, targeted_paramete
 from .layers.linear import Linear
 from .layers.quantized import unpacked_size
 from .selection import find_strategy, layer_seed
+from .selection.groups import group_layers, same_input_groups
 from .selection.problems import layer_problems
 from .selection.select import is_plain_random, select_without_data
 from .settled import Settled, saved_settings, split
+from .shared_gather import SharedGather
 from .unquantized import unquantize, unquantized_linear
 
 logger = logging.getLogger(__name__)
@@ -107,6 +109,7 @@ class PacaModel(BaseTuner):
         except Exception:
             self._undo_injection(adapter_name)
             raise
+        self._share_gathers(adapter_name)
         self._layers = tuple(_paca_layers(model).values())
         self._report(model, adapter_name)
 
@@ -158,6 +161,14 @@ class PacaModel(BaseTuner):
         ranks = {name: layer.r[adapter_name] for name, layer in layers.items()}
         for name, indices in select_without_data(config, layers, ranks).items():
             layers[name].set_connections(adapter_name, indices)
+
+    def _share_gathers(self, adapter_name: str) -> None:
+        """Let layers that read the same input gather its selected channels once; see `PacaConfig.aligned`."""
+        layers = self.adapter_layers(adapter_name)
+        for group in group_layers(layers, same_input_groups(self.peft_config[adapter_name].aligned)):
+            gather = SharedGather()
+            for name in group if len(group) > 1 else ():
+                layers[name].gathers[adapter_name] = gather
 
     def adapter_layers(self, adapter_name: str) -> dict[str, PacaLayer]:
         """The layers that have an adapter.

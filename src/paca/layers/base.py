@@ -34,6 +34,7 @@ from ..distributed.sharded import (
 from ..errors import PacaError
 from ..selection import random_connections
 from ..settled import Settled, move
+from ..shared_gather import SharedGather
 
 # All adapted layers that live, so that the first compilation can bring their columns up to date.
 _LAYERS: weakref.WeakSet[PacaLayer] = weakref.WeakSet()
@@ -58,7 +59,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     _active_adapter: str | list[str]
 
     adapter_layer_names = ("paca_delta",)
-    other_param_names: tuple[str, ...] = ("r", "paca_alpha", "scaling", "paca_indices", "settled")
+    other_param_names: tuple[str, ...] = ("r", "paca_alpha", "scaling", "paca_indices", "settled", "gathers")
 
     connection_dim: ClassVar[int]  # the dimension of the base weight that counts connections
     delta_dim: ClassVar[int] = 1  # the dimension of `paca_delta` that does
@@ -75,6 +76,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self.scaling: dict[str, float] = {}
         self.paca_delta = nn.ParameterDict({})
         self.paca_indices = BufferDict({}, persistent=True)
+        self.gathers: dict[str, SharedGather] = {}  # of adapters that share their connections with other layers
         self.settled: dict[str, Settled] = {}  # of adapters whose connections have moved
         self.in_features, self.out_features = self._features()
         self.columns = self._new_columns()
@@ -327,6 +329,11 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         terms = tuple(
             Term(indices[name], deltas[name], self.scaling[name]) for name in adapter_names if name in deltas
         )
+        if self.gathers:
+            named = [name for name in adapter_names if name in deltas]
+            terms = tuple(
+                term._replace(gather=self.gathers.get(name)) for name, term in zip(named, terms, strict=True)
+            )
         return (*terms, *self._settled_terms(adapter_names)) if self.settled else terms
 
     def _settled_terms(self, adapter_names: list[str]) -> Iterator[Term]:
@@ -677,9 +684,25 @@ def over_terms(
     Returns:
         Shape `(..., out)`.
     """
-    trained = [term[:3] for term in terms if not term.settled]
-    indices, deltas, scalings = zip(*trained, strict=True) if trained else ((), (), ())
-    return partial_linear(x, weight, bias, indices, scalings, deltas, columns, shown)
+    trained = [term for term in terms if not term.settled]
+    indices, deltas, scalings = zip(*(term[:3] for term in trained), strict=True) if trained else ((), (), ())
+    gathered = _gather_together(x, trained) if any(term.gather is not None for term in trained) else ()
+    return partial_linear(x, weight, bias, indices, scalings, deltas, columns, shown, gathered)
+
+
+def _gather_together(x: Tensor, terms: list[Term]) -> tuple[Tensor | None, ...]:
+    """`X[..., I]` of the terms that share it with other layers; compiled code finds equal gathers by itself."""
+    if torch.compiler.is_compiling():
+        return ()
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    return tuple(
+        term.gather(x, term.indices, dtype)
+        if term.gather is not None and term.delta.requires_grad and torch.is_grad_enabled()
+        else None
+        for term in terms
+    )
 
 
 def _requires_grad(tensor: Tensor | None) -> bool:
