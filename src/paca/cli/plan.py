@@ -3,6 +3,9 @@
 import argparse
 import dataclasses
 import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from paca.cli.verb import Verb
@@ -37,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attention", choices=("fused", "sdpa"), default="fused", help="what attention keeps")
     parser.add_argument("--max-seq", action="store_true", help="search the longest sequence that fits the GPU")
     parser.add_argument("--max-batch", action="store_true", help="search the largest batch that fits the GPU")
+    parser.add_argument("--png", metavar="FILE", help="draw what the memory goes into")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the configuration brings")
 
@@ -59,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise PacaError("The package 'rich' is missing. Type: pip install 'paca[train]'") from error
     from paca.planning.gpus import find_gpu
     from paca.planning.models import find_config
+    from paca.planning.report import draw
     from paca.planning.simulate import find_method
 
     for name in arguments.methods:
@@ -67,7 +72,13 @@ def run(arguments: argparse.Namespace) -> int:
     if gpu is None and (arguments.max_seq or arguments.max_batch):
         raise PacaError("--max-seq and --max-batch need to know what to fit into: pass --gpu 80GB, or a GPU's name.")
     config = find_config(arguments.model, arguments.trust_remote_code)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and arguments.seq > positions:
+        print(f"warning: {arguments.seq} tokens are more than the model's {positions} positions", file=sys.stderr)
     rows = [_row(config, name, gpu, arguments) for name in dict.fromkeys(arguments.methods)]
+    if arguments.png:
+        title = f"{arguments.model}, {arguments.batch} × {arguments.seq} tokens"
+        draw(Path(arguments.png), title, rows, gpu and gpu.bytes)
     if arguments.json:
         print(
             json.dumps({"model": arguments.model, "gpu": gpu and dataclasses.asdict(gpu), "methods": rows}, indent=2)
@@ -142,6 +153,38 @@ def _print_table(arguments: argparse.Namespace, rows: list[dict[str, Any]], gpu:
         console.print(
             f"Nothing fits {gpu.name}: {least['method']} comes nearest and lacks {least['over'] / 2**30:.2f} GiB."
         )
+        console.print(_advice(arguments, least, gpu))
+
+
+def _advice(arguments: argparse.Namespace, row: dict[str, Any], gpu: Any) -> str:
+    """The smallest change that makes the method which needs least fit; each is simulated, not guessed."""
+    from paca.planning.models import find_config
+
+    config = find_config(arguments.model, arguments.trust_remote_code)
+    for words, changes in _changes(arguments, row["method"]):
+        changed = argparse.Namespace(**{**vars(arguments), "max_seq": False, "max_batch": False, **changes})
+        method = changes.get("method", row["method"])
+        peak = _row(config, method, gpu, changed)["total"]
+        if peak <= gpu.bytes:
+            return f"It fits with {words}: {peak / 2**30:.2f} GiB."
+    return "None of checkpointing, one sequence per step, half the tokens or 4-bit weights makes it fit."
+
+
+def _changes(arguments: argparse.Namespace, method: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What to try, from the least to the most; each keeps those before it."""
+    changes: dict[str, Any] = {}
+    words: list[str] = []
+    packed = {"paca": "qpaca", "lora": "qlora"}
+    for word, change, wanted in (
+        ("--checkpointing", {"checkpointing": True}, not arguments.checkpointing),
+        ("--batch 1", {"batch": 1}, arguments.batch > 1),
+        (f"--seq {arguments.seq // 2}", {"seq": arguments.seq // 2}, arguments.seq > 1),
+        (f"--methods {packed.get(method)}", {"method": packed.get(method)}, method in packed),
+    ):
+        if wanted:
+            words.append(word)
+            changes = {**changes, **change}
+            yield " ".join(words), changes
 
 
 VERB = Verb(
