@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     rows = [_row(config, name, gpu, arguments) for name in dict.fromkeys(arguments.methods)]
     if arguments.png:
         title = f"{arguments.model}, {arguments.batch} × {arguments.seq} tokens"
-        draw(Path(arguments.png), title, rows, gpu and gpu.bytes)
+        draw(Path(arguments.png), title, rows, None if gpu is None else gpu.bytes)
     if arguments.json:
         print(
             json.dumps({"model": arguments.model, "gpu": gpu and dataclasses.asdict(gpu), "methods": rows}, indent=2)
