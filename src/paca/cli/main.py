@@ -5,11 +5,12 @@ import sys
 from collections.abc import Sequence
 
 import paca
-from paca.cli import export, finetune, plan
+from paca.cli import exec as exec_verb
+from paca.cli import export, finetune, plan, recipes
 from paca.cli.verb import Verb
 from paca.errors import PacaError
 
-VERBS: list[Verb] = [finetune.VERB, export.VERB, plan.VERB]
+VERBS: list[Verb] = [finetune.VERB, export.VERB, plan.VERB, exec_verb.VERB, recipes.VERB]
 
 EXAMPLE = """\
 example:
