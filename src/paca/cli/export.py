@@ -18,8 +18,9 @@ what was compared. Where something differs, nothing is left and the exit status 
 
 example:
   $ paca export outputs/smollm2-python-reference --to lora
-  verified: logits differ by 6.1e-07 of their spread (rounding explains 3.1e-05; the adapter moved them by 0.38)
-  lora: outputs/smollm2-python-reference/lora (3 files, 14.2 MB)
+  $ paca export outputs/smollm2-python-reference --to merged --max-shard-size 200MB --output served
+  verified: logits differ by … of their spread (rounding explains …; the adapter moved them by …); equal: tensors, …
+  merged: served (… files, … MB, and certificate.json)
 """
 
 
