@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .columns import ColumnKeeper, Shown, Term, adapted_columns, connection_union
+from .columns import ColumnKeeper, Shown, Term, adapted_columns, connection_union, connections_first
 
 
 class DequantizedColumns(ColumnKeeper):
@@ -71,6 +71,11 @@ class DequantizedColumns(ColumnKeeper):
         matrix = self.dequantize()
         if shown is None or not shown.terms:
             return matrix.to(dtype)
+        if all(_adds_in_place(term, matrix.dtype) for term in shown.terms):
+            for term in shown.terms:  # a third of the time of taking columns out, adding, and putting them back
+                delta = connections_first(term.delta.detach(), self.delta_dim).to(matrix.dtype)
+                matrix.t().index_add_(0, term.indices, delta, alpha=term.scaling)
+            return matrix.to(dtype)
         indices, columns = self._adapted(matrix, shown.terms)
         matrix = matrix.to(dtype)
         matrix.t().index_copy_(0, indices, columns.to(dtype))
@@ -125,3 +130,8 @@ class DequantizedColumns(ColumnKeeper):
         Args:
             alias: A tensor over the packed weight.
         """
+
+
+def _adds_in_place(term: Term, dtype: torch.dtype) -> bool:
+    """Whether adding a term to the matrix itself rounds as adding it in the widest dtype does."""
+    return term.pretrained is None and torch.promote_types(dtype, term.delta.dtype) == dtype
