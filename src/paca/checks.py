@@ -13,7 +13,6 @@ from torch import nn
 
 from .errors import PacaError
 from .layers import LAYER_KINDS, PacaLayer, QuantizedLinear, layer_kind
-from .layers.quantized import quantized_problem
 
 
 def unmatched_names(wanted: Iterable[str], names: Iterable[str]) -> list[str]:
@@ -148,18 +147,12 @@ def target_problems(
     return problems
 
 
-def _is_quantized(layer: nn.Module) -> bool:
-    kind = layer_kind(layer)
-    return kind is not None and issubclass(kind.layer_class, QuantizedLinear)
-
-
 def _layer_problem(name: str, base: nn.Module) -> str | None:
-    """Why a layer of this kind cannot be adapted."""
-    if _is_quantized(base):
-        problem = quantized_problem(base)
+    """Why this layer cannot be adapted."""
+    kind = layer_kind(base)
+    if kind is not None and not isinstance(base, BaseTunerLayer):
+        problem = kind.layer_class.problem(base)
         return f"Target module {name} ({type(base).__name__}) cannot be adapted: {problem}" if problem else None
-    if layer_kind(base) is not None and not isinstance(base, BaseTunerLayer) and _is_plain_matrix(base):
-        return None
     can = ", ".join(kind.name for kind in LAYER_KINDS)
     return (
         f"Target module {name} ({type(base).__name__}) is not supported. PaCA adapts {can}; name such layers in "
@@ -169,10 +162,10 @@ def _layer_problem(name: str, base: nn.Module) -> str | None:
 
 def _connections(base: Any) -> tuple[int, tuple[int, ...]]:
     """How many connections a layer has, and the shape of its weight."""
-    if _is_quantized(base):
-        return base.in_features, (base.out_features, base.in_features)
     kind: Any = layer_kind(base)
-    return base.weight.shape[kind.layer_class.connection_dim], tuple(base.weight.shape)
+    packed = issubclass(kind.layer_class, QuantizedLinear)
+    shape = (base.out_features, base.in_features) if packed else tuple(base.weight.shape)
+    return kind.layer_class.connections(base), shape
 
 
 def connections(module: nn.Module) -> int:
@@ -185,11 +178,6 @@ def connections(module: nn.Module) -> int:
         The number.
     """
     return _connections(module.base_layer if isinstance(module, PacaLayer) else module)[0]
-
-
-def _is_plain_matrix(layer: nn.Module) -> bool:
-    weight = getattr(layer, "weight", None)
-    return isinstance(weight, torch.Tensor) and weight.dim() == 2 and weight.is_floating_point()
 
 
 def adapter_problems(

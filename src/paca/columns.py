@@ -202,7 +202,18 @@ class Columns(ColumnKeeper):
     @property
     def rows(self) -> Tensor:
         """The weight's memory, connections first: what is written through it is not seen by autograd."""
-        return connections_first(self.weight.data, self.connection_dim)
+        return self.first(self.weight.data)
+
+    def first(self, weight: Tensor) -> Tensor:
+        """A view of the weight, or of a tensor like it, with the connections in front.
+
+        Args:
+            weight: Of the weight's shape.
+
+        Returns:
+            Shape `(connections, …)`.
+        """
+        return connections_first(weight, self.connection_dim)
 
     def show(self, terms: tuple[Term, ...], train: bool = False) -> Shown:
         """Make the weight hold `W₀[:, I] + Σ sₖ·Δₖ`; does nothing if it does already.
@@ -280,9 +291,11 @@ class Columns(ColumnKeeper):
 
     def pretrained_copy(self) -> Tensor:
         """A copy of the weight with the pretrained values; the weight stays as it is."""
-        copy = self.weight.detach().clone(memory_format=torch.contiguous_format)
+        copy = self.weight.detach().clone(
+            memory_format=torch.contiguous_format if self._relaid else torch.preserve_format
+        )
         if self.shown is not None:
-            self._put_back(connections_first(copy, self.connection_dim))
+            self._put_back(self.first(copy))
         return copy
 
     def _put_back(self, rows: Tensor) -> None:
@@ -301,7 +314,7 @@ class Columns(ColumnKeeper):
             Shape `(n, …)`.
         """
         weight = self.weight.data if self.shown is None else self.pretrained_copy()
-        return connections_first(weight, self.connection_dim).index_select(0, indices.to(weight.device))
+        return self.first(weight).index_select(0, indices.to(weight.device))
 
     def would_show(self, terms: tuple[Term, ...]) -> Tensor:
         """The values that `show` would write for the terms, of the same shape as what it writes.

@@ -7,12 +7,12 @@ The convolution's counterpart of `autograd.py`. Dimension letters:
     g                 groups                   s                   scaling, `alpha / r`
 
 A connection is an input channel of `W`; in a grouped convolution, the same one of every group, so that `Δ` is
-`(out, r, *k)`. In a depthwise one (`in/g = 1`) it is a group: `Δ` holds the filters of `r` channels,
-`(r · out/g, 1, *k)`.
+`(out, r, *k)`. In a depthwise one (`in/g = 1`) it is a channel, with all its filters: `Δ` is `(r, out/g, *k)`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -40,19 +40,34 @@ class Part(NamedTuple):
     groups: int
 
 
-def connection_part(indices: Tensor, weight: Tensor, groups: int) -> Part:
+def is_depthwise(shape: Sequence[int], groups: int) -> bool:
+    """Whether every input channel has filters of its own.
+
+    Args:
+        shape: The weight's, `(out, in/g, *k)`.
+        groups: `g`.
+
+    Returns:
+        Whether it is so.
+    """
+    return groups > 1 and shape[1] == 1
+
+
+def connection_part(indices: Tensor, shape: Sequence[int], groups: int) -> Part:
     """The channels that selected connections read and write.
 
     Args:
         indices: The connections `I`, shape `(r,)`.
-        weight: Shape `(out, in/g, *k)`.
+        shape: The weight's, `(out, in/g, *k)`.
         groups: `g`.
 
     Returns:
         The input channels, `I` of every group; for a depthwise convolution also the output channels.
     """
-    out, per_group = weight.shape[:2]
-    if groups > 1 and per_group == 1:
+    out, per_group = shape[:2]
+    if groups == 1:
+        return Part(indices, None, 1)
+    if is_depthwise(shape, groups):
         multiplier = out // groups
         outputs = (indices[:, None] * multiplier + torch.arange(multiplier, device=indices.device)).flatten()
         return Part(indices, outputs, len(indices))
@@ -79,10 +94,9 @@ class PartialConvolution(torch.autograd.Function):
         scalings: tuple[float, ...],
         *deltas: Tensor,
     ) -> Tensor:
-        convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(geometry.stride) - 1]
-        y: Tensor = convolve(x, weight, bias, *geometry)
+        y = _convolve(x, weight, bias, geometry)
         parts = [
-            connection_part(index, weight, geometry.groups) if needed else None
+            connection_part(index, weight.shape, geometry.groups) if needed else None
             for index, needed in zip(indices, ctx.needs_input_grad[8:], strict=True)
         ]
         slices = [None if part is None else x.index_select(1, part.inputs).to(y.dtype) for part in parts]
@@ -112,10 +126,20 @@ class PartialConvolution(torch.autograd.Function):
                 grad_deltas.append(None)
                 continue
             grad_part = grad_output if part.outputs is None else grad_output.index_select(1, part.outputs)
-            like = grad_output.new_empty(1).expand(shape)
+            like = grad_output.new_empty(1).expand(_filters(shape, part))
             grad = _backward(grad_part, x_slice, like, ctx.geometry._replace(groups=part.groups), 1).to(dtype)
-            grad_deltas.append(grad * scaling)  # ∇Δ = s · ∇W at the connections
+            grad_deltas.append(grad.reshape(shape) * scaling)  # ∇Δ = s · ∇W at the connections
         return grad_x, None, grad_bias, None, None, None, None, None, *grad_deltas
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[len(geometry.stride) - 1]
+    return convolve(x, weight, bias, *geometry)
+
+
+def _filters(shape: Sequence[int], part: Part) -> tuple[int, ...]:
+    """The shape of an update as the weight of the convolution that its connections make by themselves."""
+    return tuple(shape) if part.outputs is None else (shape[0] * shape[1], 1, *shape[2:])
 
 
 def _backward(grad_output: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, which: int) -> Tensor:
@@ -151,7 +175,7 @@ def partial_conv(
         geometry: Stride, zero padding, dilation and groups.
         indices: The connections `Iₖ` of each adapter, each of shape `(r,)`.
         scalings: `sₖ = alpha / r` of each adapter.
-        deltas: The trained updates `Δₖ`, each of shape `(out, r, *k)`; depthwise `(r · out/g, 1, *k)`.
+        deltas: The trained updates `Δₖ`, each of shape `(out, r, *k)`; depthwise `(r, out/g, *k)`.
         columns: Keeper of the weight's columns; asked in backward to show what forward used.
         shown: What the weight shows now.
 
@@ -172,4 +196,27 @@ def partial_conv(
     batched = x.dim() == weight.dim()
     rows = x if batched else x[None]
     y: Tensor = PartialConvolution.apply(rows, weight, bias, geometry, columns, shown, indices, scalings, *deltas)
+    return y if batched else y[0]
+
+
+def conv_update(x: Tensor, delta: Tensor, indices: Tensor, shape: Sequence[int], geometry: Geometry) -> Tensor:
+    """What an update adds to a convolution's output: `X ∗ Δ`, from the selected channels alone.
+
+    Args:
+        x: Input, shape `(n, in, …)` or `(in, …)`, padded already where `geometry` cannot say how.
+        delta: `Δ`, shape `(out, r, *k)`; depthwise `(r, out/g, *k)`.
+        indices: Its connections, shape `(r,)`.
+        shape: The weight's, `(out, in/g, *k)`.
+        geometry: Stride, zero padding, dilation and groups.
+
+    Returns:
+        Shape `(n, out, …)` or `(out, …)`.
+    """
+    batched = x.dim() == len(shape)
+    rows = x if batched else x[None]
+    part = connection_part(indices, shape, geometry.groups)
+    filters = delta.reshape(_filters(delta.shape, part))
+    y = _convolve(rows.index_select(1, part.inputs), filters, None, geometry._replace(groups=part.groups))
+    if part.outputs is not None:
+        y = y.new_zeros(len(y), shape[0], *y.shape[2:]).index_copy(1, part.outputs, y)
     return y if batched else y[0]

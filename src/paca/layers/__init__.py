@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .base import PacaLayer, sync
+from .conv import CONVOLUTIONS, Convolution
 from .experts import Experts
 from .linear import Conv1DLinear, Linear, TransposedLinear
 from .quantized import QuantizedLinear, comes_quantized
@@ -15,6 +16,7 @@ from .quantized import QuantizedLinear, comes_quantized
 __all__ = [
     "LAYER_KINDS",
     "Conv1DLinear",
+    "Convolution",
     "Experts",
     "LayerKind",
     "Linear",
@@ -48,6 +50,12 @@ LAYER_KINDS = (
         lambda module: isinstance(module, TransposedLinear),
         Conv1DLinear,
         "an input feature",
+    ),
+    LayerKind(
+        "torch.nn.Conv1d, Conv2d and Conv3d",
+        lambda module: isinstance(module, CONVOLUTIONS),
+        Convolution,
+        "an input channel",
     ),
 )
 

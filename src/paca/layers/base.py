@@ -66,6 +66,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
     reads_features_last: ClassVar[bool] = False  # whether the input is (..., in) and a product with the weight
     reads_gathered: ClassVar[bool] = False  # whether it multiplies with what FSDP2 gathers, its columns in it
     weight_name = "weight"  # the base layer's parameter that holds the columns
+    weight_dims: ClassVar[tuple[int, ...]] = (2,)  # how many dimensions it may have
     base_forward: ClassVar[Callable[..., Any]]  # what the base layer's forward must be for columns to take its place
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -85,6 +86,39 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         self._disable_adapters = False
         self.register_load_state_dict_post_hook(_follow)
         _LAYERS.add(self)
+
+    @classmethod
+    def problem(cls, base: Any) -> str | None:
+        """Why a base layer of this kind cannot be adapted as it is.
+
+        Args:
+            base: The layer.
+
+        Returns:
+            A sentence, or None if it can.
+        """
+        weight = base._parameters.get(cls.weight_name)
+        if weight is None:
+            return "its weight is computed anew in each forward (a parametrization, such as weight_norm)."
+        if isinstance(weight, nn.UninitializedParameter):
+            return "its weight has no shape yet; run the model once first."
+        if not weight.is_floating_point():
+            return f"its weight is {weight.dtype}, in which no column can be trained."
+        if weight.dim() not in cls.weight_dims:
+            return f"its weight has the shape {tuple(weight.shape)}, which is not this layer's own."
+        return None
+
+    @classmethod
+    def connections(cls, base: Any) -> int:
+        """How many connections a base layer of this kind has.
+
+        Args:
+            base: The layer.
+
+        Returns:
+            The number of them, the largest rank.
+        """
+        return base._parameters[cls.weight_name].shape[cls.connection_dim]
 
     def _features(self) -> tuple[int, int]:
         """The base weight's connections and the length of one: `(in, out)`."""
@@ -121,7 +155,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
             PacaError: If `r` is not in `1 … in_features`.
         """
         if not 0 < r <= self.in_features:
-            raise PacaError(f"r={r} does not fit a layer with {self.in_features} input features: pass 1 to that many.")
+            raise PacaError(f"r={r} does not fit a layer with {self.in_features} connections: pass 1 to that many.")
         self.columns.release()
         self.r[adapter_name] = r
         self.paca_alpha[adapter_name] = paca_alpha
@@ -353,7 +387,7 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         """
         base: Any = self._modules["base_layer"]
         return (
-            type(base).forward is type(self).base_forward
+            self._is_known(type(base))
             and "forward" not in base.__dict__
             and base._parameters.get(self.weight_name) is self.columns.weight
             and ("_fsdp_use_orig_params" not in base.__dict__ or is_sharded(self.columns.weight))
@@ -393,6 +427,11 @@ class PacaLayer(BaseTunerLayer, nn.Module):
         if torch.compiler.is_compiling() or not isinstance(self.columns, ShardedColumns):
             return None, None
         return self.columns, self.columns.shown
+
+    @classmethod
+    def _is_known(cls, base_class: Any) -> bool:
+        """Whether layers of this class compute what this kind does, and nothing else."""
+        return base_class.forward is cls.base_forward
 
     def sync(self) -> None:
         """Tell that a `Δ` was written behind PyTorch's back: its columns are written anew before they are used."""

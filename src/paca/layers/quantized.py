@@ -117,6 +117,16 @@ class QuantizedLinear(PacaLayer):
         # W₀[:, I] from a better source than the packed weight, `(out, r)`, of the adapters that have it.
         self.paca_columns = BufferDict({}, persistent=True)
 
+    @classmethod
+    def problem(cls, base: Any) -> str | None:
+        """Why a quantized layer cannot be adapted as it is; see `quantized_problem`."""
+        return quantized_problem(base)
+
+    @classmethod
+    def connections(cls, base: Any) -> int:
+        """A quantized layer's input features."""
+        return base.in_features
+
     def _features(self) -> tuple[int, int]:
         return self.base_layer.in_features, self.base_layer.out_features
 
