@@ -133,7 +133,9 @@ class Convolution(PacaLayer):
     def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:
         """`Y = X ∗ W + b` over a weight with adapted channels in it, differentiable in these."""
         x, geometry = self._padded(x)
-        indices, deltas, scalings, _ = zip(*terms, strict=True) if terms else ((), (), (), ())
+        indices = tuple(term.indices for term in terms)
+        deltas = tuple(term.delta for term in terms)
+        scalings = tuple(term.scaling for term in terms)
         weight, bias = (self.base_layer._parameters[name] for name in ("weight", "bias"))
         return partial_conv(x, weight, bias, geometry, indices, scalings, deltas, columns, shown)
 
