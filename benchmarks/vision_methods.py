@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods import FLOOR, FLOOR_AGAIN
 from paca import PacaConfig
-from paca.training.vision.batch_norm import freeze_batch_norm
+from paca.training.vision.batch_norm import FrozenBatchNorm, freeze_batch_norm
 
 CLASSES = 10
 _LORA_RANK = 8
@@ -118,11 +118,16 @@ def use_paca_and_train_batch_norm(network: nn.Module, head: str) -> nn.Module:
 
 
 def _paca_config(network: nn.Module, head: str) -> PacaConfig:
-    convolutional = any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    convolutional = any(isinstance(module, nn.BatchNorm2d | FrozenBatchNorm) for module in network.modules())
+    layers = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and not name.startswith(head)
+    ]
     return PacaConfig(
         r=_PACA_RANK,
         # In a ViT, as LoRA: its one convolution cuts the image into patches.
-        target_modules="all-weights" if convolutional else "all-linear",
+        target_modules=layers if convolutional else "all-linear",
         clamp_rank=True,
         random_seed=0,
         modules_to_save=[head],

@@ -74,7 +74,7 @@ def recipe_of(run: Run, arguments: argparse.Namespace, folder: str) -> Recipe:
     """
     data = {"eval": arguments.data} if run.purpose == TESTING else {"holdout_every": 10}
     frozen = "train" if run.method == FULL else "frozen"
-    config = {"r": arguments.rank, "target_modules": "all-weights", "clamp_rank": True, "random_seed": run.seed}
+    config = {"r": arguments.rank, "target_modules": r".*\.conv_\w+", "clamp_rank": True, "random_seed": run.seed}
     return Recipe(
         model=ModelSection(EFFICIENTNET_LITE0, "float32"),
         data=DataSection(train=arguments.data, eval_limit=arguments.eval_limit, **data),
