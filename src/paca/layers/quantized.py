@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ..columns import Shown, Term
 from ..dequantized import DequantizedColumns
 from ..errors import PacaError
+from ..packing import keep_packing, packed_as_saved
 from .base import PacaLayer, over_terms
 
 # Packages whose layers or tensors PEFT knows. Asking PEFT imports all of them that are installed, so it is asked only
@@ -110,7 +111,7 @@ class QuantizedLinear(PacaLayer):
     reads_features_last = True
 
     def __init__(self, base_layer: nn.Module, get_apply_tensor_subclass: Callable[[], Any] | None = None) -> None:
-        _keep_packing(base_layer)
+        keep_packing(base_layer)
         super().__init__(base_layer)
         self.backend = quantization_backend(base_layer, get_apply_tensor_subclass)
         self.merge_error: float | None = None  # of the merged weight, relative, once merged
@@ -312,7 +313,7 @@ def dequantized_matrix(layer: Any, backend: Any = None) -> Tensor:
     if getattr(state, "packing_format_for_cpu", False):
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(*_packed_as_saved(layer.weight))
+        return dequantize_4bit(*packed_as_saved(layer.weight))
     return backend.get_base_weight(layer).detach()
 
 
@@ -341,31 +342,6 @@ def _matrix_by_unit_vectors(base: Any) -> Tensor:
     outputs = base(torch.eye(base.in_features, dtype=dtype, device=tensors[0].device))
     bias = getattr(base, "bias", None)
     return (outputs if bias is None else outputs - bias).t().contiguous()
-
-
-def _keep_packing(layer: Any) -> None:
-    """Have bitsandbytes leave a weight's bytes alone.
-
-    On a CPU with bfloat16 instructions, its forward without gradients repacks the weight in place, with its scales
-    rounded to bfloat16. Here the packed weight stays what it was, whatever runs.
-    """
-    if not getattr(layer, "support_avx512bf16_for_cpu", False):
-        return
-    layer.support_avx512bf16_for_cpu = False
-    if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
-        layer.weight.data, layer.weight.quant_state = _packed_as_saved(layer.weight)
-        layer.quant_state = layer.weight.quant_state
-
-
-def _packed_as_saved(weight: Any) -> tuple[Tensor, Any]:
-    """Bytes and state, in bitsandbytes' ordinary layout, of a weight that it has repacked for a CPU."""
-    from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
-
-    data, state = _convert_weight_packed_for_cpu_inverse(weight.data, copy.copy(weight.quant_state))
-    # It leaves the scales transposed, or quantizes them a second time. They are there, in bfloat16: take them.
-    state.absmax = weight.quant_state.absmax.t().reshape(-1).float()
-    state.nested, state.offset, state.state2 = False, None, None
-    return data, state
 
 
 def _restore_class(layer: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
+from paca.packing import keep_packing
 from paca.training.files import write_folder
 from paca.training.quantization import quantization_config
 from paca.training.schema import suggestion
@@ -93,6 +94,8 @@ def load_model(name: str, dtype: str = "auto", quantization: str | Mapping[str, 
     model = _load(name, transformers.AutoModelForCausalLM, options)
     if quantization is not None and name in EMBEDDED:
         model = _quantized(model, dtype, quantization)
+    for module in model.modules():
+        keep_packing(module)  # else the evaluation before training would end all gradients on some CPUs
     if name in EMBEDDED:
         model.name_or_path = model.config._name_or_path = name
     return model
