@@ -22,7 +22,7 @@ import torch
 import transformers
 import trl
 
-from paca.training import files, finetune
+from paca.training import files, finetune, stages
 from paca.training.recipe import read_recipe
 
 torch.set_num_threads(1)
@@ -55,7 +55,7 @@ def write_half(_: Any, path: Any) -> None:
 
 # Each is set up in a process that begins or resumes a run; checkpoints are written every two steps of eight.
 MOMENTS: dict[str, Callable[[], None]] = {
-    "before the first evaluation is written": lambda: before_call(finetune, "write_json", 1),
+    "before the first evaluation is written": lambda: before_call(stages, "write_json", 1),
     "before the first step": lambda: before_call(trl.SFTTrainer, "training_step", 1),
     "between two checkpoints": lambda: before_call(trl.SFTTrainer, "training_step", 4),
     "before anything of a checkpoint": lambda: before_call(trl.SFTTrainer, "_save_checkpoint", 2),
