@@ -28,8 +28,8 @@ PROMPTS = (
 CHAT = [{"role": "user", "content": "Name three primary colours."}]
 
 # How far logits may lie apart, relative to their spread, in units of the dtype's rounding step. A LoRA rounds W₀·x and
-# Δ·x apart, in every layer: over the 30 blocks of SmolLM2 that came to 30 steps in float32 and 10 in bfloat16. A merged
-# model is compared bit for bit besides.
+# Δ·x apart, in every layer: over the 30 blocks of SmolLM2 that came to 30 steps in float32 and 10 in bfloat16. A
+# merged model is compared bit for bit besides.
 ROUNDINGS = {torch.float32: 256.0, torch.bfloat16: 16.0, torch.float16: 16.0, torch.float64: 256.0}
 
 
