@@ -42,21 +42,27 @@ def is_gathered(module: nn.Module, name: str) -> bool:
 def require_not_flattened(module: nn.Module, name: str) -> None:
     """Refuse FSDP1, which puts all parameters of a block end to end and cuts the row where it likes.
 
+    On one process with `use_orig_params` it cuts nothing; there the update is computed beside the base layer.
+
     Args:
         module: An adapted base layer.
         name: Its parameter that holds columns.
 
     Raises:
-        PacaError: If FSDP1 manages it, with or without `use_orig_params`; says what to use instead.
+        PacaError: If FSDP1 manages it and divides its parameters; says what to use instead.
     """
     wrapped = type(module).__name__ == "FullyShardedDataParallel"
-    managed = "_fsdp_use_orig_params" in module.__dict__  # FSDP2 says so as well
+    managed = "_fsdp_use_orig_params" in module.__dict__ and _ranks() > 1  # FSDP2 says so as well
     if wrapped or (managed and not is_sharded(module._parameters.get(name)) and not _hooked(module)):
         raise PacaError(
             "FSDP1 flattens parameters (FullyShardedDataParallel, fsdp_version: 1): a rank holds stretches of a layer "
             "in which neither columns nor their updates can be found. Shard with FSDP2 instead: fsdp_version: 2 in "
             "accelerate's fsdp_config, or torch.distributed.fsdp.fully_shard."
         )
+
+
+def _ranks() -> int:
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
 def _hooked(module: nn.Module) -> bool:
