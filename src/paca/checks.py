@@ -12,7 +12,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from .errors import PacaError
-from .layers import LAYER_KINDS, PacaLayer, QuantizedLinear, layer_kind
+from .layers.base import PacaLayer
+from .layers.kinds import LAYER_KINDS, layer_kind
+from .layers.quantized import QuantizedLinear
 
 
 def unmatched_names(wanted: Iterable[str], names: Iterable[str]) -> list[str]:

@@ -9,8 +9,7 @@ from typing import Any
 from torch import nn
 
 from .checks import near_names
-from .layers import Experts
-from .layers.experts import expert_parameters, short_names, targeted_parameters, unknown_expert_parameters
+from .layers.experts import Experts, expert_parameters, short_names, targeted_parameters, unknown_expert_parameters
 
 
 def parameter_problems(model: nn.Module, wanted: Iterable[str], ranks: Mapping[str, int]) -> list[str]:

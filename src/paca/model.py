@@ -36,10 +36,11 @@ from .column_source import ColumnSource
 from .config import PacaConfig
 from .errors import PacaError
 from .fingerprint import QUANTIZED, ROUNDED, fingerprint, same_columns
-from .layers import Experts, PacaLayer, QuantizedLinear, layer_kind
-from .layers.experts import add_experts_adapter, router_names, targeted_parameters
+from .layers.base import PacaLayer
+from .layers.experts import Experts, add_experts_adapter, router_names, targeted_parameters
+from .layers.kinds import layer_kind
 from .layers.linear import Linear
-from .layers.quantized import unpacked_size
+from .layers.quantized import QuantizedLinear, unpacked_size
 from .selection import find_strategy, layer_seed
 from .selection.groups import group_layers, same_input_groups
 from .selection.problems import layer_problems

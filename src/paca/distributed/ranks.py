@@ -7,8 +7,6 @@ connection `I[k]` everywhere; if not, nothing fails, and the model learns nonsen
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import PacaError
+from ..versions import versions
 
 VERSIONED = ("paca", "torch", "transformers", "peft", "accelerate")
 _INDICES = ".paca_indices."
@@ -36,22 +35,11 @@ def check_ranks(model: nn.Module) -> None:
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return
     facts: list[dict[str, str]] = [{}] * dist.get_world_size()
-    dist.all_gather_object(facts, {**versions(), **adapter_facts(model)})
+    dist.all_gather_object(facts, {**versions(VERSIONED), **adapter_facts(model)})
     problems = differences(facts)
     if problems:
         shown = [*problems[:10], *([f"… and {len(problems) - 10} more."] if len(problems) > 10 else [])]
         raise PacaError("\n".join(["The ranks of this run do not fit together:", *(f"  {line}" for line in shown)]))
-
-
-def versions() -> dict[str, str]:
-    """The versions of this process that results depend on, by package."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout on the path, not installed
-            continue
-    return found
 
 
 def adapter_facts(model: nn.Module) -> dict[str, str]:

@@ -1,17 +1,14 @@
 """Adapted layers, one file per kind of base layer, and the table of kinds."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import nn
+# PEFT's import registers PaCA, which imports the modules below; entered from one of them, that would be a circle.
+import peft  # noqa: F401
 
 from .base import PacaLayer, sync
-from .conv import CONVOLUTIONS, Convolution
+from .conv import Convolution
 from .experts import Experts
-from .linear import Conv1DLinear, Linear, TransposedLinear
-from .quantized import QuantizedLinear, comes_quantized
+from .kinds import LAYER_KINDS, LayerKind, layer_kind
+from .linear import Conv1DLinear, Linear
+from .quantized import QuantizedLinear
 
 __all__ = [
     "LAYER_KINDS",
@@ -25,48 +22,3 @@ __all__ = [
     "layer_kind",
     "sync",
 ]
-
-
-@dataclass(frozen=True)
-class LayerKind:
-    """A kind of layer that can be adapted."""
-
-    name: str
-    matches: Callable[[nn.Module], bool]
-    layer_class: type[PacaLayer]
-    connection: str  # what one connection is, in words
-
-
-def _is_quantized_linear(module: nn.Module) -> bool:
-    return comes_quantized(module) and hasattr(module, "in_features") and hasattr(module, "out_features")
-
-
-# The first that matches: most quantized layers are an nn.Linear as well.
-LAYER_KINDS = (
-    LayerKind("quantized linear layers", _is_quantized_linear, QuantizedLinear, "an input feature"),
-    LayerKind("torch.nn.Linear", lambda module: isinstance(module, nn.Linear), Linear, "an input feature"),
-    LayerKind(
-        "transformers.pytorch_utils.Conv1D",
-        lambda module: isinstance(module, TransposedLinear),
-        Conv1DLinear,
-        "an input feature",
-    ),
-    LayerKind(
-        "torch.nn.Conv1d, Conv2d and Conv3d",
-        lambda module: isinstance(module, CONVOLUTIONS),
-        Convolution,
-        "an input channel",
-    ),
-)
-
-
-def layer_kind(module: nn.Module) -> LayerKind | None:
-    """The kind of a base layer.
-
-    Args:
-        module: The layer.
-
-    Returns:
-        Its kind, or None if it cannot be adapted.
-    """
-    return next((kind for kind in LAYER_KINDS if kind.matches(module)), None)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import peft  # noqa: F401 - registers PaCA, whose layers cannot be imported before it
 import torch
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""GPUs by name: memory and peak rate, from their makers' data sheets."""
+"""GPUs by name, and their memory as sold."""
 
 import re
 from dataclasses import dataclass
@@ -14,12 +14,10 @@ class Gpu:
     Args:
         name: What is typed.
         gigabytes: Its memory as sold, taken as GiB.
-        teraflops: Dense peak in 16 bits with tensor cores; None if only a size was given.
     """
 
     name: str
     gigabytes: float
-    teraflops: float | None = None
 
     @property
     def bytes(self) -> int:
@@ -30,15 +28,15 @@ class Gpu:
 GPUS: dict[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        Gpu("a100-40gb", 40, 312),
-        Gpu("a100-80gb", 80, 312),
-        Gpu("h100", 80, 989),
-        Gpu("h200", 141, 989),
-        Gpu("l4", 24, 121),
-        Gpu("rtx3090", 24, 71),
-        Gpu("rtx4090", 24, 165),
-        Gpu("t4", 16, 65),
-        Gpu("v100-32gb", 32, 125),
+        Gpu("a100-40gb", 40),
+        Gpu("a100-80gb", 80),
+        Gpu("h100", 80),
+        Gpu("h200", 141),
+        Gpu("l4", 24),
+        Gpu("rtx3090", 24),
+        Gpu("rtx4090", 24),
+        Gpu("t4", 16),
+        Gpu("v100-32gb", 32),
     )
 }
 

@@ -43,19 +43,7 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> d
 
 
 def finetune_text(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
-    """Run a recipe whose task is text.
-
-    Args:
-        recipe: What to run; `recipe.read_recipe` makes it from a file.
-        resume: Go on from the last checkpoint of an interrupted run; a finished one is only reported again.
-        overwrite: Replace what the output folder holds.
-
-    Returns:
-        What metrics.json holds.
-
-    Raises:
-        PacaError: If the data, the model or the output folder do not allow the run.
-    """
+    """As `finetune`, for a recipe whose task is text."""
     folder = Path(recipe.output_dir)
     raw = read_data(recipe.data)
     arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)

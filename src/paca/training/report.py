@@ -1,7 +1,5 @@
 """What a run leaves for people to read: the numbers of metrics.json, the loss curve, and three closing lines."""
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +7,7 @@ from typing import Any
 
 from paca.training.files import write_file
 from paca.training.held_out import HeldOut
+from paca.versions import versions as installed_versions
 
 VERSIONED = ("paca", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
 
@@ -55,13 +54,7 @@ def describe_held_out(measured: HeldOut) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in VERSIONED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout on the path, not installed
-            continue
-    return found
+    return installed_versions(VERSIONED)
 
 
 def loss_points(log_history: Sequence[Mapping[str, Any]], key: str = "loss") -> list[tuple[int, float]]:
