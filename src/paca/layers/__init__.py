@@ -3,12 +3,13 @@
 # PEFT's import registers PaCA, which imports the modules below; entered from one of them, that would be a circle.
 import peft  # noqa: F401
 
-from .base import PacaLayer, sync
+from .base import PacaLayer
 from .conv import Convolution
 from .experts import Experts
 from .kinds import LAYER_KINDS, LayerKind, layer_kind
 from .linear import Conv1DLinear, Linear
 from .quantized import QuantizedLinear
+from .writing import sync
 
 __all__ = [
     "LAYER_KINDS",

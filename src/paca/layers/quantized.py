@@ -23,7 +23,8 @@ from ..columns import Shown, Term
 from ..dequantized import DequantizedColumns
 from ..errors import PacaError
 from ..packing import keep_packing, packed_as_saved
-from .base import PacaLayer, over_terms
+from .base import PacaLayer
+from .forward import over_terms
 
 # Packages whose layers or tensors PEFT knows. Asking PEFT imports all of them that are installed, so it is asked only
 # about a layer that comes from one.
