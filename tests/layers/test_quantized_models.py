@@ -134,7 +134,7 @@ class Packed(nn.Module):
 def forward_only(monkeypatch):
     """PEFT takes `Packed` for a format that it can run, but not unpack, as GPTQ and AWQ."""
     monkeypatch.setattr(quantized, "comes_quantized", lambda module: isinstance(module, Packed))
-    monkeypatch.setattr(paca.layers, "comes_quantized", lambda module: isinstance(module, Packed))
+    monkeypatch.setattr(paca.layers.kinds, "comes_quantized", lambda module: isinstance(module, Packed))
     backend = quantization_utils.ForwardOnlyQuantizationBackend("gptq")
     monkeypatch.setattr(quantized, "resolve_quantization_backend", lambda module, **_: backend)
 
