@@ -8,6 +8,7 @@ from tests.training.tiny import CHAT_TEMPLATE, make_tokenizer
 
 from paca import PacaError
 from paca.training.chat import IGNORED, assistant_spans, encode_conversation, training_template
+from paca.training.chat_templates import set_chat_template
 
 CONVERSATION = [
     {"role": "user", "content": "Who jumps?"},
@@ -80,3 +81,33 @@ def test_real_conversations(tokenizer):
         answers = [message["content"] + "<|im_end|>" for message in messages if message["role"] == "assistant"]
         encoded = encode_conversation(tokenizer, messages, None) if messages else {"input_ids": [], "labels": []}
         assert learned_pieces(tokenizer, encoded) == answers
+
+
+def test_a_template_for_tokenizers_without_one():
+    tokenizer = make_tokenizer(chat_template=None)
+    set_chat_template(tokenizer, None)
+    assert tokenizer.chat_template is None
+    set_chat_template(tokenizer, "plain")
+    encoded = encode_conversation(tokenizer, CONVERSATION, training_template(tokenizer))
+    assert learned_pieces(tokenizer, encoded) == ["The cat.<|im_end|>", " Over the mat. <|im_end|>"]
+    prompt = tokenizer.apply_chat_template(CONVERSATION[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt == "### Human:\nWho jumps?\n\n### Assistant:\n"
+    assert tokenizer.apply_chat_template(CONVERSATION, tokenize=False).startswith(prompt + "The cat.<|im_end|>")
+
+
+def test_a_template_from_a_file(tmp_path):
+    tokenizer = make_tokenizer(chat_template=None)
+    path = tmp_path / "mine.jinja"
+    path.write_text(WITH_MARKERS)
+    set_chat_template(tokenizer, str(path))
+    assert tokenizer.chat_template == WITH_MARKERS
+    path.write_text("{% for x in %}")
+    set_chat_template(tokenizer, str(path))
+    with pytest.raises(PacaError, match=r"can't write turns of the roles user: Expected an expression"):
+        encode_conversation(tokenizer, CONVERSATION[:1], None)
+
+
+def test_a_template_that_refuses_a_conversation():
+    tokenizer = make_tokenizer("{{ raise_exception('turns must alternate') }}")
+    with pytest.raises(PacaError, match=r"can't write turns of the roles user, assistant: turns must alternate"):
+        assistant_spans(tokenizer, CONVERSATION[:2])

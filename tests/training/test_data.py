@@ -85,6 +85,56 @@ def test_kinds_must_agree(tmp_path):
         read_data(section)
 
 
+def test_what_encoding_did_is_counted(tmp_path, tokenizer):
+    long_question = {"messages": [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "y"}]}
+    long_answer = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y" * 200}]}
+    path = write_jsonl(tmp_path / "a.jsonl", [CHAT, CHAT, long_question, long_answer])
+    counted = prepare(DataSection(train=str(path), holdout_every=4), tokenizer, length=64).counted
+    assert (len(counted.lengths), counted.cut, counted.dropped) == (3, 2, 1)
+    assert max(counted.lengths) > 200
+
+
+def test_prompts_are_not_learned_and_completions_are_with_their_end(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "The cat", "completion": " jumps"}] * 2)
+    (row,) = prepare(DataSection(train=str(path), holdout_every=2), tokenizer).train
+    assert tokenizer.decode(row["input_ids"]) == "The cat jumps<|im_end|>"
+    assert tokenizer.decode([label for label in row["labels"] if label >= 0]) == " jumps<|im_end|>"
+
+
+def mixed(tmp_path, tokenizer, weights, seed=42, sizes=(40, 10)):
+    paths = [
+        write_jsonl(
+            tmp_path / f"{name}.jsonl", [{"prompt": name, "completion": f" {number}"} for number in range(size)]
+        )
+        for name, size in zip("ab", sizes, strict=True)
+    ]
+    section = DataSection(train=[str(path) for path in paths], holdout_every=5, weights=weights)
+    data = prepare_data(read_data(section), section, tokenizer, 64, seed)
+    held_out, train = ([tokenizer.decode(ids) for ids in part["input_ids"]] for part in (data.held_out, data.train))
+    return held_out, train
+
+
+def test_weights_are_the_shares_of_the_sources(tmp_path, tokenizer):
+    held_out, train = mixed(tmp_path, tokenizer, [1.0, 3.0])
+    share = sum(text.startswith("b") for text in train) / len(train)
+    assert 0.65 < share < 0.85
+    assert {text[0] for text in held_out} == {"a", "b"}
+    assert not set(held_out) & set(train)  # what is repeated is what is trained on
+    assert len({text for text in train if text.startswith("a")}) == 32  # every row is seen
+    assert mixed(tmp_path, tokenizer, [1.0, 3.0])[1] == train
+    assert mixed(tmp_path, tokenizer, [1.0, 3.0], seed=1)[1] != train
+
+
+def test_text_may_be_mixed_with_conversations(tmp_path, tokenizer):
+    paths = [
+        write_jsonl(tmp_path / "a.jsonl", [{"text": "x" * 40}] * 9),
+        write_jsonl(tmp_path / "b.jsonl", [CHAT] * 9),
+    ]
+    section = DataSection(train=list(map(str, paths)), holdout_every=3, weights=[1, 1])
+    rows = list(prepare(section, tokenizer, length=64).train["labels"])
+    assert {min(labels) < 0 for labels in rows} == {True, False}
+
+
 def test_too_little_data(tmp_path, tokenizer):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "alone"}])
     with pytest.raises(PacaError, match="has 1 rows, too few to hold some out and train on the rest"):

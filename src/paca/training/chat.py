@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paca.errors import PacaError
+from paca.training.text_checks import one_line
 
 IGNORED = -100
 Messages = Sequence[dict[str, str]]
@@ -55,14 +56,35 @@ def encode_conversation(tokenizer: Any, messages: Messages, template: str | None
         PacaError: If the assistant's turns cannot be told from the rest.
     """
     if template is not None:
-        encoded = tokenizer.apply_chat_template(
-            list(messages), chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+        encoded = _template_applied(
+            tokenizer, messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
         )
         return _labelled(encoded["input_ids"], map(bool, encoded["assistant_masks"]))
     text, spans = assistant_spans(tokenizer, messages)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     mask = (any(start < b and a < end for start, end in spans) for a, b in encoded["offset_mapping"])
     return _labelled(encoded["input_ids"], mask)
+
+
+def encode_completion(tokenizer: Any, prompt: str, completion: str) -> dict[str, list[int]]:
+    """Turn a prompt and its completion into one training sequence, without a chat template.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        prompt: Carries no loss.
+        completion: Is learned, with the end mark that is put behind it.
+
+    Returns:
+        `input_ids`, and `labels`. A token that reaches from the prompt into the completion is learned.
+    """
+    encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
+    ids, mask = list(encoded["input_ids"]), [end > len(prompt) for _, end in encoded["offset_mapping"]]
+    end_mark = tokenizer.eos_token_id
+    if end_mark is None:
+        return _labelled(ids, mask)
+    if ids[-1:] == [end_mark]:  # some tokenizers put it there themselves
+        return _labelled(ids, [*mask[:-1], True])
+    return _labelled([*ids, end_mark], [*mask, True])
 
 
 def assistant_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
@@ -98,7 +120,20 @@ def assistant_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple
 
 
 def _render(tokenizer: Any, messages: Messages, add_generation_prompt: bool = False) -> str:
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=add_generation_prompt)
+    return _template_applied(tokenizer, messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def _template_applied(tokenizer: Any, messages: Messages, **options: Any) -> Any:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(list(messages), **options)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise PacaError(
+            f"The chat template of {tokenizer.name_or_path!r} can't write turns of the roles {roles}: "
+            f"{one_line(error)}"
+        ) from error
 
 
 def _labelled(input_ids: list[int], mask: Any) -> dict[str, list[int]]:

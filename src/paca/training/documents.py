@@ -1,31 +1,30 @@
-"""Reads what a recipe's data section names: built-ins, text files, JSONL, and data sets of the Hub. No tokens here.
+"""Finds what a recipe's data section names: built-ins, files, folders, and data sets of the Hub. No tokens here.
 
-A row is a dict with `text`, or one with chat `messages`. Every problem names the file and the line.
+A row that comes out has `text`, chat `messages`, or a `prompt` and its `completion`.
 """
 
 import difflib
-import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
+from paca.training.data_files import READERS, UNSAFE_SUFFIXES, Placed, read_csv, read_text
+from paca.training.formats import Row, convert_rows
 from paca.training.schema import suggestion
+from paca.training.text_checks import one_line
 
-Row = dict[str, Any]
-
-TEXT_SUFFIXES = {".txt", ".text", ".md", ".rst", ".py", ".html", ".tex", ".csv", ".log"}
-JSONL_SUFFIXES = {".jsonl", ".ndjson"}
-MOST_PROBLEMS_SHOWN = 5
+TEXT_SUFFIXES = {".txt", ".text", ".md", ".rst", ".py", ".html", ".tex", ".log"}
 
 
 @dataclass(frozen=True)
 class Documents:
-    """Rows from one source or several.
+    """Rows from one source, or from several of one kind.
 
     Args:
-        rows: All of one kind: with `text`, or with `messages`.
+        rows: All of one kind: with `text`, or all others.
         continuous: The rows are plain text files, which have no natural parts that could be held out.
     """
 
@@ -33,33 +32,67 @@ class Documents:
     continuous: bool = False
 
     @property
-    def is_chat(self) -> bool:
-        """Whether the rows are conversations."""
-        return "messages" in self.rows[0]
+    def is_text(self) -> bool:
+        """Whether the rows are plain text, all of which is learned, rather than questions with answers."""
+        return "text" in self.rows[0]
 
 
-def read_documents(source: str | list[str], subset: str | None = None, split: str = "train") -> Documents:
-    """Read a source of a recipe's data section.
+@dataclass(frozen=True)
+class Place:
+    """Where sources are looked for, and how they are read.
 
     Args:
-        source: A built-in's name, a file, a list of files, a folder, or the name of a data set on the Hub.
+        folder: Names are those of files and folders in it; None for built-ins, paths, and names on the Hub.
         subset: The configuration of a data set that has several.
         split: The split of a data set.
+        format: A name in `FORMATS`; told from the first row when omitted.
+    """
+
+    folder: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    format: str | None = None
+
+
+def read_sources(sources: list[str], place: Place) -> list[Documents]:
+    """Read sources of a recipe's data section, each by itself.
+
+    Args:
+        sources: A built-in's name, a file, a folder, or the name of a data set on the Hub, each.
+        place: Where to look, and how to read.
 
     Returns:
-        At least one row.
+        One for each source, with at least one row.
 
     Raises:
-        PacaError: If something is missing, cannot be parsed, or mixes conversations with text.
+        PacaError: If something is missing or cannot be read.
     """
-    sources = [source] if isinstance(source, str) else source
-    parts = [_read_one(name, subset, split) for name in sources]
-    rows = [row for part in parts for row in part.rows]
-    if not rows:
-        raise PacaError(f"The data {source!r} holds no rows.")
-    if len({"messages" in row for row in rows}) > 1:
-        raise PacaError(f"The data {source!r} mixes conversations with plain text; use one recipe for each.")
-    return Documents(rows, continuous=all(part.continuous for part in parts))
+    parts = [_read_one(name, place) for name in sources]
+    empty = next((name for name, part in zip(sources, parts, strict=True) if not part.rows), None)
+    if empty is not None:
+        raise PacaError(f"The data {empty!r} holds no rows that can be learned.")
+    return parts
+
+
+def joined(sources: list[str], parts: list[Documents]) -> Documents:
+    """Put sources one after another.
+
+    Args:
+        sources: Their names.
+        parts: What they hold.
+
+    Returns:
+        All rows.
+
+    Raises:
+        PacaError: If some hold text and others conversations.
+    """
+    if len({part.is_text for part in parts}) > 1:
+        raise PacaError(
+            f"The data {sources!r} mixes conversations with plain text. Say in which proportion with data.weights, "
+            f"such as data.weights={[1] * len(sources)}, or use one recipe for each."
+        )
+    return Documents([row for part in parts for row in part.rows], all(part.continuous for part in parts))
 
 
 def near_files(path: Path) -> str:
@@ -72,7 +105,7 @@ def near_files(path: Path) -> str:
         Text to append to an error message.
     """
     folder = path.parent
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"; there is no folder {str(folder)!r} either"
     near = difflib.get_close_matches(path.name, sorted(entry.name for entry in folder.iterdir()), n=3)
     return f"; did you mean {' or '.join(repr(str(folder / name)) for name in near)}?" if near else ""
@@ -88,124 +121,84 @@ def python_reference() -> list[Row]:
 BUILT_INS = {"python-reference": python_reference}
 
 
-def _read_one(name: str, subset: str | None, split: str) -> Documents:
-    path = Path(name).expanduser()
-    is_file_or_built_in = name in BUILT_INS or (not path.is_dir() and (path.exists() or _looks_like_file(name)))
-    if is_file_or_built_in and subset is not None:
-        raise PacaError(f"data.subset = {subset!r} says nothing about {name!r}; only data sets have subsets.")
-    if name in BUILT_INS:
+def _read_one(name: str, place: Place) -> Documents:
+    if "\0" in name or not name:
+        raise PacaError(f"{name!r} is no name of a file or a data set.")
+    path = Path(name if place.folder is None else Path(place.folder) / name).expanduser()
+    built_in = place.folder is None and name in BUILT_INS
+    is_folder = os.path.isdir(path)  # as the next, False rather than an exception for a name that no file can have
+    is_file_or_built_in = built_in or (
+        not is_folder and (os.path.exists(path) or place.folder is not None or _looks_like_file(name))
+    )
+    if is_file_or_built_in and place.subset is not None:
+        raise PacaError(f"data.subset = {place.subset!r} says nothing about {name!r}; only data sets have subsets.")
+    if built_in:
         return Documents(BUILT_INS[name]())
-    if not is_file_or_built_in:
-        return Documents(_load_data_set(name, subset, split))
-    if not path.is_file():
-        raise PacaError(f"There is no data file {name!r}{near_files(path)}.")
-    if path.suffix in JSONL_SUFFIXES:
-        return Documents(list(_read_jsonl(path)))
-    return Documents([{"text": _read_text(path)}], continuous=True)
+    if is_file_or_built_in:
+        return _read_file(path, place.format)
+    if is_folder and _are_mmlu(path):
+        return Documents(convert_rows(_all_csv(path), place.format))
+    return Documents(_load_data_set(str(path) if is_folder else name, place))
+
+
+def _read_file(path: Path, kind: str | None) -> Documents:
+    if not os.path.isfile(path):
+        raise PacaError(f"There is no data file {str(path)!r}{near_files(path)}.")
+    suffix = path.suffix.lower()
+    if suffix in UNSAFE_SUFFIXES:
+        raise PacaError(
+            f"The data file {str(path)!r} is of a kind that can hold pickles, which run code when they are read. "
+            "Write the rows as JSON lines or Parquet."
+        )
+    if suffix in READERS and (kind != "text" or suffix != ".csv"):
+        return Documents(convert_rows(READERS[suffix](path), kind))
+    if kind not in (None, "text"):
+        raise PacaError(f"data.format = {kind!r} can't be read from {str(path)!r}; rename it to {', '.join(READERS)}.")
+    text = read_text(path)
+    return Documents(convert_rows([(str(path), {"text": text})]), continuous=True)
 
 
 def _looks_like_file(name: str) -> bool:
     """Tell a path from a name on the Hub, which is `name` or `owner/name`."""
     suffix = Path(name).suffix
-    return suffix in TEXT_SUFFIXES | JSONL_SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1
+    known = TEXT_SUFFIXES | UNSAFE_SUFFIXES | set(READERS)
+    return suffix in known or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
-def _read_text(path: Path) -> str:
+def _are_mmlu(folder: Path) -> bool:
+    """Whether a folder holds MMLU's files, which have no header, so that `datasets` would lose a row of each."""
+    files = sorted(folder.glob("*.csv"))
+    if not files:
+        return False
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PacaError(f"The data file {path} is not UTF-8 text: {error}.") from error
-    if not text.strip():
-        raise PacaError(f"The data file {path} is empty.")
-    return text
+        _, row = next(iter(read_csv(files[0])))
+    except PacaError:
+        return False
+    return isinstance(row, dict) and "subject" in row
 
 
-def _read_jsonl(path: Path) -> Iterator[Row]:
-    problems = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            excerpt = line if len(line) <= 60 else line[:60] + "…"
-            problems.append(f"{path}:{number}: not valid JSON ({error.msg}, column {error.colno}): {excerpt}")
-            continue
-        problem = row_problem(row)
-        if problem:
-            problems.append(f"{path}:{number}: {problem}")
-        elif not problems:
-            yield _only_what_is_read(row)
-    if problems:
-        raise PacaError(_listed(problems))
+def _all_csv(folder: Path) -> Placed:
+    for path in sorted(folder.glob("*.csv")):
+        yield from read_csv(path)
 
 
-def _listed(problems: list[str]) -> str:
-    more = len(problems) - MOST_PROBLEMS_SHOWN
-    return "\n".join(problems[:MOST_PROBLEMS_SHOWN] + ([f"and {more} more"] if more > 0 else []))
-
-
-def _only_what_is_read(row: Row) -> Row:
-    return {"messages": row["messages"]} if "messages" in row else {"text": row["text"]}
-
-
-def row_problem(row: Any) -> str | None:
-    """Say why a row can't be trained on.
-
-    Args:
-        row: One value of a JSONL file, or one row of a data set.
-
-    Returns:
-        What is wrong and what is expected, or None for a good row.
-    """
-    if not isinstance(row, dict):
-        return f"expected an object with 'text' or 'messages', got {type(row).__name__}"
-    if "messages" in row:
-        return _messages_problem(row["messages"])
-    if "text" not in row:
-        keys = ", ".join(map(repr, row)) or "none"
-        hint = next(filter(None, (suggestion(key, ("text", "messages")) for key in row)), "")
-        return f"has neither 'text' nor 'messages'; its keys: {keys}{hint}"
-    if not isinstance(row["text"], str):
-        return f"'text' must be a string, got {type(row['text']).__name__}"
-    return None
-
-
-def _messages_problem(messages: Any) -> str | None:
-    if not isinstance(messages, list) or not messages:
-        return f"'messages' must be a list of {{'role': …, 'content': …}}, got {messages!r:.60}"
-    for position, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            return f"message {position} must hold strings 'role' and 'content', got {message!r:.60}"
-    roles = [message["role"] for message in messages]
-    if "assistant" not in roles:
-        return f"no message has the role 'assistant', so there is nothing to learn; roles: {', '.join(roles)}"
-    if roles[0] == "assistant":
-        return "the first message has the role 'assistant', so it answers nothing; start with 'user' or 'system'"
-    return None
-
-
-def _load_data_set(name: str, subset: str | None, split: str) -> list[Row]:
+def _load_data_set(name: str, place: Place) -> list[Row]:
     import datasets
 
     try:
-        data_set = datasets.load_dataset(name, subset, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        data_set = datasets.load_dataset(name, place.subset, split=place.split)
+    except Exception as error:  # a damaged file may raise what any of its readers raises
         raise PacaError(
             f"The data {name!r} is neither a file nor a built-in ({', '.join(BUILT_INS)}){suggestion(name, BUILT_INS)}"
-            f"{_near_path(name)}, and could not be loaded as a data set: {error}"
+            f"{_near_path(name)}, and could not be loaded as a data set: {one_line(error)}"
         ) from error
-    return list(_checked_rows(name, data_set))
+    return convert_rows(_placed(name, data_set), place.format)
 
 
 def _near_path(name: str) -> str:
     path = Path(name)
-    return near_files(path) if path.parent.is_dir() else ""
+    return near_files(path) if os.path.isdir(path.parent) else ""
 
 
-def _checked_rows(name: str, data_set: Iterable[Any]) -> Iterator[Row]:
-    for number, row in enumerate(data_set):
-        problem = row_problem(row)
-        if problem:
-            raise PacaError(f"The data set {name!r}, row {number}: {problem}.")
-        yield _only_what_is_read(row)
+def _placed(name: str, data_set: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    yield from ((f"The data set {name!r}, row {number}", row) for number, row in enumerate(data_set))

@@ -10,6 +10,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.training import report
+from paca.training.chat_templates import set_chat_template
 from paca.training.checkpoints import last_complete
 from paca.training.data import RawData, TrainingData, prepare_data, read_data
 from paca.training.files import discard, write_folder, write_json
@@ -55,7 +56,8 @@ def finetune_text(recipe: Recipe, resume: bool = False, overwrite: bool = False)
 
 def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(recipe.model.name)
-    data = prepare_data(raw, recipe.data, tokenizer, arguments.max_length)
+    set_chat_template(tokenizer, recipe.model.chat_template)
+    data = prepare_data(raw, recipe.data, tokenizer, arguments.max_length, recipe.seed)
     model = load_model(recipe.model.name, recipe.model.dtype, recipe.model.quantization)
     trainer = make_trainer(recipe, arguments, model, tokenizer, data)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -69,15 +71,22 @@ def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str
     trainer.add_callback(meter)
     train(trainer, recipe.seed, on_main(lambda: last_complete(folder)))
     metrics = _metrics(recipe, trainer, data, before, meter)
-    on_main(lambda: _write(folder, trainer.model, metrics))
+    chats = tokenizer if recipe.model.chat_template else None
+    on_main(lambda: _write(folder, trainer.model, metrics, chats))
     return metrics
 
 
-def _write(folder: Path, model: Any, metrics: dict[str, Any]) -> None:
-    write_folder(folder / ADAPTER, model.save_pretrained)
+def _write(folder: Path, model: Any, metrics: dict[str, Any], tokenizer: Any | None) -> None:
+    write_folder(folder / ADAPTER, lambda temporary: _save(model, tokenizer, temporary))
     report.draw_loss_curve(folder / CURVE, metrics)
     discard(folder / CARD)  # TRL's model card tells how to load a whole model, which is not what lies here
     write_json(folder / METRICS, metrics)
+
+
+def _save(model: Any, tokenizer: Any | None, folder: Path) -> None:
+    model.save_pretrained(folder)
+    if tokenizer is not None:  # its chat template is not the base model's
+        tokenizer.save_pretrained(folder)
 
 
 def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, data: TrainingData) -> Any:

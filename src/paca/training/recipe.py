@@ -14,68 +14,22 @@ import yaml
 
 from paca.errors import PacaError
 from paca.training import yaml_scalars
-from paca.training.quantization import quantization_problems
 from paca.training.schema import dotted, suggestion, unknown_keys, wrong_types
+from paca.training.sections import (
+    DataSection,
+    MethodSection,
+    ModelSection,
+    StoppingSection,
+    data_problems,
+    model_problems,
+    stopping_problems,
+)
 from paca.training.tasks import IMAGES, TASKS, TEXT
+from paca.training.text_checks import one_line, shown
 from paca.training.trainer_arguments import method_problems
 from paca.training.vision.section import ImagesSection, images_problems
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
 Section = TypeVar("Section")
-
-
-@dataclass(frozen=True)
-class ModelSection:
-    """Which base model, and in which precision.
-
-    Args:
-        name: `smollm2-135m-instruct` (embedded), a local folder, or a name on the Hugging Face Hub.
-        dtype: `auto` is the precision that the model was saved in.
-        quantization: `nf4`, `fp4` or `int8`, or a mapping of `BitsAndBytesConfig`'s arguments; not quantized when
-            omitted. 4-bit layers compute in `dtype`.
-    """
-
-    name: str
-    dtype: str = "auto"
-    quantization: str | dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class MethodSection:
-    """Which PEFT method, with the fields of its config.
-
-    Args:
-        name: `paca`, `lora`, or any other name that PEFT knows.
-        config: The fields of that method's config; in YAML they stand beside `name`.
-    """
-
-    name: str = "paca"
-    config: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class DataSection:
-    """What to train on, and what to hold out.
-
-    Args:
-        train: A built-in (`python-reference`), a file, a list of files, a folder, or a data set's name on the Hub.
-        eval: Held-out data, named like `train`. Without it, part of `train` is held out.
-        holdout_every: Hold out one row of `train` in so many: 10 holds out the 1st, 11th, 21st. A plain text file has
-            blocks of `training.max_length` tokens for rows.
-        eval_limit: Evaluate at most this many held-out sequences, evenly spread; all of them when omitted.
-        subset: The configuration of a data set that has several.
-        train_split: Which split of a data set `train` is.
-        eval_split: Which split of a data set `eval` is.
-    """
-
-    train: str | list[str]
-    eval: str | list[str] | None = None
-    holdout_every: int | None = None
-    eval_limit: int | None = None
-    subset: str | None = None
-    train_split: str = "train"
-    eval_split: str = "test"
 
 
 @dataclass(frozen=True)
@@ -91,6 +45,7 @@ class Recipe:
         seed: Fixes the choice of connections, the order of the data and dropout.
         task: `text` or `image-classification`.
         images: How images reach the model, where the task is to classify them.
+        early_stopping: When training ends before its last step; never when omitted.
     """
 
     model: ModelSection
@@ -101,6 +56,7 @@ class Recipe:
     seed: int = 42
     task: str = TEXT
     images: ImagesSection = field(default_factory=ImagesSection)
+    early_stopping: StoppingSection | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as YAML spells it; `read_recipe` reads the same recipe back."""
@@ -108,6 +64,13 @@ class Recipe:
         spelled["method"] = {"name": self.method.name, **self.method.config}
         if self.task == TEXT:
             del spelled["task"], spelled["images"]
+        # As a recipe that says nothing of them, so that runs which were begun before they existed can be resumed.
+        for section, key in ((spelled, "early_stopping"), (spelled["model"], "chat_template")):
+            if section[key] is None:
+                del section[key]
+        for key in ("path", "format", "weights"):
+            if spelled["data"][key] is None:
+                del spelled["data"][key]
         return spelled
 
 
@@ -161,18 +124,22 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | Non
         PacaError: With all problems at once.
     """
     try:
-        content = yaml_scalars.parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PacaError(f"The recipe {path} is not valid YAML: {error}") from error
+        content = yaml_scalars.parse(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise PacaError(f"The recipe {path} is not valid YAML: {one_line(error)}") from error
+    except OSError as error:
+        raise PacaError(f"The recipe {path} can't be read: {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise PacaError(f"The recipe {path} must hold keys such as `model:` and `data:`, got {content!r}.")
+        raise PacaError(f"The recipe {path} must hold keys such as `model:` and `data:`, got {shown(content)}.")
     problems = apply_overrides(content, overrides)
     if output_dir is not None:
         content["output_dir"] = output_dir
     recipe = _build_recipe(content, problems)
     if recipe is None or problems:
+        if len(problems) == 1:
+            raise PacaError(f"The recipe {path} has 1 problem: {problems[0]}")
         listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise PacaError(f"The recipe {path} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n{listed}")
+        raise PacaError(f"The recipe {path} has {len(problems)} problems:\n{listed}")
     return recipe
 
 
@@ -190,12 +157,12 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> list[s
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
-            problems.append(f"{override!r} is not an override; write key=value, such as training.max_steps=5")
+            problems.append(f"{shown(override)} is not an override; write key=value, such as training.max_steps=5")
             continue
         try:
             value = yaml_scalars.parse(text)
-        except yaml.YAMLError as error:
-            problems.append(f"the value of {override!r} is not valid YAML: {error}")
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            problems.append(f"the value of {shown(override)} is not valid YAML: {one_line(error)}")
             continue
         problems += _set_dotted(content, key, value)
     return problems
@@ -207,7 +174,7 @@ def _set_dotted(content: dict[str, Any], key: str, value: Any) -> list[str]:
         child = content.setdefault(parent, {})
         if not isinstance(child, dict):
             name = ".".join(parents[: depth + 1])
-            return [f"{key} cannot be set: {name} is {child!r}, which has no keys of its own"]
+            return [f"{key} cannot be set: {name} is {shown(child)}, which has no keys of its own"]
         content = child
     content[last] = value
     return []
@@ -216,23 +183,41 @@ def _set_dotted(content: dict[str, Any], key: str, value: Any) -> list[str]:
 def _build_recipe(content: Mapping[str, Any], problems: list[str]) -> Recipe | None:
     """Build what can be built, and add every problem that is found on the way."""
     problems += unknown_keys("", content, {spec.name for spec in dataclasses.fields(Recipe)})
-    given = {key: _mapping(content, key, problems) for key in ("model", "data", "method", "training", "images")}
+    sections = ("model", "data", "method", "training", "images", "early_stopping")
+    given = {key: _mapping(content, key, problems) for key in sections}
     config = {key: value for key, value in given["method"].items() if key != "name"}
     named = {key: value for key, value in given["method"].items() if key == "name"}
     model = _build_section(ModelSection, "model", given["model"], problems)
     data = _build_section(DataSection, "data", given["data"], problems)
     method = _build_section(MethodSection, "method", {**named, "config": config}, problems)
     images = _build_section(ImagesSection, "images", given["images"], problems)
+    stopping = (
+        _build_section(StoppingSection, "early_stopping", given["early_stopping"], problems)
+        if given["early_stopping"]
+        else None
+    )
     plain = {key: content[key] for key in ("output_dir", "seed", "task") if key in content}
     problems += wrong_types("", plain, get_type_hints(Recipe))
     if "output_dir" not in content:
         problems.append("output_dir is missing: name the folder to write to, or pass --output DIR")
-    problems += _value_problems(model, data)
+    elif content["output_dir"] == "" or "\0" in str(content["output_dir"]):
+        problems.append(f"output_dir = {content['output_dir']!r}: expected the name of a folder")
+    problems += model_problems(model) if model else []
+    problems += data_problems(data) if data else []
+    problems += stopping_problems(stopping) if stopping else []
     problems += _task_problems(content, model, images, given["training"])
     problems += method_problems(method.name, method.config) if method else []
     if model is None or data is None or method is None or images is None or problems:
         return None
-    return Recipe(model=model, data=data, method=method, training=given["training"], images=images, **plain)
+    return Recipe(
+        model=model,
+        data=data,
+        method=method,
+        training=given["training"],
+        images=images,
+        early_stopping=stopping,
+        **plain,
+    )
 
 
 def _mapping(content: Mapping[str, Any], key: str, problems: list[str]) -> dict[str, Any]:
@@ -240,7 +225,7 @@ def _mapping(content: Mapping[str, Any], key: str, problems: list[str]) -> dict[
     if value is None:
         return {}
     if not isinstance(value, dict):
-        problems.append(f"{key} = {value!r}: expected keys and values, got {type(value).__name__}")
+        problems.append(f"{key} = {shown(value)}: expected keys and values, got {type(value).__name__}")
         return {}
     return value
 
@@ -265,7 +250,7 @@ def _task_problems(
 ) -> list[str]:
     task = content.get("task", TEXT)
     if task not in TASKS:
-        return [f"task = {task!r}: expected one of {', '.join(TASKS)}{suggestion(str(task), TASKS)}"]
+        return [f"task = {shown(task)}: expected one of {', '.join(TASKS)}{suggestion(str(task), TASKS)}"]
     problems = TASKS[task].training_problems(training)
     if task == IMAGES:
         problems += images_problems(images) if images else []
@@ -273,24 +258,6 @@ def _task_problems(
             problems.append(f"model.quantization = {model.quantization!r}: image classifiers are not quantized")
     elif "images" in content:
         problems.append(f"images: a recipe whose task is {task} has none; add task: {IMAGES}")
-    return problems
-
-
-def _value_problems(model: ModelSection | None, data: DataSection | None) -> list[str]:
-    problems = []
-    if model and model.dtype not in DTYPES:
-        problems.append(f"model.dtype = {model.dtype!r}: expected one of {', '.join(DTYPES)}")
-    problems += quantization_problems(model.quantization) if model else []
-    if data and data.holdout_every is not None and data.holdout_every < 2:
-        problems.append(f"data.holdout_every = {data.holdout_every}: expected at least 2; 10 holds out every tenth")
-    if data and data.eval_limit is not None and data.eval_limit < 1:
-        problems.append(f"data.eval_limit = {data.eval_limit}: expected at least 1; leave it out to evaluate all")
-    if data and (data.eval is None) == (data.holdout_every is None):
-        wrong = "neither is given" if data.eval is None else "both are given"
-        problems.append(
-            f"data.eval and data.holdout_every: {wrong}, expected one of them; "
-            "data.holdout_every=10 holds out every tenth row of data.train"
-        )
     return problems
 
 

@@ -1,10 +1,13 @@
 """Checks a mapping against a dataclass: unknown keys with the near one, values of the wrong type. Pure functions."""
 
 import difflib
+import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
+
+from paca.training.text_checks import shown
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -34,7 +37,8 @@ def unknown_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> 
     """
     known = set(known)
     return [
-        f"{dotted(where, key)} = {given[key]!r}: there is no such key{suggestion(str(key), known) or listing(known)}"
+        f"{dotted(where, key)} = {shown(given[key])}: there is no such key"
+        f"{suggestion(str(key)[:60], known) or listing(known)}"
         for key in given
         if key not in known
     ]
@@ -52,7 +56,7 @@ def wrong_types(where: str, given: Mapping[str, Any], hints: Mapping[str, Any]) 
         One message per value that does not fit.
     """
     return [
-        f"{dotted(where, key)} = {value!r}: expected {describe(hints[key])}, got {type(value).__name__}"
+        f"{dotted(where, key)} = {shown(value)}: expected {describe(hints[key])}, got {type(value).__name__}"
         for key, value in given.items()
         if key in hints and not fits(value, hints[key])
     ]
@@ -79,7 +83,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, hint)
     if hint in (int, float):
         accepted = (int,) if hint is int else (int, float)
-        return isinstance(value, accepted) and not isinstance(value, bool)
+        return isinstance(value, accepted) and not isinstance(value, bool) and math.isfinite(value)
     if origin in (list, Sequence) or hint is list:
         items = get_args(hint)[:1]
         return isinstance(value, list) and all(fits(item, hint) for item in value for hint in items)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from paca.training.schema import listing, suggestion, unknown_keys, wrong_types
+from paca.training.text_checks import one_line, shown
 
 # Keys of `SFTConfig` that would turn nothing here, or break resuming, and what to type instead.
 REFUSED_TRAINING_KEYS = {
@@ -125,7 +126,7 @@ def method_problems(name: str, config: Mapping[str, Any]) -> list[str]:
     methods = known_methods()
     if name not in methods:
         hint = suggestion(name, methods) or listing(methods, most=100)
-        return [f"method.name = {name!r}: PEFT knows no such method{hint}"]
+        return [f"method.name = {shown(name)}: PEFT knows no such method{hint}"]
     cls = methods[name]
     problems = refused_keys("method", config, REFUSED_METHOD_KEYS)
     kept = {key: value for key, value in config.items() if key not in REFUSED_METHOD_KEYS}
@@ -149,7 +150,7 @@ def refused_keys(where: str, given: Mapping[str, Any], refused: Mapping[str, str
         One message per key that is set nevertheless.
     """
     return [
-        f"{where}.{key} = {given[key]!r}: not to be set here; {instead}"
+        f"{where}.{key} = {shown(given[key])}: not to be set here; {instead}"
         for key, instead in refused.items()
         if key in given
     ]
@@ -168,5 +169,5 @@ def construction_problems(where: str, construct: Callable[[], Any]) -> list[str]
     try:
         construct()
     except (ValueError, TypeError, ImportError) as error:
-        return [f"{where}: {error}"]
+        return [f"{where}: {one_line(error)}"]
     return []

@@ -1,0 +1,52 @@
+"""Small checks and excerpts of what files from outside hold, for messages of one line."""
+
+import reprlib
+from typing import Any
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+_SHORT.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """Write a value for a message: like `repr`, but short, however large or deeply nested the value is.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        One line.
+    """
+    return _SHORT.repr(value)
+
+
+def one_line(error: BaseException) -> str:
+    """Say what an exception says, on one line.
+
+    Args:
+        error: The exception, often of another library.
+
+    Returns:
+        Its text with white space run together and cut at 300 characters; its type's name where it says nothing.
+    """
+    text = " ".join(str(error).split())
+    return (text[:300] + "…" if len(text) > 300 else text) or type(error).__name__
+
+
+def string_problem(name: str, value: Any) -> str | None:
+    """Say why a value is no text that a tokenizer takes.
+
+    Args:
+        name: The field that holds it.
+        value: The value.
+
+    Returns:
+        What is wrong, or None for good text.
+    """
+    if not isinstance(value, str):
+        return f"{name!r} must be a string, got {type(value).__name__}"
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return f"{name!r} holds half of a surrogate pair at character {error.start}, which is no text"
+    return None
