@@ -24,6 +24,7 @@ class Source:
         dtype: The precision that the run held the base model in; `auto` where no recipe tells.
         quantization: The recipe's `model.quantization`.
         tokenizer: Where the tokenizer is: the adapter's folder if it brings one, else the base model.
+        config: The recipe's `model.config`.
     """
 
     base: str
@@ -31,6 +32,7 @@ class Source:
     dtype: str = "auto"
     quantization: Any = None
     tokenizer: str = ""
+    config: Any = None
 
 
 def find_source(name: str) -> Source:
@@ -65,6 +67,7 @@ def find_source(name: str) -> Source:
         model.get("dtype", "auto"),
         model.get("quantization"),
         str(adapter) if brings_tokenizer else base,
+        model.get("config"),
     )
 
 
@@ -104,7 +107,7 @@ def load_adapted(source: Source, dtype: str | None = None) -> tuple[Any, Any]:
     import torch
 
     tokenizer = load_tokenizer(source.tokenizer)
-    model = load_model(source.base, dtype or source.dtype, source.quantization)
+    model = load_model(source.base, dtype or source.dtype, source.quantization, source.config)
     if torch.cuda.is_available() and source.quantization is None:
         model = model.to("cuda")
     if source.adapter is not None:

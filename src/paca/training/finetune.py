@@ -58,7 +58,7 @@ def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str
     tokenizer = load_tokenizer(recipe.model.name)
     set_chat_template(tokenizer, recipe.model.chat_template)
     data = prepare_data(raw, recipe.data, tokenizer, arguments.max_length, recipe.seed)
-    model = load_model(recipe.model.name, recipe.model.dtype, recipe.model.quantization)
+    model = load_model(recipe.model.name, recipe.model.dtype, recipe.model.quantization, recipe.model.config)
     trainer = make_trainer(recipe, arguments, model, tokenizer, data)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise PacaError(

@@ -12,6 +12,7 @@ from paca.packing import keep_packing
 from paca.training.files import write_folder
 from paca.training.quantization import quantization_config
 from paca.training.schema import suggestion
+from paca.training.text_checks import one_line
 
 SMOLLM2 = "smollm2-135m-instruct"
 
@@ -67,13 +68,19 @@ def load_tokenizer(name: str) -> Any:
     return _load(name, AutoTokenizer, {})
 
 
-def load_model(name: str, dtype: str = "auto", quantization: str | Mapping[str, Any] | None = None) -> Any:
+def load_model(
+    name: str,
+    dtype: str = "auto",
+    quantization: str | Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Any:
     """Load a base model that can be trained, saved and merged into.
 
     Args:
         name: An embedded model's name, a local folder, or a name on the Hub.
         dtype: `auto` or a torch dtype's name.
         quantization: What a recipe's `model.quantization` may say; None for plain weights.
+        config: Fields of the model's configuration that are to be others than those that it was saved with.
 
     Returns:
         A causal language model. An embedded model's `name_or_path` is its short name, so that
@@ -84,7 +91,7 @@ def load_model(name: str, dtype: str = "auto", quantization: str | Mapping[str, 
     """
     import transformers
 
-    options: dict[str, Any] = {"dtype": dtype}
+    options: dict[str, Any] = {**(config or {}), "dtype": dtype}
     if name in EMBEDDED and hasattr(transformers, "GgufConfig"):
         # Weights that stay in GGUF's blocks can't be trained; and a model that transformers has marked as quantized
         # can't be saved, even when no kernel was found and all its weights were unpacked.
@@ -124,6 +131,7 @@ def merge(
     folder: str | Path,
     dtype: str = "auto",
     quantization: str | Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> None:
     """Merge an adapter into its base model and save the result as an ordinary model, with the tokenizer.
 
@@ -135,6 +143,7 @@ def merge(
         dtype: The precision to load the base model in; the one that it was trained in gives the same outputs.
         quantization: The recipe's `model.quantization`: merge into the dequantized weights that the adapter was
             trained on. None merges into the plain ones, which differ from these by what quantization has rounded.
+        config: The recipe's `model.config`.
 
     Raises:
         PacaError: If there is no adapter in that folder, or its base model is not found.
@@ -147,7 +156,7 @@ def merge(
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise PacaError(f"There is no adapter in {str(adapter)!r}: it holds no adapter_config.json.")
     name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
-    model = PeftModel.from_pretrained(load_model(name, dtype, quantization), str(adapter))
+    model = PeftModel.from_pretrained(load_model(name, dtype, quantization, config), str(adapter))
     save_merged(model, folder, load_tokenizer(name))
 
 
@@ -207,10 +216,12 @@ def _load(name: str, auto_class: Any, options: dict[str, Any]) -> Any:
         folder, options["gguf_file"] = EMBEDDED[name].folder_and_file()
     try:
         return auto_class.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file may raise what any of its readers raises
         if name in EMBEDDED:
             raise
         raise PacaError(
             f"The model {name!r} is not an embedded one ({', '.join(EMBEDDED)}){suggestion(name, EMBEDDED)}, and "
-            f"could not be loaded from a folder or from the Hub: {error}"
+            f"could not be loaded from a folder or from the Hub: {one_line(error)}"
         ) from error

@@ -30,6 +30,7 @@ from paca.training.trainer_arguments import method_problems
 from paca.training.vision.section import ImagesSection, images_problems
 
 Section = TypeVar("Section")
+_LATER = {"": ("early_stopping",), "model": ("chat_template", "config"), "data": ("path", "format", "weights")}
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,11 @@ class Recipe:
         if self.task == TEXT:
             del spelled["task"], spelled["images"]
         # As a recipe that says nothing of them, so that runs which were begun before they existed can be resumed.
-        for section, key in ((spelled, "early_stopping"), (spelled["model"], "chat_template")):
-            if section[key] is None:
-                del section[key]
-        for key in ("path", "format", "weights"):
-            if spelled["data"][key] is None:
-                del spelled["data"][key]
+        for section, keys in _LATER.items():
+            part = spelled[section] if section else spelled
+            for key in keys:
+                if part[key] is None:
+                    del part[key]
         return spelled
 
 

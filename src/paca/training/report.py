@@ -115,6 +115,8 @@ def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
     arguments += [] if dtype == "auto" else [f"dtype={dtype!r}"]
     quantization = metrics["recipe"]["model"].get("quantization")
     arguments += [] if quantization is None else [f"quantization={quantization!r}"]
+    config = metrics["recipe"]["model"].get("config")
+    arguments += [] if config is None else [f"config={config!r}"]
     return [
         f"{verdict}: held-out perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f} "
         f"({held['sequences']} of {held['total']} held-out sequences, {before['tokens']:,} tokens)",

@@ -24,12 +24,15 @@ class ModelSection:
             omitted. 4-bit layers compute in `dtype`.
         chat_template: How turns are written where the tokenizer says nothing of it, as that of a pretrained model:
             `plain`, or a file with a Jinja template. It is saved with the adapter.
+        config: Fields of the model's configuration that are to be others than those that it was saved with, such as
+            `rope_parameters` for sequences longer than it was trained on.
     """
 
     name: str
     dtype: str = "auto"
     quantization: str | dict[str, Any] | None = None
     chat_template: str | None = None
+    config: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,10 @@ def _weight_problems(section: DataSection) -> list[str]:
         count = len(section.train) if isinstance(section.train, list) else 1
         return [f"data.weights has {len(section.weights)} numbers for {count} entries of data.train; give each one"]
     wrong = [weight for weight in section.weights if not (math.isfinite(weight) and weight > 0)]
-    return [f"data.weights holds {wrong[0]!r}: expected numbers above 0; leave out what is not to be used"] * bool(
-        wrong
-    )
+    return [
+        f"data.weights holds {weight!r}: expected numbers above 0; leave out what is not to be used"
+        for weight in wrong[:1]
+    ]
 
 
 def stopping_problems(section: StoppingSection) -> list[str]:
