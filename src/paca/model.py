@@ -18,7 +18,7 @@ from .errors import PacaError
 from .layers.base import PacaLayer
 from .layers.experts import Experts, add_experts_adapter, targeted_parameters
 from .layers.kinds import layer_kind
-from .layers.quantized import QuantizedLinear, unpacked_size
+from .layers.quantized import QuantizedLinear, unpacked_sizes
 from .model_connections import ConnectedModel
 from .model_files import SavedModel
 from .model_layers import alpha_of, paca_layers, rank_of, shared_places, whole_runs
@@ -182,8 +182,8 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Replace a module wherever it stands: a layer that two parents share stays shared."""
-        if isinstance(new_module, QuantizedLinear) or isinstance(child, Experts):
-            # PEFT's also moves it, which updates on the meta device forbid, and expects a weight of it.
+        if isinstance(new_module, QuantizedLinear) or isinstance(child, (QuantizedLinear, Experts)):
+            # PEFT's also moves it, which updates on the meta device forbid, and expects a weight of it (HQQ has none).
             setattr(parent, child_name, new_module)
         else:
             super()._replace_module(parent, child_name, new_module, child)
@@ -202,7 +202,7 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
     def _report(self, model: nn.Module, adapter_name: str) -> None:
         layers = [layer for layer in paca_layers(model).values() if adapter_name in layer.paca_delta]
         adapted = sum(layer.paca_delta[adapter_name].numel() for layer in layers)
-        base = sum(unpacked_size(parameter) for name, parameter in model.named_parameters() if "paca_" not in name)
+        base = sum(size for name, size in unpacked_sizes(model).items() if "paca_" not in name)
         logger.info(
             "PaCA adapter %r: %d layers, %s of %s weights (%.2f %%)",
             *(adapter_name, len(layers), f"{adapted:,}", f"{base:,}", 100 * adapted / max(base, 1)),

@@ -60,7 +60,11 @@ class TargetedModel(BaseTuner):
         if not problems and not config._being_loaded:
             sizes = {name: connections(module) for name, module in targets.items()}
             ranks = {name: whole_runs(config, ranks[name], size) for name, size in sizes.items()}
-            problems = layer_problems(config, sizes, ranks) + _cannot_move(config, targets, names)
+            problems = [
+                *layer_problems(config, sizes, ranks),
+                *_cannot_move(config, targets, names),
+                *_bias_problems(config, targets),
+            ]
         raise_together(problems, "PaCA cannot adapt this model as asked:")
         if config.fan_in_fan_out and any(isinstance(module, nn.Linear) for module in targets.values()):
             warnings.warn(
@@ -121,4 +125,17 @@ def _cannot_move(config: PacaConfig, targets: Mapping[str, nn.Module], experts: 
         f"reselect_every: {name} cannot keep trained columns in its weight (it is quantized, or experts'); leave it "
         "out of the targets, or leave reselect_every out."
         for name in found
+    ]
+
+
+def _bias_problems(config: PacaConfig, targets: Mapping[str, nn.Module]) -> list[str]:
+    """Layers whose bias no optimizer would ever see."""
+    if config.bias == "none":
+        return []
+    bases: dict[str, Any] = {name: getattr(module, "base_layer", module) for name, module in targets.items()}
+    return [
+        f"bias={config.bias!r} cannot train the bias of {name}, which {type(base).__name__} keeps as a plain tensor and "
+        "not as a parameter; pass bias='none', or leave the layer out."
+        for name, base in bases.items()
+        if isinstance(getattr(base, "bias", None), Tensor) and not isinstance(base.bias, nn.Parameter)
     ]

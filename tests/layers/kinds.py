@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import torch
+from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 from peft import get_peft_model
 from torch import nn
 from torch.func import functional_call
@@ -35,6 +36,11 @@ def _eight_bits(layer, compute):
     packed = bnb.nn.Linear8bitLt(layer.in_features, layer.out_features, layer.bias is not None, has_fp16_weights=False)
     packed.load_state_dict(layer.state_dict())
     return packed.to("cpu")
+
+
+def _half_quadratic(layer, compute):
+    packing = BaseQuantizeConfig(nbits=4, group_size=32)
+    return HQQLinear(copy.deepcopy(layer).requires_grad_(False), packing, compute_dtype=compute, device="cpu")
 
 
 def _plain(layer, compute):
@@ -69,6 +75,7 @@ FORMATS = {
     "FP4": _four_bits("fp4", False),
     "FP4 double": _four_bits("fp4", True),
     "int8": _eight_bits,
+    "HQQ": _half_quadratic,
     **{name: _torchao(config) for name, config in TORCHAO.items()},
 }
 LAYER_KINDS = {**PLAIN, **FORMATS}
@@ -118,6 +125,8 @@ def inputs(dtype=torch.float32, shape=(6, IN)):
 
 def dequantized(layer):
     """The pretrained matrix `(out, in)` of a layer, by its package's own means."""
+    if isinstance(layer, HQQLinear):
+        return layer.dequantize()
     weight = layer.weight
     if type(weight) is nn.Parameter and weight.is_floating_point():
         return weight.t() if isinstance(layer, Conv1D) else weight
@@ -175,6 +184,8 @@ def packed_bytes(model):
 
 def _parts(module):
     base = module.base_layer if isinstance(module, PacaLayer) else module
+    if isinstance(base, HQQLinear):
+        return [base.W_q, base.meta["scale"], base.meta["zero"]]
     weight = base.weight
     if isinstance(weight, bnb.nn.Params4bit):
         state = weight.quant_state

@@ -23,6 +23,7 @@ from .kinds import (
     LAYER_KINDS,
     OUT,
     TORCHAO,
+    Toy,
     adapted,
     config,
     dequantized,
@@ -62,7 +63,7 @@ def test_outputs_and_gradients_are_those_of_the_dequantized_layer(form, compute,
     assert packed_bytes(model) == packed_bytes(plain)
 
 
-@kinds
+@pytest.mark.parametrize("form", [form for form in LAYER_KINDS if form != "HQQ"])
 def test_a_bias_is_trained_as_in_full_fine_tuning(form):
     plain, _ = adapted(form)
     model = get_peft_model(copy.deepcopy(plain), config(bias="paca_only"))
@@ -71,6 +72,11 @@ def test_a_bias_is_trained_as_in_full_fine_tuning(form):
     upstream = torch.linspace(-1, 1, y.numel()).reshape(y.shape)
     (grad,) = torch.autograd.grad(y, layer.base_layer.bias, upstream)
     same(grad, upstream.sum(0))
+
+
+def test_a_bias_that_is_no_parameter_is_not_trained():
+    with pytest.raises(paca.PacaError, match="bias='all' cannot train the bias of one, which HQQLinear keeps as a pl"):
+        get_peft_model(Toy("HQQ"), config(bias="all"))
 
 
 @pytest.mark.parametrize("form", ["NF4", "FP4"])
@@ -250,7 +256,8 @@ def test_the_trained_share_counts_packed_weights_as_what_they_stand_for(form, ca
     with caplog.at_level(logging.INFO, logger="paca.model"):
         _, model = adapted(form)
     with_adapter, trains = count_parameters(model), 5 * (128 + OUT)
-    base = 64 * 128 + 128 + 128 * OUT + OUT + OUT * 4 + 4
+    biases = 0 if form == "HQQ" else 128 + OUT  # HQQ's are no parameters
+    base = 64 * 128 + 128 * OUT + biases + OUT * 4 + 4
     assert (with_adapter.trained, with_adapter.total) == (trains, base + trains)
     assert f"{trains:,} of {base:,} weights" in caplog.text
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from paca.export.merged import embeddings_are_tied
-from paca.layers.quantized import unpacked_size
+from paca.layers.quantized import unpacked_sizes
 
 # Of several kinds, since a fault may show in some only: prose, code, figures, another script, a question.
 PROMPTS = (
@@ -121,7 +121,7 @@ def facts(model: Any, tokenizer: Any) -> Facts:
         end_of_sequence=[tokenizer.eos_token, tokenizer.eos_token_id, stops],
         tokens=len(tokenizer),
         chat_template=None if template is None else hashlib.sha256(template.encode()).hexdigest()[:16],
-        parameters=sum(unpacked_size(parameter) for name, parameter in base.named_parameters() if _counts(name)),
+        parameters=sum(size for name, size in unpacked_sizes(base).items() if _counts(name)),
     )
 
 

@@ -318,17 +318,25 @@ def dequantized_matrix(layer: Any, backend: Any = None) -> Tensor:
     return backend.get_base_weight(layer).detach()
 
 
-def unpacked_size(parameter: Tensor) -> int:
-    """How many values a parameter stands for; bitsandbytes packs two of 4 bits into a byte.
+def unpacked_sizes(model: nn.Module) -> dict[str, int]:
+    """How many values each parameter of a model stands for; two of 4 bits are packed into a byte, for instance.
 
     Args:
-        parameter: Any parameter, packed or not.
+        model: Any model, quantized or not.
 
     Returns:
-        The number of values.
+        The number of values, by the parameter's name.
     """
-    state = getattr(parameter, "quant_state", None)
-    return parameter.numel() if state is None else math.prod(state.shape)
+    hqq = {id(module.W_q): module.meta["shape"] for module in model.modules() if _is_packed_hqq(module)}
+    sizes = {}
+    for name, parameter in model.named_parameters():
+        state = getattr(parameter, "quant_state", None)  # bitsandbytes
+        sizes[name] = math.prod(hqq.get(id(parameter), parameter.shape if state is None else state.shape))
+    return sizes
+
+
+def _is_packed_hqq(module: Any) -> bool:
+    return comes_quantized(module) and hasattr(module, "W_q") and "shape" in getattr(module, "meta", ())
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -34,10 +34,11 @@ def count_parameters(model: Any) -> Parameters:
     Returns:
         The counts.
     """
-    from paca.layers.quantized import unpacked_size
+    from paca.layers.quantized import unpacked_sizes
 
-    sizes = [(unpacked_size(parameter), parameter.requires_grad) for parameter in model.parameters()]
-    return Parameters(sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes))
+    sizes = unpacked_sizes(model)
+    trained = sum(sizes[name] for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return Parameters(trained, sum(sizes.values()))
 
 
 def describe_held_out(measured: HeldOut) -> dict[str, Any]:
