@@ -134,8 +134,8 @@ def _bias_problems(config: PacaConfig, targets: Mapping[str, nn.Module]) -> list
         return []
     bases: dict[str, Any] = {name: getattr(module, "base_layer", module) for name, module in targets.items()}
     return [
-        f"bias={config.bias!r} cannot train the bias of {name}, which {type(base).__name__} keeps as a plain tensor and "
-        "not as a parameter; pass bias='none', or leave the layer out."
+        f"bias={config.bias!r} cannot train the bias of {name}, which {type(base).__name__} keeps as a plain tensor "
+        "and not as a parameter; pass bias='none', or leave the layer out."
         for name, base in bases.items()
         if isinstance(getattr(base, "bias", None), Tensor) and not isinstance(base.bias, nn.Parameter)
     ]
