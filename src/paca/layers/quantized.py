@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -327,7 +327,8 @@ def unpacked_sizes(model: nn.Module) -> dict[str, int]:
     Returns:
         The number of values, by the parameter's name.
     """
-    hqq = {id(module.W_q): module.meta["shape"] for module in model.modules() if _is_packed_hqq(module)}
+    modules: Iterable[Any] = model.modules()
+    hqq = {id(module.W_q): module.meta["shape"] for module in modules if _is_packed_hqq(module)}
     sizes = {}
     for name, parameter in model.named_parameters():
         state = getattr(parameter, "quant_state", None)  # bitsandbytes
