@@ -1,6 +1,7 @@
 """What a run shows while it goes on: one bar with the loss beside it, and none of the libraries' asides."""
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -26,9 +27,15 @@ class LossBar(ProgressCallback):
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence known asides, and the bars of data preparation that takes no time, inside a `with` block."""
-    import datasets
+    """Silence known asides, and the bars of data preparation that takes no time, inside a `with` block.
 
+    The bars of loading go where nobody sees them move: into a file or a pipe.
+    """
+    import datasets
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     bars = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
