@@ -13,6 +13,7 @@ from paca.training import report
 from paca.training.chat_templates import set_chat_template
 from paca.training.checkpoints import last_complete
 from paca.training.data import RawData, TrainingData, prepare_data, read_data
+from paca.training.embedded_columns import columns_of_embedded
 from paca.training.files import discard, write_folder, write_json
 from paca.training.held_out import evaluate
 from paca.training.models import load_model, load_tokenizer
@@ -109,14 +110,15 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, dat
     from trl import SFTTrainer
 
     try:
-        trainer = SFTTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=data.train,
-            eval_dataset=data.held_out,
-            processing_class=tokenizer,
-            peft_config=method_config(recipe.method.name, recipe.method.config),
-        )
+        with columns_of_embedded(method_config(recipe.method.name, recipe.method.config)) as config:
+            trainer = SFTTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=data.train,
+                eval_dataset=data.held_out,
+                processing_class=tokenizer,
+                peft_config=config,
+            )
     except ValueError as error:
         if isinstance(error, PacaError):
             raise
