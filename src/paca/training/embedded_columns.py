@@ -18,7 +18,7 @@ def columns_of_embedded(config: Any) -> Iterator[Any]:
             same on every machine.
 
     Yields:
-        The configuration.
+        Any: The configuration.
     """
     name = getattr(config, "column_source", None)
     if name not in EMBEDDED:
