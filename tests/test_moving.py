@@ -1,6 +1,7 @@
 """Connections that move: one ordinary adapter of all that were ever trained, at the memory of a few."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -143,6 +144,22 @@ def test_a_loaded_checkpoint_goes_on_as_if_nothing_had_happened(tmp_path):
         assert all(map(torch.equal, layer.whole_update("default"), twin.whole_update("default"))), name
         assert torch.equal(layer.paca_indices["default"], twin.paca_indices["default"])
     assert torch.equal(model(inputs()), other(inputs()))
+
+
+def test_going_on_warns_of_other_pretrained_weights_only_where_they_are_others(tmp_path):
+    """The fingerprint is that of all connections; it was compared with that of the trained ones alone."""
+    plain, model, _ = moved(2)
+    model.save_pretrained(tmp_path)
+    wanted = config(init_weights=True, reselect_every=2, paca_alpha=6)
+    same = get_peft_model(copy.deepcopy(plain), wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same.load_adapter(tmp_path, "default", is_trainable=True)
+    with torch.no_grad():
+        plain.one.weight.neg_()
+    other = get_peft_model(plain, wanted)
+    with pytest.warns(UserWarning, match=r"trained on other pretrained weights than this model's, in 1 layers: one"):
+        other.load_adapter(tmp_path, "default", is_trainable=True)
 
 
 def test_the_same_seed_moves_the_same_way():

@@ -117,6 +117,9 @@ def _check_fingerprints(
         indices = state.get(f"{name}.paca_indices.{adapter_name}")
         if saved is None or indices is None or layer.weight_device().type == "meta":
             continue
+        if adapter_name in layer.settled:  # the file's fingerprint is that of all its connections
+            settled = layer.settled[adapter_name].indices
+            indices = torch.cat([indices, settled.to(indices.device)]).sort().values
         tolerance = QUANTIZED if quantized is not None or isinstance(layer, QuantizedLinear) else ROUNDED
         if not same_columns(saved, layer.columns.pretrained_columns(indices), tolerance):
             others.append(name.removeprefix(PEFT_PREFIX))
