@@ -2,14 +2,16 @@
 
     python benchmarks/selection.py --variants random weight                    two strategies, three seeds each
     python benchmarks/selection.py --variants fixed-8 moving-8 --steps 60      moving against fixed connections
+    python benchmarks/selection.py --set data.train=train.jsonl data.eval=eval.jsonl data.holdout_every=null
     python benchmarks/selection.py --json results.json --show                  only the table of what was run
 
-Every run trains the same recipe on the same base model; a seed fixes the connections and the order of the data. All
-variants but LoRA's train the same number of parameters at one rank, and LoRA's at half the rank about as many. A
-result is written as soon as it is there, so a run that was stopped goes on where it was.
+Every run trains the same recipe on a copy of the same base model; a seed fixes the connections and the order of the
+data. All variants but LoRA's train the same number of parameters at one rank, and LoRA's at half the rank about as
+many. A result is written as soon as it is there, so a benchmark that was stopped goes on where it was.
 """
 
 import argparse
+import copy
 import dataclasses
 import json
 import os
@@ -22,8 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from paca.training.files import write_json
+from paca.training.finetune import make_trainer
 from paca.training.held_out import evaluate
+from paca.training.progress import quiet_libraries
 from paca.training.recipe import Recipe, find_recipe, read_recipe
+from paca.training.stages import train
+from paca.training.trainer_arguments import training_arguments
 from step import positive
 
 
@@ -42,20 +48,35 @@ class Variant:
     method: dict[str, Any] = field(default_factory=dict)
 
 
+PRETRAINED = "pretrained"
+_DATA = {"selection_batches": 20}
+
 VARIANTS = {
     variant.name: variant
     for variant in (
+        Variant(PRETRAINED, "the base model as it is", {"r": 16}),
         Variant("random", "single connections at random, rank 16", {"r": 16}),
         Variant("runs-8", "random runs of 8 connections, rank 16", {"r": 16, "run_length": 8}),
         Variant("runs-16", "one random run of 16 connections", {"r": 16, "run_length": 16}),
         Variant("weight", "largest column norm, rank 16", {"r": 16, "selection": "weight"}),
         Variant("weight-smallest", "smallest column norm, rank 16", {"r": 16, "selection": "weight_smallest"}),
+        Variant("gradient", "largest accumulated gradient, rank 16", {"r": 16, "selection": "gradient", **_DATA}),
+        Variant("activation", "largest input channels, rank 16", {"r": 16, "selection": "activation", **_DATA}),
+        Variant(
+            "weight-activation",
+            "largest column norm times input channel, rank 16",
+            {"r": 16, "selection": "weight_activation", **_DATA},
+        ),
         Variant("aligned", "random, one set for layers of one input, rank 16", {"r": 16, "aligned": True}),
-        Variant("gradient", "largest accumulated gradient, rank 16", {"r": 16, "selection": "gradient"}),
-        Variant("activation", "largest input channels, rank 16", {"r": 16, "selection": "activation"}),
         Variant("lora", "LoRA of rank 8", {"name": "lora", "r": 8, "lora_alpha": 16}),
         Variant("fixed-8", "random, rank 8", {"r": 8}),
         Variant("moving-8", "random, rank 8, moved every 20 steps", {"r": 8, "reselect_every": 20}),
+        Variant("moving-8-10", "random, rank 8, moved every 10 steps", {"r": 8, "reselect_every": 10}),
+        Variant(
+            "moving-8-warm",
+            "as moving-8, the learning rate rising over 5 steps after a move",
+            {"r": 8, "reselect_every": 20, "reselect_warmup": 5},
+        ),
     )
 }
 
@@ -94,6 +115,7 @@ def recipe_of(name: str, variant: Variant, seed: int, steps: int, settings: list
     Returns:
         The recipe.
     """
+    steps = 0 if variant.name == PRETRAINED else steps
     keys = [f"training.max_steps={steps}", "training.save_strategy=no", "training.disable_tqdm=true", f"seed={seed}"]
     recipe = read_recipe(find_recipe(name), [*keys, *settings], folder)
     config = {**recipe.method.config, "random_seed": seed, **variant.method}
@@ -103,40 +125,45 @@ def recipe_of(name: str, variant: Variant, seed: int, steps: int, settings: list
     return dataclasses.replace(recipe, method=dataclasses.replace(recipe.method, name=method_name, config=config))
 
 
-def run_once(recipe: Recipe) -> dict[str, Any]:
-    """Train one recipe and evaluate it.
+class Base:
+    """The base model and the data of all runs, loaded once.
 
     Args:
-        recipe: What to train.
-
-    Returns:
-        Held-out loss, last training losses, trained parameters, seconds.
+        recipe: Names them.
     """
-    from paca.training.data import prepare_data, read_data
-    from paca.training.finetune import make_trainer
-    from paca.training.models import load_model, load_tokenizer
-    from paca.training.progress import quiet_libraries
-    from paca.training.stages import train
-    from paca.training.trainer_arguments import training_arguments
 
-    started = time.perf_counter()
-    arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
-    with quiet_libraries():
-        tokenizer = load_tokenizer(recipe.model.name)
-        data = prepare_data(read_data(recipe.data), recipe.data, tokenizer, arguments.max_length)
-        model = load_model(recipe.model.name, recipe.model.dtype)
-        trainer = make_trainer(recipe, arguments, model, tokenizer, data)
-        train(trainer, recipe.seed, None)
+    def __init__(self, recipe: Recipe) -> None:
+        from paca.training.data import prepare_data, read_data
+        from paca.training.models import load_model, load_tokenizer
+
+        self.tokenizer = load_tokenizer(recipe.model.name)
+        length = training_arguments(recipe.training, recipe.output_dir, recipe.seed).max_length
+        self.data = prepare_data(read_data(recipe.data), recipe.data, self.tokenizer, length)
+        self.model = load_model(recipe.model.name, recipe.model.dtype, recipe.model.quantization)
+
+    def run(self, recipe: Recipe) -> dict[str, Any]:
+        """Train one recipe on a copy of the model, and evaluate it.
+
+        Args:
+            recipe: What to train; the model is only evaluated if it has no steps.
+
+        Returns:
+            Held-out loss, training losses, trained parameters, seconds.
+        """
+        started = time.perf_counter()
+        arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+        trainer = make_trainer(recipe, arguments, copy.deepcopy(self.model), self.tokenizer, self.data)
+        if arguments.max_steps:
+            train(trainer, recipe.seed, None)
         measured = evaluate(trainer)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {
-        "loss": measured.loss,
-        "tokens": measured.tokens,
-        "train_losses": losses,
-        "trained": sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad),
-        "seconds": round(time.perf_counter() - started, 1),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-    }
+        return {
+            "loss": measured.loss,
+            "tokens": measured.tokens,
+            "train_losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+            "trained": sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad),
+            "seconds": round(time.perf_counter() - started, 1),
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+        }
 
 
 def key_of(arguments: argparse.Namespace, variant: str, seed: int) -> str:
@@ -182,15 +209,19 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json and arguments.json.exists():
         results = json.loads(arguments.json.read_text(encoding="utf-8"))
     jobs = [(name, seed) for seed in arguments.seeds for name in arguments.variants]
+    jobs = [(name, seed) for name, seed in jobs if name != PRETRAINED or seed == arguments.seeds[0]]
     missing = [job for job in jobs if key_of(arguments, *job) not in results]
+    base = None
     for done, (name, seed) in enumerate([] if arguments.show else missing[: arguments.most_runs]):
         print(f"{done + 1} of {len(missing)}: {name}, seed {seed}", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, quiet_libraries():
             recipe = recipe_of(arguments.recipe, VARIANTS[name], seed, arguments.steps, arguments.set, folder)
-            results[key_of(arguments, name, seed)] = run_once(recipe)
+            base = base or Base(recipe)
+            results[key_of(arguments, name, seed)] = base.run(recipe)
         if arguments.json:
             write_json(arguments.json, results)
-    print(f"{arguments.recipe}, {arguments.steps} steps, seeds {', '.join(map(str, arguments.seeds))}\n")
+    settings = ", ".join([f"{arguments.steps} steps", *arguments.set])
+    print(f"{arguments.recipe}, {settings}, seeds {', '.join(map(str, arguments.seeds))}\n")
     print(table(arguments, results))
     return 0
 

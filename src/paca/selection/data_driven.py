@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -60,8 +60,8 @@ def select_connections(
     statistics = None
     if strategy.data is not None:
         _check_layers(layers, config.selection)
-        batches = _first(dataloader, config)
-        statistics = _measure(model, tuner, config, strategy.data, layers, batches, loss or model_loss, progress)
+        batches = _first(dataloader, config, progress)
+        statistics = _measure(model, tuner, config, strategy.data, layers, batches, loss or model_loss)
     ranks = {name: layer.r[adapter_name] for name, layer in layers.items()}
     if config.selection == INDICES:
         chosen = given_connections(config, layers)
@@ -140,13 +140,16 @@ def _check_layers(layers: Mapping[str, Any], selection: str) -> None:
         )
 
 
-def _first(dataloader: Iterable[Any] | None, config: PacaConfig) -> Iterable[Any]:
+def _first(dataloader: Iterable[Any] | None, config: PacaConfig, progress: bool) -> Iterable[Any]:
     if dataloader is None:
         raise PacaError(
             f"selection={config.selection!r} needs data: pass a dataloader, "
             "paca.select_connections(model, dataloader)."
         )
-    return itertools.islice(dataloader, config.selection_batches)
+    most = config.selection_batches
+    total = min(most, len(dataloader)) if isinstance(dataloader, Sized) else most
+    batches = itertools.islice(dataloader, most)
+    return tqdm(batches, desc="selecting", total=total, disable=not progress, leave=False)
 
 
 def _measure(
@@ -157,7 +160,6 @@ def _measure(
     layers: dict[str, Any],
     batches: Iterable[Any],
     loss: Loss,
-    progress: bool,
 ) -> dict[str, Tensor]:
     """Run the pretrained model over the batches and return what its layers' strategy asks for."""
     base = tuner.model
@@ -168,9 +170,7 @@ def _measure(
         stack.enter_context(_mode(model, training=data == "gradient"))
         statistic = _watch(stack, base, config, data, layers)
         seen = 0
-        for batch in tqdm(
-            batches, desc="selecting", total=config.selection_batches, disable=not progress, leave=False
-        ):
+        for batch in batches:
             value = loss(model, _to(batch, device))
             seen += 1
             if data == "gradient":

@@ -55,12 +55,31 @@ def finetune_text(recipe: Recipe, resume: bool = False, overwrite: bool = False)
         return _run(recipe, raw, arguments, folder)
 
 
-def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str, Any]:
+def text_trainer(recipe: Recipe) -> Any:
+    """Make the trainer of a recipe whose task is text, without a run.
+
+    Args:
+        recipe: Names model, method and data.
+
+    Returns:
+        An `SFTTrainer` whose model bears the adapter.
+    """
+    raw = read_data(recipe.data)
+    arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    with quiet_libraries():
+        return _load(recipe, raw, arguments)[0]
+
+
+def _load(recipe: Recipe, raw: RawData, arguments: Any) -> tuple[Any, TrainingData]:
     tokenizer = load_tokenizer(recipe.model.name)
     set_chat_template(tokenizer, recipe.model.chat_template)
     data = prepare_data(raw, recipe.data, tokenizer, arguments.max_length, recipe.seed)
     model = load_model(recipe.model.name, recipe.model.dtype, recipe.model.quantization, recipe.model.config)
-    trainer = make_trainer(recipe, arguments, model, tokenizer, data)
+    return make_trainer(recipe, arguments, model, tokenizer, data), data
+
+
+def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str, Any]:
+    trainer, data = _load(recipe, raw, arguments)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise PacaError(
             "paca finetune runs on several processes with the whole model on each (DDP); it does not shard it with "

@@ -60,8 +60,6 @@ def choose_connections(trainer: Any, seed: int, resumes: bool = False) -> None:
         seed: Of the order of the data.
         resumes: Whether a checkpoint will bring the connections: only those that move are measured then.
     """
-    from transformers import set_seed
-
     from paca.selection.data_driven import select_connections
 
     configs = getattr(trainer.model, "peft_config", {})
@@ -72,7 +70,21 @@ def choose_connections(trainer: Any, seed: int, resumes: bool = False) -> None:
         trainer.add_callback(MovingConnections())
     waiting = set(getattr(trainer.model.base_model, "unselected", ()))
     for name in sorted(waiting & moving if resumes else waiting):
-        set_seed(seed)
-        select_connections(
-            trainer.model, trainer.get_train_dataloader(), adapter_name=name, progress=not trainer.args.disable_tqdm
-        )
+        batches = selection_batches(trainer, seed)
+        select_connections(trainer.model, batches, adapter_name=name, progress=not trainer.args.disable_tqdm)
+
+
+def selection_batches(trainer: Any, seed: int) -> Any:
+    """The training data as a strategy that needs data sees it: the same batches whenever they are asked for.
+
+    Args:
+        trainer: Any `Trainer`.
+        seed: Of the order of the data.
+
+    Returns:
+        A dataloader.
+    """
+    from transformers import set_seed
+
+    set_seed(seed)
+    return trainer.get_train_dataloader()

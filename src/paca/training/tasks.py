@@ -20,6 +20,7 @@ class Task:
         description: One line.
         training_problems: Says what is wrong with the recipe's `training` keys.
         run: Runs a recipe: `(recipe, resume, overwrite)` to what metrics.json holds.
+        trainer: Makes the `Trainer` of a recipe, its model adapted, without a run.
         closing_lines: Sums a run up, from what metrics.json holds.
     """
 
@@ -27,6 +28,7 @@ class Task:
     description: str
     training_problems: Callable[[Mapping[str, Any]], list[str]]
     run: Callable[[Any, bool, bool], dict[str, Any]]
+    trainer: Callable[[Any], Any]
     closing_lines: Callable[[Mapping[str, Any]], list[str]]
 
 
@@ -40,6 +42,12 @@ def _run_text(recipe: Any, resume: bool, overwrite: bool) -> dict[str, Any]:
     from paca.training.finetune import finetune_text
 
     return finetune_text(recipe, resume, overwrite)
+
+
+def _text_trainer(recipe: Any) -> Any:
+    from paca.training.finetune import text_trainer
+
+    return text_trainer(recipe)
 
 
 def _text_lines(metrics: Mapping[str, Any]) -> list[str]:
@@ -60,6 +68,12 @@ def _run_images(recipe: Any, resume: bool, overwrite: bool) -> dict[str, Any]:
     return finetune_images(recipe, resume, overwrite)
 
 
+def _image_trainer(recipe: Any) -> Any:
+    from paca.training.vision.finetune import image_trainer
+
+    return image_trainer(recipe)
+
+
 def _image_lines(metrics: Mapping[str, Any]) -> list[str]:
     from paca.training.vision.report import closing_lines
 
@@ -69,7 +83,14 @@ def _image_lines(metrics: Mapping[str, Any]) -> list[str]:
 TASKS = {
     task.name: task
     for task in (
-        Task(TEXT, "a causal language model on text or conversations", _text_problems, _run_text, _text_lines),
-        Task(IMAGES, "an image classifier", _image_problems, _run_images, _image_lines),
+        Task(
+            TEXT,
+            "a causal language model on text or conversations",
+            _text_problems,
+            _run_text,
+            _text_trainer,
+            _text_lines,
+        ),
+        Task(IMAGES, "an image classifier", _image_problems, _run_images, _image_trainer, _image_lines),
     )
 }

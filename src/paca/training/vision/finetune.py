@@ -49,14 +49,34 @@ def finetune_images(recipe: Recipe, resume: bool = False, overwrite: bool = Fals
         return _run(recipe, data, arguments, folder)
 
 
-def _run(recipe: Recipe, data: ImageData, arguments: Any, folder: Path) -> dict[str, Any]:
+def image_trainer(recipe: Recipe) -> Any:
+    """Make the trainer of a recipe whose task is image classification, without a run.
+
+    Args:
+        recipe: Names model, method and data.
+
+    Returns:
+        A `Trainer` whose model bears the adapter.
+    """
+    data = read_data(recipe.data, recipe.images)
+    arguments = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    with quiet_libraries():
+        return _load(recipe, data, arguments)[0]
+
+
+def _load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, PixelFormat]:
     from transformers import set_seed
 
     set_seed(recipe.seed)  # a new head is drawn; the same one when a run is resumed or its adapter is loaded again
     classes = data.train.classes
     model = load_classifier(recipe.model.name, classes, recipe.model.dtype, recipe.images.weights)
     pixels = pixel_format(model, recipe.images.size)
-    trainer = make_trainer(recipe, arguments, with_method(model, recipe, len(classes)), data, pixels)
+    return make_trainer(recipe, arguments, with_method(model, recipe, len(classes)), data, pixels), pixels
+
+
+def _run(recipe: Recipe, data: ImageData, arguments: Any, folder: Path) -> dict[str, Any]:
+    classes = data.train.classes
+    trainer, pixels = _load(recipe, data, arguments)
     before = measured_once(folder / BEFORE, lambda: describe_answers(answer(trainer), classes))
     meter = StepMeter()
     trainer.add_callback(meter)
