@@ -130,7 +130,7 @@ def _heat_map(axes: Any, cells: Any, size: int, most: int, colours: str) -> Any:
 def _draw_overlap(axes: Any, chosen: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> None:
     names = list(chosen)
     shares = [[overlap(chosen[one], chosen[other]) for other in names] for one in names]
-    axes.imshow(shares, cmap="Reds", vmin=0, vmax=1, aspect="auto")
+    axes.imshow(shares, cmap="Reds", vmin=0, vmax=1, aspect=0.5)
     for row, values in enumerate(shares):
         for column, share in enumerate(values):
             colour = "white" if share > 0.6 else "black"
