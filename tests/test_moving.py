@@ -6,9 +6,11 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import paca
 from paca import PacaConfig, PacaError
+from paca.memory import track
 
 from .toys import Toy, adapted, assert_pretrained, assert_resident, config, inputs, layers, trained
 
@@ -52,8 +54,8 @@ def test_outputs_and_gradients_are_those_of_the_whole_update():
     plain, model, _ = moved(2)
     weights = {}
     for name, layer in layers(model).items():
-        weights[f"{name}.weight"] = plain.get_submodule(name).weight.detach() + layer.get_delta_weight("default")
-        weights[f"{name}.weight"].requires_grad_(True)
+        update = layer.get_delta_weight("default").detach()
+        weights[f"{name}.weight"] = (plain.get_submodule(name).weight.detach() + update).requires_grad_(True)
     wanted = torch.func.functional_call(plain, weights, (inputs(),))
     torch.testing.assert_close(model(inputs()), wanted, rtol=0, atol=1e-12)
     wanted.square().sum().backward()
@@ -220,3 +222,65 @@ def test_nowhere_to_move_is_refused_before_the_model_is_touched():
     assert not layers(model)
     with pytest.raises(PacaError, match="has connections that stay"):
         paca.reselect(adapted()[1])
+
+
+def set_aside(model):
+    """Bytes of settled connections, their updates and what is under them: on the CPU, whatever the model is on."""
+    kept = [layer.columns.under.values for layer in layers(model).values() if layer.columns.under is not None]
+    kept += [layer.settled["default"].delta for layer in layers(model).values() if "default" in layer.settled]
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+
+def peak_of_training(r, moves=0):
+    """The most bytes alive while a small Llama trains for six steps, and those set aside at the end."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "vocab_size": 128}
+    plain = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2))
+    every = 2 if moves else None
+    model = get_peft_model(plain, PacaConfig(r=r, target_modules="all-linear", random_seed=0, reselect_every=every))
+    optimizer = torch.optim.AdamW(trained(model), lr=0.01)
+    ids = torch.arange(64)[None]
+    with track(include=model) as tracker:
+        for step in range(6):
+            if moves and step % 2 == 0 and step:
+                paca.reselect(model, optimizer)
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model(input_ids=ids)  # shows the columns again, which a step has outdated
+    return tracker.peak_bytes, set_aside(model)
+
+
+def test_the_peak_is_that_of_fixed_connections():
+    fixed, nothing = peak_of_training(4)
+    moving, aside = peak_of_training(4, moves=2)
+    as_many, _ = peak_of_training(12)
+    assert nothing == 0 < aside
+    assert moving - aside <= 1.02 * fixed
+    assert as_many > 1.02 * fixed  # what training all of them at once needs: the test can fail
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"groups": 6}], ids=["plain", "grouped", "depthwise"])
+def test_convolutions_move_too(options, tmp_path):
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Conv2d(6, 12, 3, **options), torch.nn.Tanh(), torch.nn.Conv2d(12, 4, 3))
+    plain, x = plain.double(), torch.randn(2, 6, 8, 8, dtype=torch.float64)
+    made = PacaConfig(r=1, target_modules=["0", "2"], random_seed=0, reselect_every=2)
+    model = get_peft_model(copy.deepcopy(plain), made)
+    optimizer = torch.optim.AdamW(trained(model), lr=0.1)
+    for move in range(3):
+        if move:
+            paca.reselect(model, optimizer)
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = {f"{name}.weight": plain.get_submodule(name).weight for name in ("0", "2")}
+    weights = {key: weight + layers(model)[key[0]].get_delta_weight("default") for key, weight in weights.items()}
+    wanted = torch.func.functional_call(plain, weights, (x,))
+    torch.testing.assert_close(model(x), wanted, rtol=0, atol=1e-12)
+    model.save_pretrained(tmp_path)
+    fresh = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path)
+    assert fresh.peft_config["default"].r == 3
+    torch.testing.assert_close(fresh(x), wanted, rtol=0, atol=1e-12)
+    base = model.unload()
+    assert all(torch.equal(base.get_submodule(name).weight, plain.get_submodule(name).weight) for name in ("0", "2"))

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ class SavedModel(BaseTuner):
                 if adapter_name in layer.settled:
                     indices, delta = layer.whole_update(adapter_name)
                     state[f"{name}.paca_indices.{adapter_name}"] = indices
-                    state[f"{name}.paca_delta.{adapter_name}"] = delta
+                    state[f"{name}.paca_delta.{adapter_name}"] = delta.detach()
                     state[f"{name}.{TRAINED}.{adapter_name}"] = layer.paca_indices[adapter_name]
                     state[f"{name}.{TOUCHED}.{adapter_name}"] = layer.touched(adapter_name)
                 columns, quantized = layer.trained_from(adapter_name)

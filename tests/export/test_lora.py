@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+import paca
 from paca import PacaConfig, PacaError
 from paca.export.lora import padded, selector, write_lora
 from paca.export.peft_format import padded_indices, write_peft
@@ -57,6 +58,23 @@ def test_the_written_adapter_computes_the_same(tiny_model, tmp_path, write, opti
     assert config["peft_type"] == {write_lora: "LORA", write_peft: "PACA"}[write]
     assert not config.get("rank_pattern")
     again = PeftModel.from_pretrained(base, tmp_path, autocast_adapter_dtype=False).eval()
+    torch.testing.assert_close(again(INPUTS).logits, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("write", [write_lora, write_peft])
+def test_connections_that_have_moved_are_written_with_those_trained_before(tiny_model, tmp_path, write):
+    model = trained(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64), reselect_every=2)
+    before = model(INPUTS).logits
+    paca.reselect(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    expected = model(INPUTS).logits
+    assert not torch.allclose(before, expected, atol=1e-2)
+    write(model, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["r"] == 8
+    again = PeftModel.from_pretrained(model.unload(), tmp_path, autocast_adapter_dtype=False).eval()
     torch.testing.assert_close(again(INPUTS).logits, expected, rtol=1e-10, atol=1e-10)
 
 

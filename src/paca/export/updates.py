@@ -37,7 +37,7 @@ class LinearUpdate:
 
 
 def linear_updates(model: Any, target: str) -> list[LinearUpdate]:
-    """Read the updates of a model's active adapter.
+    """Read the updates of a model's active adapter, of connections that have moved all that were trained.
 
     On a quantized layer whose adapter brought its own columns `C`, the update is what is added to the dequantized
     ones: `Δ + (C − W₀[:, I]) / s`.
@@ -76,13 +76,14 @@ def linear_updates(model: Any, target: str) -> list[LinearUpdate]:
 
 
 def _update(name: str, layer: Any, adapter: str) -> LinearUpdate:
-    (term,) = layer._terms([adapter])
-    delta = term.delta.detach()
+    term = layer._terms([adapter])[0]
+    indices, delta = layer.whole_update(adapter)
+    delta = delta.detach()
     if term.pretrained is not None:
-        beside = term.pretrained.double() - layer.columns.pretrained_columns(term.indices).t().double()
+        beside = term.pretrained.double() - layer.columns.pretrained_columns(indices).t().double()
         delta = (delta.double() + beside / term.scaling).to(delta.dtype)
     return LinearUpdate(
-        name, term.indices, delta, term.scaling, layer.in_features, transposed=isinstance(layer, Conv1DLinear)
+        name, indices, delta, term.scaling, layer.in_features, transposed=isinstance(layer, Conv1DLinear)
     )
 
 

@@ -102,9 +102,10 @@ class AdapterLayer(WrittenLayer):
             adapter_name: The adapter.
 
         Returns:
-            Indices, ascending, shape `(n,)`, and updates of the shape that `paca_delta` has at rank `n`.
+            Indices, ascending, shape `(n,)`, and updates of the shape that `paca_delta` has at rank `n`,
+            differentiable in it.
         """
-        indices, delta = self.paca_indices[adapter_name], self.paca_delta[adapter_name].detach()
+        indices, delta = self.paca_indices[adapter_name], self.paca_delta[adapter_name]
         settled = self.settled.get(adapter_name)
         return (indices, delta) if settled is None else settled.joined(indices, delta, self.delta_dim)
 

@@ -154,11 +154,11 @@ class Convolution(PacaLayer):
         Returns:
             A tensor of the base weight's shape, in the dtype of `Δ`.
         """
-        delta = self.paca_delta[adapter] * self.scaling[adapter]
+        indices, delta = self.whole_update(adapter)
         dense = delta.new_zeros(self._weight_shape())
         return (
             self.columns.first(dense)
-            .index_copy(0, self.paca_indices[adapter], delta.movedim(self.delta_dim, 0))
+            .index_copy(0, indices, (delta * self.scaling[adapter]).movedim(self.delta_dim, 0))
             .movedim(0, self.connection_dim)
             .reshape(dense.shape)
         )

@@ -25,13 +25,10 @@ class MergingLayer(AdapterLayer):
         Returns:
             A tensor of the base weight's shape, in the dtype of `Δ`.
         """
-        indices, delta = self.paca_indices[adapter], self.paca_delta[adapter]
-        if adapter in self.settled:
-            indices, delta = self.whole_update(adapter)
-        term = Term(indices, delta, self.scaling[adapter])
-        dense = term.delta.new_zeros(self._weight_shape())
-        update = (term.delta * term.scaling).movedim(self.delta_dim, self.connection_dim)
-        return dense.index_copy(self.connection_dim, term.indices, update)
+        indices, delta = self.whole_update(adapter)
+        dense = delta.new_zeros(self._weight_shape())
+        update = (delta * self.scaling[adapter]).movedim(self.delta_dim, self.connection_dim)
+        return dense.index_copy(self.connection_dim, indices, update)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Make the adapters' columns part of the base weight, for everyone who looks at it.
