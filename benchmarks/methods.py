@@ -6,6 +6,7 @@ method's own default (float32 in PEFT, whatever the base) unless the name says o
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import LoraConfig, MissConfig, PeftConfig, ShiraConfig, get_peft_model
@@ -26,11 +27,13 @@ class Method:
         name: What the tables call it.
         description: What exactly is measured, in one line.
         prepare: Puts the method of the given rank onto a model that it may change; returns the model to train.
+        by_default: Whether it is measured where no methods are named.
     """
 
     name: str
     description: str
     prepare: Callable[[PreTrainedModel, int], nn.Module]
+    by_default: bool = True
 
 
 def freeze(model: PreTrainedModel, rank: int) -> nn.Module:
@@ -45,9 +48,23 @@ def train_all(model: PreTrainedModel, rank: int) -> nn.Module:
 
 def use_paca(model: PreTrainedModel, rank: int) -> nn.Module:
     """This package, as a user writes it."""
+    return _with_paca(model, rank)
+
+
+def use_runs(length: int) -> Callable[[PreTrainedModel, int], nn.Module]:
+    """This package, with connections in runs of this length."""
+    return lambda model, rank: _with_paca(model, rank, run_length=length)
+
+
+def use_aligned(model: PreTrainedModel, rank: int) -> nn.Module:
+    """This package, with one set of connections for layers that read the same input."""
+    return _with_paca(model, rank, aligned=True)
+
+
+def _with_paca(model: PreTrainedModel, rank: int, **options: Any) -> nn.Module:
     from paca import PacaConfig
 
-    return get_peft_model(model, PacaConfig(r=rank, target_modules="all-linear", random_seed=0))
+    return get_peft_model(model, PacaConfig(r=rank, target_modules="all-linear", random_seed=0, **options))
 
 
 def use_lora(model: PreTrainedModel, rank: int) -> nn.Module:
@@ -105,6 +122,9 @@ METHODS: dict[str, Method] = {
         Method(FLOOR, "forward and input gradients, nothing trained: the least that any method can cost", freeze),
         Method(FLOOR_AGAIN, "the same once more: how far apart the two are is the noise of the run", freeze),
         Method("paca", "this package: resident columns", use_paca),
+        Method("paca-runs-8", "the same, connections in runs of 8", use_runs(8), by_default=False),
+        Method("paca-runs-16", "the same, connections in runs of 16", use_runs(16), by_default=False),
+        Method("paca-aligned", "the same, one set for layers that read one input", use_aligned, by_default=False),
         Method("lora", "PEFT's LoRA, adapter in float32 (PEFT's default)", use_lora),
         Method("lora-base-dtype", "PEFT's LoRA, adapter in the base's dtype", use_lora_in_base_dtype),
         Method("lora-fa", "PEFT's LoRA, A frozen as by create_lorafa_optimizer; plain AdamW on B", use_lora_fa),
@@ -121,7 +141,7 @@ def choose_methods(names: Iterable[str] | None, dtype: torch.dtype) -> list[Meth
     """The methods to measure, the floor and its repetition always first.
 
     Args:
-        names: Names in `METHODS`; None for all that differ at this dtype.
+        names: Names in `METHODS`; None for those that are measured by default and differ at this dtype.
         dtype: The base model's.
 
     Returns:
@@ -132,7 +152,8 @@ def choose_methods(names: Iterable[str] | None, dtype: torch.dtype) -> list[Meth
     """
     if names is None:
         # On a float32 base both LoRA rows would be one and the same.
-        names = [name for name in METHODS if not (name == "lora-base-dtype" and dtype == torch.float32)]
+        usual = [name for name, method in METHODS.items() if method.by_default]
+        names = [name for name in usual if not (name == "lora-base-dtype" and dtype == torch.float32)]
     names = list(dict.fromkeys((FLOOR, FLOOR_AGAIN, *names)))
     unknown = [name for name in names if name not in METHODS]
     if unknown:
@@ -141,8 +162,10 @@ def choose_methods(names: Iterable[str] | None, dtype: torch.dtype) -> list[Meth
 
 
 def trained_set(model: nn.Module) -> frozenset[tuple[str, tuple[int, ...], torch.dtype]]:
-    """Name, shape and dtype of everything that a model trains."""
-    return frozenset((name, tuple(p.shape), p.dtype) for name, p in model.named_parameters() if p.requires_grad)
+    """Name, shape and dtype of everything that a model trains, and which connections these are."""
+    found = {(name, tuple(p.shape), p.dtype) for name, p in model.named_parameters() if p.requires_grad}
+    chosen = {(name, tuple(b.tolist()), b.dtype) for name, b in model.named_buffers() if "paca_indices" in name}
+    return frozenset(found | chosen)
 
 
 def check_that_methods_differ(models: dict[str, nn.Module]) -> None:

@@ -108,6 +108,17 @@ def test_one_method_under_two_names_is_refused(base):
         check_that_methods_differ({"lora": METHODS[FLOOR].prepare(copy.deepcopy(base), RANK)})
 
 
+def test_selections_are_methods_of_their_own_and_not_measured_unless_named(base):
+    names = ["paca", "paca-runs-8", "paca-runs-16", "paca-aligned"]
+    usual = [method.name for method in choose_methods(None, torch.float32)]
+    assert [name for name in names if name in usual] == ["paca"]
+    steps = prepare(base, choose_methods(names, torch.float32), TOKENS, 16)
+    for name in names:
+        steps[name].run()
+    kept = {name: steps[name].kept_bytes() - steps["floor"].kept_bytes() for name in names}
+    assert kept["paca"] == kept["paca-runs-8"] == kept["paca-runs-16"] == kept["paca-aligned"] * 7 / 4
+
+
 def test_lora_in_the_bases_dtype_is_another_method_on_a_bfloat16_base():
     base = load_base("tiny", torch.bfloat16, torch.device("cpu"))
     assert "lora-base-dtype" in [method.name for method in choose_methods(None, torch.bfloat16)]
