@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paca.training.data import read_data
 from paca.training.files import write_json
-from paca.training.finetune import make_trainer
+from paca.training.finetune import Loaded, load_recipe, make_trainer
 from paca.training.held_out import evaluate
 from paca.training.progress import quiet_libraries
 from paca.training.recipe import Recipe, find_recipe, read_recipe
@@ -125,45 +126,30 @@ def recipe_of(name: str, variant: Variant, seed: int, steps: int, settings: list
     return dataclasses.replace(recipe, method=dataclasses.replace(recipe.method, name=method_name, config=config))
 
 
-class Base:
-    """The base model and the data of all runs, loaded once.
+def run_once(recipe: Recipe, loaded: Loaded) -> dict[str, Any]:
+    """Train one recipe on a copy of the model, and evaluate it.
 
     Args:
-        recipe: Names them.
+        recipe: What to train; the model is only evaluated if it has no steps.
+        loaded: The base model and the data of all runs.
+
+    Returns:
+        Held-out loss, training losses, trained parameters, seconds.
     """
-
-    def __init__(self, recipe: Recipe) -> None:
-        from paca.training.data import prepare_data, read_data
-        from paca.training.models import load_model, load_tokenizer
-
-        self.tokenizer = load_tokenizer(recipe.model.name)
-        length = training_arguments(recipe.training, recipe.output_dir, recipe.seed).max_length
-        self.data = prepare_data(read_data(recipe.data), recipe.data, self.tokenizer, length)
-        self.model = load_model(recipe.model.name, recipe.model.dtype, recipe.model.quantization)
-
-    def run(self, recipe: Recipe) -> dict[str, Any]:
-        """Train one recipe on a copy of the model, and evaluate it.
-
-        Args:
-            recipe: What to train; the model is only evaluated if it has no steps.
-
-        Returns:
-            Held-out loss, training losses, trained parameters, seconds.
-        """
-        started = time.perf_counter()
-        arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
-        trainer = make_trainer(recipe, arguments, copy.deepcopy(self.model), self.tokenizer, self.data)
-        if arguments.max_steps:
-            train(trainer, recipe.seed, None)
-        measured = evaluate(trainer)
-        return {
-            "loss": measured.loss,
-            "tokens": measured.tokens,
-            "train_losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-            "trained": sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad),
-            "seconds": round(time.perf_counter() - started, 1),
-            "threads": os.environ.get("OMP_NUM_THREADS"),
-        }
+    started = time.perf_counter()
+    arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    trainer = make_trainer(recipe, arguments, copy.deepcopy(loaded.model), loaded.tokenizer, loaded.data)
+    if arguments.max_steps:
+        train(trainer, recipe.seed, None)
+    measured = evaluate(trainer)
+    return {
+        "loss": measured.loss,
+        "tokens": measured.tokens,
+        "train_losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "trained": sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad),
+        "seconds": round(time.perf_counter() - started, 1),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+    }
 
 
 def key_of(arguments: argparse.Namespace, variant: str, seed: int) -> str:
@@ -195,6 +181,11 @@ def table(arguments: argparse.Namespace, results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _load(recipe: Recipe) -> Loaded:
+    arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    return load_recipe(recipe, read_data(recipe.data), arguments)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run what is missing, and print the table.
 
@@ -211,13 +202,13 @@ def main(argv: list[str] | None = None) -> int:
     jobs = [(name, seed) for seed in arguments.seeds for name in arguments.variants]
     jobs = [(name, seed) for name, seed in jobs if name != PRETRAINED or seed == arguments.seeds[0]]
     missing = [job for job in jobs if key_of(arguments, *job) not in results]
-    base = None
+    loaded = None
     for done, (name, seed) in enumerate([] if arguments.show else missing[: arguments.most_runs]):
         print(f"{done + 1} of {len(missing)}: {name}, seed {seed}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder, quiet_libraries():
             recipe = recipe_of(arguments.recipe, VARIANTS[name], seed, arguments.steps, arguments.set, folder)
-            base = base or Base(recipe)
-            results[key_of(arguments, name, seed)] = base.run(recipe)
+            loaded = loaded or _load(recipe)
+            results[key_of(arguments, name, seed)] = run_once(recipe, loaded)
         if arguments.json:
             write_json(arguments.json, results)
     settings = ", ".join([f"{arguments.steps} steps", *arguments.set])

@@ -6,7 +6,7 @@ data and random numbers, and nothing here draws a random number between the seed
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from paca.errors import PacaError
 from paca.training import report
@@ -67,19 +67,38 @@ def text_trainer(recipe: Recipe) -> Any:
     raw = read_data(recipe.data)
     arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
     with quiet_libraries():
-        return _load(recipe, raw, arguments)[0]
+        return make_trainer(recipe, arguments, *load_recipe(recipe, raw, arguments))
 
 
-def _load(recipe: Recipe, raw: RawData, arguments: Any) -> tuple[Any, TrainingData]:
+class Loaded(NamedTuple):
+    """What a recipe names, in memory."""
+
+    model: Any
+    tokenizer: Any
+    data: TrainingData
+
+
+def load_recipe(recipe: Recipe, raw: RawData, arguments: Any) -> Loaded:
+    """Load the base model of a recipe, its tokenizer, and the data as sequences of tokens.
+
+    Args:
+        recipe: Names them.
+        raw: Its documents.
+        arguments: An `SFTConfig`, for the length of a sequence.
+
+    Returns:
+        All three.
+    """
     tokenizer = load_tokenizer(recipe.model.name)
     set_chat_template(tokenizer, recipe.model.chat_template)
     data = prepare_data(raw, recipe.data, tokenizer, arguments.max_length, recipe.seed)
     model = load_model(recipe.model.name, recipe.model.dtype, recipe.model.quantization, recipe.model.config)
-    return make_trainer(recipe, arguments, model, tokenizer, data), data
+    return Loaded(model, tokenizer, data)
 
 
 def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str, Any]:
-    trainer, data = _load(recipe, raw, arguments)
+    loaded = load_recipe(recipe, raw, arguments)
+    trainer = make_trainer(recipe, arguments, *loaded)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise PacaError(
             "paca finetune runs on several processes with the whole model on each (DDP); it does not shard it with "
@@ -90,8 +109,8 @@ def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str
     meter = StepMeter()
     trainer.add_callback(meter)
     train(trainer, recipe.seed, on_main(lambda: last_complete(folder)))
-    metrics = _metrics(recipe, trainer, data, before, meter)
-    chats = tokenizer if recipe.model.chat_template else None
+    metrics = _metrics(recipe, trainer, loaded.data, before, meter)
+    chats = loaded.tokenizer if recipe.model.chat_template else None
     on_main(lambda: _write(folder, trainer.model, metrics, chats))
     return metrics
 
