@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, MissConfig, PeftConfig, ShiraConfig, get_peft_model
+from peft import ShiraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from paca.compare.methods import METHODS as COMPARED
+from paca.compare.methods import Setting
 from swap import SwapLinear
 
 FLOOR = "floor"
@@ -36,64 +38,25 @@ class Method:
     by_default: bool = True
 
 
+def compared(name: str) -> Method:
+    """The method that `paca compare` has by this name."""
+    method = COMPARED[name]
+    return Method(name, method.description, lambda model, rank: method.put_on(model, Setting(rank)))
+
+
+def variant(name: str, description: str, **options: Any) -> Method:
+    """This package with options of its config; measured where it is named."""
+    return Method(
+        name,
+        description,
+        lambda model, rank: COMPARED["paca"].put_on(model, Setting(rank, arguments=options)),
+        by_default=False,
+    )
+
+
 def freeze(model: PreTrainedModel, rank: int) -> nn.Module:
     """Train nothing: what remains of a step is forward and the gradient of the input."""
     return model.requires_grad_(False)
-
-
-def train_all(model: PreTrainedModel, rank: int) -> nn.Module:
-    """Train every parameter."""
-    return model.requires_grad_(True)
-
-
-def use_paca(model: PreTrainedModel, rank: int) -> nn.Module:
-    """This package, as a user writes it."""
-    return _with_paca(model, rank)
-
-
-def use_runs(length: int) -> Callable[[PreTrainedModel, int], nn.Module]:
-    """This package, with connections in runs of this length."""
-    return lambda model, rank: _with_paca(model, rank, run_length=length)
-
-
-def use_aligned(model: PreTrainedModel, rank: int) -> nn.Module:
-    """This package, with one set of connections for layers that read the same input."""
-    return _with_paca(model, rank, aligned=True)
-
-
-def _with_paca(model: PreTrainedModel, rank: int, **options: Any) -> nn.Module:
-    from paca import PacaConfig
-
-    return get_peft_model(model, PacaConfig(r=rank, target_modules="all-linear", random_seed=0, **options))
-
-
-def use_lora(model: PreTrainedModel, rank: int) -> nn.Module:
-    """PEFT's LoRA with its defaults: a float32 adapter on any base."""
-    return get_peft_model(model, _lora_config(rank))
-
-
-def use_lora_in_base_dtype(model: PreTrainedModel, rank: int) -> nn.Module:
-    """PEFT's LoRA with the adapter in the base model's dtype."""
-    return get_peft_model(model, _lora_config(rank), autocast_adapter_dtype=False)
-
-
-def use_lora_fa(model: PreTrainedModel, rank: int) -> nn.Module:
-    """PEFT's LoRA with every `A` frozen."""
-    adapted = get_peft_model(model, _lora_config(rank))
-    for name, parameter in adapted.named_parameters():
-        if "lora_A" in name:
-            parameter.requires_grad_(False)
-    return adapted
-
-
-def use_dora(model: PreTrainedModel, rank: int) -> nn.Module:
-    """PEFT's DoRA."""
-    return get_peft_model(model, _lora_config(rank, use_dora=True))
-
-
-def use_miss(model: PreTrainedModel, rank: int) -> nn.Module:
-    """PEFT's MiSS."""
-    return get_peft_model(model, MissConfig(r=rank, target_modules="all-linear"))
 
 
 def use_shira(model: PreTrainedModel, rank: int) -> nn.Module:
@@ -112,27 +75,20 @@ def use_swap(model: PreTrainedModel, rank: int) -> nn.Module:
     return model
 
 
-def _lora_config(rank: int, use_dora: bool = False) -> PeftConfig:
-    return LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", use_dora=use_dora)
-
-
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method(FLOOR, "forward and input gradients, nothing trained: the least that any method can cost", freeze),
         Method(FLOOR_AGAIN, "the same once more: how far apart the two are is the noise of the run", freeze),
-        Method("paca", "this package: resident columns", use_paca),
-        Method("paca-runs-8", "the same, connections in runs of 8", use_runs(8), by_default=False),
-        Method("paca-runs-16", "the same, connections in runs of 16", use_runs(16), by_default=False),
-        Method("paca-aligned", "the same, one set for layers that read one input", use_aligned, by_default=False),
-        Method("lora", "PEFT's LoRA, adapter in float32 (PEFT's default)", use_lora),
-        Method("lora-base-dtype", "PEFT's LoRA, adapter in the base's dtype", use_lora_in_base_dtype),
-        Method("lora-fa", "PEFT's LoRA, A frozen as by create_lorafa_optimizer; plain AdamW on B", use_lora_fa),
-        Method("miss", "PEFT's MiSS", use_miss),
+        compared("paca"),
+        variant("paca-runs-8", "the same, connections in runs of 8", run_length=8),
+        variant("paca-runs-16", "the same, connections in runs of 16", run_length=16),
+        variant("paca-aligned", "the same, one set for layers that read one input", aligned=True),
+        *map(compared, ("lora", "lora-base-dtype", "lora-fa", "miss")),
         Method("shira", "PEFT's SHiRA; trains as many values as LoRA at this rank", use_shira),
-        Method("dora", "PEFT's DoRA", use_dora),
+        *map(compared, ("dora", "moslora")),
         Method("swap", "columns swapped into the weight and out again around each product", use_swap),
-        Method("full", "every parameter of the model", train_all),
+        compared("full"),
     )
 }
 

@@ -12,23 +12,22 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from methods import FLOOR, FLOOR_AGAIN, METHODS
 from models import SMOLLM2, load_base
+from paca.compare.machine import machine
+from paca.compare.steps import TrainingStep, interleave
 from paca.memory import track
 from paca.training.models import save_merged
 from paca.training.quantization import quantization_config
-from report import Figures, figures, machine, versions
+from report import Figures, figures, versions
 from step import describe, positive, prepare
-from steps import TrainingStep, interleave
 
 _WARM_UP_STEPS = 2
 _METHODS = {FLOOR: FLOOR, FLOOR_AGAIN: FLOOR_AGAIN, "paca": "QPaCA", "lora": "QLoRA"}
@@ -88,15 +87,9 @@ def load_quantized(which: str, dtype: str, quantization: str) -> PreTrainedModel
 
 def peak_bytes(step: TrainingStep) -> int:
     """The most bytes alive at once in one step, with what the step starts from."""
-    with track([*step.model.parameters(), *step.model.buffers(), *_optimizer_state(step)]) as tracker:
+    with track(step.held()) as tracker:
         step.run()
     return tracker.peak_bytes
-
-
-def _optimizer_state(step: TrainingStep) -> Iterator[Tensor]:
-    if step.optimizer is not None:
-        for state in step.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
 
 
 def measure(base: PreTrainedModel, tokens: int, rank: int, rounds: int) -> dict[str, QuantizedFigures]:

@@ -1,16 +1,11 @@
 """What a run measured: the figures of each method, their ratios, the table, and the machine they belong to."""
 
-import importlib.metadata
-import os
-import platform
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from methods import FLOOR, FLOOR_AGAIN
-from steps import StepTime, lower_quartile
+from paca.compare.steps import StepTime, lower_quartile
+from paca.versions import versions as installed_versions
 
 _VERSIONS = ("torch", "transformers", "peft", "paca")
 _COLUMNS = (
@@ -101,35 +96,9 @@ def table(measured: dict[str, Figures]) -> str:
     return "\n".join(lines)
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """What the times belong to: processor, cores, threads, load, accelerator."""
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load_average": os.getloadavg()[0],
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-    }
-
-
-def cpu_name(listing: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's model name, as Linux lists it; elsewhere what Python knows of it."""
-    if listing.exists():
-        for line in listing.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of Python and of the libraries that are measured; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for name in _VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that are measured."""
+    return installed_versions(_VERSIONS)
 
 
 def _row(cells: tuple[str, ...]) -> str:

@@ -25,8 +25,9 @@ from transformers.utils import logging as transformers_logging
 
 from methods import METHODS, Method, check_that_methods_differ, choose_methods
 from models import SMOLLM2, load_base
-from report import Figures, figures, machine, noise, table, versions, with_ratios
-from steps import TrainingStep, interleave
+from paca.compare.machine import machine
+from paca.compare.steps import TrainingStep, interleave
+from report import Figures, figures, noise, table, versions, with_ratios
 
 _WARM_UP_STEPS = 2
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -112,7 +113,9 @@ def prepare(base: PreTrainedModel, methods: list[Method], tokens: int, rank: int
     torch.manual_seed(0)
     models = {method.name: method.prepare(copy.deepcopy(base), rank) for method in methods}
     check_that_methods_differ(models)
-    return {name: TrainingStep(model, embeddings, batch) for name, model in models.items()}
+    return {
+        name: TrainingStep(model, {"inputs_embeds": embeddings, "labels": batch}) for name, model in models.items()
+    }
 
 
 def measure(base: PreTrainedModel, methods: list[Method], tokens: int, rank: int, rounds: int) -> dict[str, Figures]:

@@ -28,10 +28,11 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from transformers.utils import logging as transformers_logging
 
 from methods import FLOOR, FLOOR_AGAIN
+from paca.compare.machine import cpu_name
+from paca.compare.steps import TrainingStep, interleave, lower_quartile
 from paca.memory import track
-from report import cpu_name, versions
+from report import versions
 from step import positive
-from steps import TrainingStep, interleave, lower_quartile
 from vision_methods import CLASSES, METHODS, NETWORKS, Network, logits_of
 
 _PRECISIONS = {"float32": False, "bfloat16 autocast": True}
@@ -48,21 +49,16 @@ class ImageStep(TrainingStep):
     """
 
     def __init__(self, network: nn.Module, pixels: Tensor, labels: Tensor, autocast: bool = False) -> None:
-        super().__init__(network, pixels, labels)
-        self.embeddings.requires_grad_(not self.trained)
+        super().__init__(network, {"pixels": pixels, "labels": labels})
+        self.pixels, self.labels = self.batch["pixels"], labels
+        self.pixels.requires_grad_(not self.trained)
         self.autocast = autocast
 
     def loss(self) -> Tensor:
         """Run the forward pass; a scalar."""
-        with torch.autocast(self.embeddings.device.type, torch.bfloat16, enabled=self.autocast):
-            output = self.model(self.embeddings)
+        with torch.autocast(self.pixels.device.type, torch.bfloat16, enabled=self.autocast):
+            output = self.model(self.pixels)
         return F.cross_entropy(logits_of(output), self.labels)
-
-    def held(self) -> list[Tensor]:
-        """What is alive between two steps."""
-        state = () if self.optimizer is None else self.optimizer.state.values()
-        moments = [value for entry in state for value in entry.values() if isinstance(value, Tensor)]
-        return [*self.model.parameters(), *self.model.buffers(), *moments, self.embeddings, self.labels]
 
 
 def prepare(network: Network, method: str) -> nn.Module:

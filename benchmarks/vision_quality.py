@@ -22,6 +22,7 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
+from paca.compare.machine import machine
 from paca.training.files import write_json
 from paca.training.progress import quiet_libraries
 from paca.training.recipe import DataSection, MethodSection, ModelSection, Recipe
@@ -32,7 +33,7 @@ from paca.training.vision.finetune import make_trainer, with_method
 from paca.training.vision.measure import answer
 from paca.training.vision.models import EFFICIENTNET_LITE0, load_classifier, pixel_format
 from paca.training.vision.section import ImagesSection
-from report import machine, versions
+from report import versions
 
 FULL = "full"
 LEARNING_RATES = {FULL: (3e-4, 1e-3, 3e-3), "paca": (1e-3, 3e-3, 1e-2)}

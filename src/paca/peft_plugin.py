@@ -18,7 +18,7 @@ def register() -> None:
     from peft import mapping
     from peft.utils.peft_types import PeftType, register_peft_method
 
-    _add_member(PeftType, "PACA")
+    add_member(PeftType, "PACA")
     # What follows imports PeftType.PACA.
     from .config import PacaConfig
     from .model import PacaModel
@@ -34,8 +34,13 @@ def register() -> None:
         module.PacaConfig, module.PacaModel = PacaConfig, PacaModel  # type: ignore[attr-defined]
 
 
-def _add_member(enum: Any, name: str) -> None:
-    """Add a member to a string enum that lacks it."""
+def add_member(enum: Any, name: str) -> None:
+    """Add a member to a string enum that lacks it.
+
+    Args:
+        enum: Such as `PeftType`.
+        name: The member's name, and its value.
+    """
     if name in enum.__members__:
         return
     member = str.__new__(enum, name)

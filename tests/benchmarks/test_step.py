@@ -10,9 +10,9 @@ from torch import nn
 
 from methods import FLOOR, METHODS, check_that_methods_differ, choose_methods, trained_set
 from models import load_base
-from report import Figures, cpu_name, figures, noise, table, with_ratios
+from paca.compare.steps import StepTime
+from report import Figures, figures, noise, table, with_ratios
 from step import main, prepare, setting
-from steps import StepTime, interleave, lower_quartile
 from swap import SwapLinear
 
 TOKENS, RANK = 8, 4
@@ -80,6 +80,7 @@ def test_what_each_method_trains(base):
     assert trained["paca"] == trained["swap"] == trained["miss"] == trained["lora-fa"] == RANK * outputs
     assert trained["lora"] == trained["shira"] == RANK * (inputs + outputs)
     assert trained["dora"] == trained["lora"] + outputs
+    assert trained["moslora"] == trained["lora"] + len(layers) * RANK * RANK
     assert trained["full"] == sum(p.numel() for p in base.parameters())
 
 
@@ -152,21 +153,6 @@ def test_settings_are_tokens_and_rank():
     assert setting("256:16") == (256, 16)
 
 
-def test_the_lower_quartile_ignores_what_other_work_adds():
-    assert lower_quartile([9.0, 1.0, 2.0, 8.0]) == 2.0
-    assert lower_quartile([1.0] * 4 + [100.0] * 13) == 100.0
-    assert lower_quartile([1.0] * 5 + [100.0] * 12) == 1.0
-    assert lower_quartile([3.0]) == 3.0
-
-
-def test_every_other_round_goes_backwards():
-    order = []
-    steps = {name: lambda name=name: order.append(name) or StepTime(0.0, 0.0, 0.0) for name in "abc"}
-    times = interleave(steps, rounds=3)
-    assert "".join(order) == "abccbaabc"
-    assert {name: len(taken) for name, taken in times.items()} == {"a": 3, "b": 3, "c": 3}
-
-
 def test_figures_are_quartiles_in_milliseconds():
     steps = [StepTime(forward=0.001, backward=0.002, optimizer=0.003)] * 4
     assert figures(steps, 10, 20) == Figures(
@@ -186,13 +172,6 @@ def test_without_lora_there_is_no_ratio_to_it():
     measured = {"floor": figure(10), "floor again": figure(10), "paca": figure(12)}
     assert with_ratios(measured)["paca"]["step_to_lora"] is None
     assert "| 1.200 | – |" in table(measured)
-
-
-def test_the_processor_is_named(tmp_path):
-    listing = tmp_path / "cpuinfo"
-    listing.write_text("processor : 0\nmodel name : Some CPU @ 3 GHz\n")
-    assert cpu_name(listing) == "Some CPU @ 3 GHz"
-    assert cpu_name(tmp_path / "absent")
 
 
 def test_a_run_prints_a_table_and_writes_its_figures(tmp_path, capsys):

@@ -32,8 +32,8 @@ def test_what_is_trained():
 
 def test_only_a_network_that_trains_nothing_computes_the_input_gradient():
     floor, paca = (make_step(prepare(TINY_VIT, method), 2, 224) for method in (FLOOR, "paca"))
-    assert floor.embeddings.requires_grad
-    assert not paca.embeddings.requires_grad
+    assert floor.pixels.requires_grad
+    assert not paca.pixels.requires_grad
     before = [parameter.detach().clone() for parameter in paca.trained]
     paca.run()
     assert any(not torch.equal(*pair) for pair in zip(before, paca.trained, strict=True))

@@ -5,12 +5,21 @@ import sys
 from collections.abc import Sequence
 
 import paca
-from paca.cli import chat, export, finetune, plan, recipes, select
+from paca.cli import chat, compare, export, finetune, plan, recipes, select
 from paca.cli import exec as exec_verb
 from paca.cli.verb import Verb
 from paca.errors import PacaError
 
-VERBS: list[Verb] = [finetune.VERB, chat.VERB, export.VERB, plan.VERB, select.VERB, exec_verb.VERB, recipes.VERB]
+VERBS: list[Verb] = [
+    finetune.VERB,
+    compare.VERB,
+    chat.VERB,
+    export.VERB,
+    plan.VERB,
+    select.VERB,
+    exec_verb.VERB,
+    recipes.VERB,
+]
 
 EXAMPLE = """\
 example:

@@ -2,13 +2,15 @@
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from paca.memory import kept_for_backward
+from paca.memory import Peak, StepTracker, kept_for_backward
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,34 @@ class TrainingStep:
 
     Args:
         model: A causal language model, with a method put on.
-        embeddings: The batch as input embeddings, shape `(batch, tokens, hidden)`; copied.
-        labels: Shape `(batch, tokens)`.
-        learning_rate: Of a fused AdamW over what the model trains; nothing is stepped if it trains nothing.
+        batch: What its forward takes, `labels` among it. What is floating-point gets a gradient: `inputs_embeds` in
+            place of `input_ids`, shape `(batch, tokens, hidden)`, make the backward pass go through every layer.
+        optimizer: Makes one for the trained parameters; a fused AdamW when left out. Not called if there are none.
+        context: Entered around the forward pass, such as autocast.
     """
 
-    def __init__(self, model: nn.Module, embeddings: Tensor, labels: Tensor, learning_rate: float = 1e-4) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Mapping[str, Tensor],
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+        context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self.model = model
-        self.embeddings = embeddings.detach().clone().requires_grad_(True)
-        self.labels = labels
+        self.batch = {
+            name: value.detach().clone().requires_grad_(True) if value.is_floating_point() else value
+            for name, value in batch.items()
+        }
+        self.context = context
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.trained, lr=learning_rate, fused=True) if self.trained else None
+        make = optimizer or (lambda trained: torch.optim.AdamW(trained, lr=1e-4, fused=True))
+        self.optimizer = make(self.trained) if self.trained else None
 
     def loss(self) -> Tensor:
         """Run the forward pass; a scalar."""
-        return self.model(inputs_embeds=self.embeddings, labels=self.labels).loss
+        with self.context():
+            loss: Tensor = self.model(**self.batch).loss
+        return loss
 
     def run(self) -> StepTime:
         """Take the step and time its parts."""
@@ -56,7 +71,8 @@ class TrainingStep:
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-        self.embeddings.grad = None
+        for value in self.batch.values():
+            value.grad = None
         moments.append(self._now())
         return StepTime(*(after - before for before, after in itertools.pairwise(moments)))
 
@@ -64,8 +80,22 @@ class TrainingStep:
         """Bytes that one forward pass keeps for backward, above what lives anyway."""
         return kept_for_backward(self.loss)
 
+    def peak(self) -> Peak:
+        """Take a step and find its peak of live bytes; after a first step, that is the peak of every later one."""
+        with StepTracker(self.model, self.optimizer, self.batch.values()) as tracker:
+            self.run()
+        return tracker.peak()
+
+    def held(self) -> Iterator[Tensor]:
+        """What is alive between two steps: weights, buffers, the optimizer's state and the batch."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        yield from self.batch.values()
+        for state in self.optimizer.state.values() if self.optimizer is not None else ():
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
     def _now(self) -> float:
-        if self.embeddings.is_cuda:
+        if any(value.is_cuda for value in self.batch.values()):
             torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -90,7 +120,7 @@ def interleave(
     """
     times: dict[str, list[StepTime]] = {name: [] for name in steps}
     for done in range(rounds):
-        names = list(steps) if done % 2 == 0 else list(reversed(steps))
+        names = list(steps) if done % 2 == 0 else list(steps)[::-1]
         for name in names:
             times[name].append(steps[name]())
         report(done + 1)

@@ -1,0 +1,77 @@
+"""The columns of the summary table, for every format of the report."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Args:
+        key: Of a method's row.
+        title: What its head says.
+        help: What exactly it is, in one line.
+        spell: Writes a value.
+    """
+
+    key: str
+    title: str
+    help: str
+    spell: Callable[[Any], str]
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _mib(value: float) -> str:
+    return f"{value / 2**20:,.1f}"
+
+
+def _fixed(digits: int) -> Callable[[Any], str]:
+    return lambda value: f"{value:,.{digits}f}"
+
+
+COLUMNS = (
+    Column("rank", "rank", "of the adapter", str),
+    Column("trained_parameters", "trained", "values that are trained", _count),
+    Column("rate", "rate", "learning rate", lambda value: f"{value:.3g}"),
+    Column("loss", "held-out loss", "at the end of training, nats per token; mean over seeds", _fixed(4)),
+    Column("accuracy", "accuracy %", "next-token, on the held-out data", lambda value: f"{100 * value:.2f}"),
+    Column("forgotten", "forgotten", "rise of the loss on a text that has nothing to do with the task", _fixed(4)),
+    Column("step_ms", "step ms", "one step, methods in turns; lower quartile", _fixed(1)),
+    Column("to_floor", "× floor", "step time over that of the frozen model's forward and input gradients", _fixed(3)),
+    Column("tokens_per_second", "tokens/s", "in training, from the step time", _count),
+    Column("kept_bytes", "kept MiB", "activations that forward keeps for backward", _mib),
+    Column("peak_bytes", "peak MiB", "live bytes at the peak of a step, weights and optimizer included", _mib),
+    Column("file_bytes", "file MiB", "the adapter on disk; for full fine-tuning all weights", _mib),
+    Column("merge_ms", "merge ms", "to merge the adapter into the weights", _fixed(0)),
+    Column("latency_ms", "forward ms", "inference with the adapter on, one evaluation batch", _fixed(1)),
+    Column("merged_latency_ms", "merged ms", "the same after merging", _fixed(1)),
+    Column("max_tokens", "longest", "sequence, in tokens, that a step within the memory limit takes", _count),
+)
+
+
+def shown_columns(results: Mapping[str, Any]) -> list[Column]:
+    """The columns in which some method has a value."""
+    rows = results["methods"]
+    return [column for column in COLUMNS if any(row.get(column.key) is not None for row in rows)]
+
+
+def cell(row: Mapping[str, Any], column: Column) -> str:
+    """Write a method's value in a column.
+
+    Args:
+        row: The method's.
+        column: The column.
+
+    Returns:
+        The value, with its spread over seeds where there is one; a dash where there is none.
+    """
+    value = row.get(column.key)
+    if value is None:
+        return "–"
+    spread = row.get("loss_spread") if column.key == "loss" else None
+    return column.spell(value) + (f" ± {spread:.4f}" if spread is not None else "")

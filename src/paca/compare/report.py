@@ -1,0 +1,60 @@
+"""Writes what a comparison found: results.json, report.md, and PEFT's own format."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paca.compare.folder import COMPARISON, MARKDOWN, RESULTS, UPSTREAM, stored_units
+from paca.compare.machine import machine
+from paca.compare.markdown import document
+from paca.compare.summary import summarize
+from paca.compare.upstream import upstream_results
+from paca.training import yaml_scalars
+from paca.training.files import discard, write_folder, write_json, write_text
+from paca.training.report import versions
+
+
+def write_report(folder: Path) -> dict[str, Any]:
+    """Sum up the units in a folder, and write the report there.
+
+    Args:
+        folder: A comparison's.
+
+    Returns:
+        What results.json holds.
+    """
+    units = stored_units(folder)
+    spec = yaml_scalars.parse((folder / COMPARISON).read_text(encoding="utf-8"))
+    results: dict[str, Any] = finite(
+        {
+            **summarize(units),
+            **spec,
+            "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
+            "versions": versions(),
+        }
+    )
+    write_json(folder / RESULTS, results)
+    write_text(folder / MARKDOWN, document(results))
+    upstream = upstream_results(units, results)
+    if upstream:
+        write_folder(folder / UPSTREAM, lambda temporary: _write_each(temporary, upstream))
+    else:
+        discard(folder / UPSTREAM)
+    return results
+
+
+def finite(value: Any) -> Any:
+    """Replace infinities and NaN, which JSON does not have, by None, in any nest of mappings and lists."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _write_each(folder: Path, contents: Mapping[str, Any]) -> None:
+    for name, content in contents.items():
+        write_json(folder / f"{name}.json", content)
