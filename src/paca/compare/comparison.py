@@ -129,7 +129,8 @@ def compare(comparison: Comparison, folder: Path, workers: Sequence[Worker], pro
     results = runner.run(runs)
     failed = {job.entry.label for job, found in zip(runs, results, strict=True) if "error" in found}
     timed = tuple(entry for entry in alive if entry.label not in failed)
-    runner.run([Job(TIMING, timed, {"rounds": comparison.rounds})])
+    if any(entry.chosen.method.trains for entry in timed):
+        runner.run([Job(TIMING, timed, {"rounds": comparison.rounds})])
 
 
 def explore(

@@ -33,8 +33,8 @@ def upstream_results(units: Iterable[Mapping[str, Any]], results: Mapping[str, A
     found = {}
     for unit in units:
         job = unit["job"]
-        method = job["methods"][0]["method"]
         if job["kind"] == RUN and job["rate"] is not None:
+            method = job["methods"][0]["method"]
             name = f"{method}--seed{job['seed']}"
             found[name] = _spell(name, unit, peaks.get(method, 0), results)
     return found
