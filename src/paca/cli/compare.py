@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     try:
         from paca.compare.comparison import begin, compare, explore
-        from paca.compare.folder import MARKDOWN
+        from paca.compare.folder import HTML
         from paca.compare.markdown import summary_table
         from paca.compare.progress import Progress
         from paca.compare.report import write_report
@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 130
     results = write_report(folder)
     print(summary_table(results))
-    print(f"report: {folder / MARKDOWN}")
+    print(f"report: {folder / HTML}")
     return 1 if all(row["error"] for row in results["methods"]) else 0
 
 

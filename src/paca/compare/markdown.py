@@ -17,13 +17,14 @@ def document(results: Mapping[str, Any]) -> str:
     """
     recipe = results["recipe"]
     parts = [
-        f"# {recipe['model']['name']} on {_spelled(recipe['data']['train'])}",
+        f"# {recipe['model']['name']} on {spelled(recipe['data']['train'])}",
         summary_table(results),
-        *_notes(results),
+        *filter(None, [notes(results)]),
         *_failures(results),
         *_experiments(results),
         "## How it was measured",
-        _how(results),
+        how(results),
+        ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -41,18 +42,19 @@ def summary_table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _notes(results: Mapping[str, Any]) -> list[str]:
-    notes = []
+def notes(results: Mapping[str, Any]) -> str:
+    """What one has to know to read the table: the loss before training, the noise of the times, the Pareto front."""
+    found = []
     before = next((row["loss_before"] for row in results["methods"] if row.get("loss_before") is not None), None)
     if before is not None:
-        notes.append(f"Held-out loss before training: {before:.4f}.")
+        found.append(f"Held-out loss before training: {before:.4f}.")
     if results["noise"] is not None:
-        notes.append(
+        found.append(
             f"The floor timed again: {results['noise']:.3f} × itself; ratios closer to 1 than that mean nothing."
         )
     if results["pareto"]:
-        notes.append(f"No other method has less of both peak memory and loss: {', '.join(results['pareto'])}.")
-    return [" ".join(notes)] if notes else []
+        found.append(f"No other method has less of both peak memory and loss: {', '.join(results['pareto'])}.")
+    return " ".join(found)
 
 
 def _failures(results: Mapping[str, Any]) -> list[str]:
@@ -92,14 +94,14 @@ def _experiments(results: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _how(results: Mapping[str, Any]) -> str:
+def how(results: Mapping[str, Any]) -> str:
+    """What was measured on what, and how."""
     machine = results["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     where = "" if machine["device"] == "cpu" else f"{machine['device']}, "
     return (
         f"{where}{machine['cpu']}, {machine['threads']} threads. Ranks: matched by {results['match']}. "
         "Bytes are those of live storages, exact and the same on every machine. Times are lower quartiles of steps "
-        f"that all methods took in turns.\n\n{versions}"
+        "that all methods took in turns."
     )
 
 
@@ -111,5 +113,6 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _spelled(source: Any) -> str:
+def spelled(source: Any) -> str:
+    """Write what a recipe's `data.train` names."""
     return source if isinstance(source, str) else ", ".join(source)

@@ -1,4 +1,4 @@
-"""Writes what a comparison found: results.json, report.md, and PEFT's own format."""
+"""Writes what a comparison found: results.json, report.md, report.html, and PEFT's own format."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from paca.compare.folder import COMPARISON, MARKDOWN, RESULTS, UPSTREAM, stored_units
+from paca.compare.folder import COMPARISON, HTML, MARKDOWN, RESULTS, UPSTREAM, stored_units
+from paca.compare.html import page
 from paca.compare.machine import machine
 from paca.compare.markdown import document
 from paca.compare.summary import summarize
@@ -38,6 +39,7 @@ def write_report(folder: Path) -> dict[str, Any]:
     )
     write_json(folder / RESULTS, results)
     write_text(folder / MARKDOWN, document(results))
+    write_text(folder / HTML, page(results))
     upstream = upstream_results(units, results)
     if upstream:
         write_folder(folder / UPSTREAM, lambda temporary: _write_each(temporary, upstream))

@@ -18,7 +18,22 @@ from paca.training.stages import train
 Watch = Any  # called with steps done, steps in all, and what is going on
 
 
-class CurveRecorder(TrainerCallback):
+class StepCounter(TrainerCallback):
+    """Tells how far a run is.
+
+    Args:
+        watch: Told.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell."""
+        self.watch(state.global_step, state.max_steps, "training")
+
+
+class CurveRecorder(StepCounter):
     """Measures the held-out loss on the way, and keeps a clock that stands still meanwhile.
 
     Args:
@@ -28,7 +43,8 @@ class CurveRecorder(TrainerCallback):
     """
 
     def __init__(self, trainer: Any, points: int, watch: Watch) -> None:
-        self.trainer, self.points, self.watch = trainer, points, watch
+        super().__init__(watch)
+        self.trainer, self.points = trainer, points
         self.curve: list[dict[str, Any]] = []
         self.seconds = 0.0
         self._due: set[int] = set()
@@ -55,7 +71,7 @@ class CurveRecorder(TrainerCallback):
 
             torch.cuda.synchronize()
         self.seconds += time.perf_counter() - self._started
-        self.watch(state.global_step, state.max_steps, "training")
+        super().on_step_end(args, state, control)
         if state.global_step in self._due:
             self.record(state.global_step)
 
@@ -69,17 +85,15 @@ def try_rate(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
         watch: Told how far the run is.
 
     Returns:
-        `loss`, None where training diverged; and the loss `before`.
+        `loss`; None where training diverged.
     """
     kept, slice_ = workload.tuning
     changes = {"learning_rate": job.values["rate"], "max_steps": job.values["steps"]}
     trainer = workload.trainer(job.entry, job.values["seed"], changes, kept)
-    trainer.eval_dataset = slice_
-    recorder = CurveRecorder(trainer, 1, watch)
-    trainer.add_callback(recorder)
+    trainer.add_callback(StepCounter(watch))
     train(trainer, job.values["seed"], None)
-    loss = recorder.curve[-1]["loss"]
-    return {"loss": loss if math.isfinite(loss) else None, "before": recorder.curve[0]["loss"]}
+    loss = measure(trainer, slice_).loss
+    return {"loss": loss if math.isfinite(loss) else None}
 
 
 def full_run(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
