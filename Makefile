@@ -7,10 +7,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint format types imports docstrings bench clean
+.PHONY: help setup demo compare test lint format types imports docstrings bench clean
 
 help:
 	@echo "make demo        fine-tune SmolLM2-135M on the Python language reference (no network needed after set-up)"
+	@echo "make compare     PaCA, LoRA, MiSS and LoRA-FA on the same work, and a report: outputs/compare/report.html"
 	@echo "make test        run every test"
 	@echo "make lint        ruff; make format repairs what it can"
 	@echo "make types       mypy"
@@ -29,6 +30,10 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/paca finetune smollm2-python-reference
+
+compare: $(READY)
+	HF_HUB_OFFLINE=1 $(BIN)/paca compare smollm2-python-reference training.max_length=128 training.max_steps=40 \
+		--methods paca,lora,miss,lora-fa --output outputs/compare
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS)
