@@ -202,6 +202,6 @@ def load_base(model: ModelSection, method: Method) -> Any:
     Returns:
         The model.
     """
-    loaded = load_model(model.name, model.dtype, method.quantization or model.quantization)
+    loaded = load_model(model.name, model.dtype, method.quantization or model.quantization, model.config)
     loaded.config.use_cache = False
     return loaded

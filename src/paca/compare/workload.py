@@ -12,6 +12,7 @@ from paca.compare.losses import unrelated_text
 from paca.compare.methods import Method, load_base
 from paca.compare.steps import TrainingStep
 from paca.errors import PacaError
+from paca.training.chat_templates import set_chat_template
 from paca.training.data import TrainingData, hold_out, prepare_data, read_data, spread
 from paca.training.models import load_tokenizer
 from paca.training.recipe import Recipe
@@ -45,12 +46,15 @@ class Workload:
     @cached_property
     def tokenizer(self) -> Any:
         """The base model's tokenizer."""
-        return load_tokenizer(self.recipe.model.name)
+        tokenizer = load_tokenizer(self.recipe.model.name)
+        set_chat_template(tokenizer, self.recipe.model.chat_template)
+        return tokenizer
 
     @cached_property
     def data(self) -> TrainingData:
         """What is trained on, and what the result is measured on."""
-        return prepare_data(read_data(self.recipe.data), self.recipe.data, self.tokenizer, self._length)
+        raw = read_data(self.recipe.data)
+        return prepare_data(raw, self.recipe.data, self.tokenizer, self._length, self.recipe.seed)
 
     @cached_property
     def tuning(self) -> tuple[Any, Any]:
