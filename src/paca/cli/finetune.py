@@ -1,10 +1,14 @@
 """`paca finetune RECIPE.yaml`: runs one recipe."""
 
 import argparse
+import functools
 import os
 import sys
+from collections.abc import Callable
 
 from paca.cli.verb import Verb
+
+Run = Callable[[argparse.Namespace], int]
 
 EXAMPLE = """\
 example:
@@ -19,8 +23,8 @@ example:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca finetune` takes.
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how a recipe is named and changed; other verbs take the same.
 
     Args:
         parser: The verb's parser.
@@ -29,12 +33,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="set a key of the recipe, such as training.max_steps=5"
     )
+
+
+def needs_training_packages(run: Run) -> Run:
+    """Have a verb say what to install where a library is missing.
+
+    Args:
+        run: Does the verb's work.
+
+    Returns:
+        The same, with that message.
+    """
+
+    @functools.wraps(run)
+    def with_message(arguments: argparse.Namespace) -> int:
+        from paca.errors import PacaError
+
+        try:
+            return run(arguments)
+        except ModuleNotFoundError as error:
+            extra = "vision" if error.name in ("PIL", "timm", "torchvision") else "train"
+            raise PacaError(f"The package {error.name!r} is missing. Type: pip install 'paca[{extra}]'") from error
+
+    return with_message
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `paca finetune` takes.
+
+    Args:
+        parser: The verb's parser.
+    """
+    add_recipe_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="write to DIR in place of the recipe's output_dir")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
     again.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
+    parser.add_argument("--no-doctor", action="store_true", help="begin without examining and rehearsing the run")
 
 
+@needs_training_packages
 def run(arguments: argparse.Namespace) -> int:
     """Run the recipe and print what came of it.
 
@@ -42,27 +80,24 @@ def run(arguments: argparse.Namespace) -> int:
         arguments: What was typed.
 
     Returns:
-        0, or 130 after Ctrl-C.
+        0, 130 after Ctrl-C, or 143 after SIGTERM.
 
     Raises:
         PacaError: If something was asked that cannot be done.
     """
-    from paca.errors import PacaError
+    from paca.training.finetune import finetune
+    from paca.training.recipe import find_recipe, read_recipe
+    from paca.training.tasks import TASKS
 
+    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output)
     try:
-        from paca.training.finetune import finetune
-        from paca.training.recipe import find_recipe, read_recipe
-        from paca.training.tasks import TASKS
-
-        recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output)
-        metrics = finetune(recipe, resume=arguments.resume, overwrite=arguments.overwrite)
-        lines = TASKS[recipe.task].closing_lines(metrics)
-    except ModuleNotFoundError as error:
-        extra = "vision" if error.name in ("PIL", "timm", "torchvision") else "train"
-        raise PacaError(f"The package {error.name!r} is missing. Type: pip install 'paca[{extra}]'") from error
+        metrics = finetune(
+            recipe, resume=arguments.resume, overwrite=arguments.overwrite, doctor=not arguments.no_doctor
+        )
     except KeyboardInterrupt:
         print("paca finetune: interrupted; add --resume to go on", file=sys.stderr)
         return 130
+    lines = TASKS[recipe.task].closing_lines(metrics)
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         print("\n".join(lines))
     return 0

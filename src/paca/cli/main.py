@@ -5,13 +5,15 @@ import sys
 from collections.abc import Sequence
 
 import paca
-from paca.cli import chat, compare, export, finetune, plan, recipes, select
+from paca.cli import chat, compare, data, doctor, export, finetune, plan, recipes, select
 from paca.cli import exec as exec_verb
 from paca.cli.verb import Verb
 from paca.errors import PacaError
 
 VERBS: list[Verb] = [
     finetune.VERB,
+    doctor.VERB,
+    data.VERB,
     compare.VERB,
     chat.VERB,
     export.VERB,

@@ -1,9 +1,10 @@
 """Writes that are whole or not there: a temporary name, fsync, rename."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,26 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     else:
         temporary.rename(path)
     _sync(path.parent)
+
+
+@contextlib.contextmanager
+def borrowed_folder(path: Path) -> Iterator[Path]:
+    """Have a folder for a `with` block; what did not exist before, and is empty, is gone after it.
+
+    Args:
+        path: The folder.
+
+    Yields:
+        Path: The same, which exists.
+    """
+    made = [parent for parent in (path, *path.parents) if not parent.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # somebody else put something there
+                folder.rmdir()
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ from paca.training import report
 from paca.training.chat_templates import set_chat_template
 from paca.training.checkpoints import last_complete
 from paca.training.data import RawData, TrainingData, prepare_data, read_data
+from paca.training.doctor.batch_size import follow_earlier_start
 from paca.training.embedded_columns import columns_of_embedded
 from paca.training.files import discard, write_folder, write_json
 from paca.training.held_out import evaluate
@@ -21,19 +22,20 @@ from paca.training.processes import on_main, ranks
 from paca.training.progress import LossBar, quiet_libraries
 from paca.training.recipe import Recipe
 from paca.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS, open_run, read_metrics
-from paca.training.stages import measured_once, train
+from paca.training.stages import examined, measured_once, train
 from paca.training.step_meter import StepMeter
 from paca.training.tasks import TASKS
 from paca.training.trainer_arguments import method_config, training_arguments
 
 
-def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True) -> dict[str, Any]:
     """Run a recipe, whatever its task is.
 
     Args:
         recipe: What to run; `recipe.read_recipe` makes it from a file.
         resume: Go on from the last checkpoint of an interrupted run; a finished one is only reported again.
         overwrite: Replace what the output folder holds.
+        doctor: Examine and rehearse the run before its first step.
 
     Returns:
         What metrics.json holds.
@@ -41,10 +43,12 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> d
     Raises:
         PacaError: If the data, the model or the output folder do not allow the run.
     """
-    return TASKS[recipe.task].run(recipe, resume, overwrite)
+    return TASKS[recipe.task].run(recipe, resume, overwrite, doctor)
 
 
-def finetune_text(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def finetune_text(
+    recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True
+) -> dict[str, Any]:
     """As `finetune`, for a recipe whose task is text."""
     folder = Path(recipe.output_dir)
     raw = read_data(recipe.data)
@@ -52,22 +56,23 @@ def finetune_text(recipe: Recipe, resume: bool = False, overwrite: bool = False)
     if on_main(lambda: open_run(folder, recipe, resume, overwrite, ranks())):
         return read_metrics(folder)
     with quiet_libraries():
-        return _run(recipe, raw, arguments, folder)
+        return _run(recipe, raw, arguments, folder, doctor)
 
 
-def text_trainer(recipe: Recipe) -> Any:
+def text_trainer(recipe: Recipe) -> tuple[Any, TrainingData]:
     """Make the trainer of a recipe whose task is text, without a run.
 
     Args:
         recipe: Names model, method and data.
 
     Returns:
-        An `SFTTrainer` whose model bears the adapter.
+        An `SFTTrainer` whose model bears the adapter, and the data that it was given.
     """
     raw = read_data(recipe.data)
     arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
     with quiet_libraries():
-        return make_trainer(recipe, arguments, *load_recipe(recipe, raw, arguments))
+        loaded = load_recipe(recipe, raw, arguments)
+        return make_trainer(recipe, arguments, *loaded), loaded.data
 
 
 class Loaded(NamedTuple):
@@ -96,7 +101,7 @@ def load_recipe(recipe: Recipe, raw: RawData, arguments: Any) -> Loaded:
     return Loaded(model, tokenizer, data)
 
 
-def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str, Any]:
+def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path, doctor: bool) -> dict[str, Any]:
     loaded = load_recipe(recipe, raw, arguments)
     trainer = make_trainer(recipe, arguments, *loaded)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -105,6 +110,9 @@ def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path) -> dict[str
             "FSDP or DeepSpeed yet. Launch it with recipes/accelerate/ddp.yaml, or shard in a script of your own: "
             "docs/distributed.md shows how."
         )
+    follow_earlier_start(trainer, folder)
+    if doctor:
+        examined(trainer, recipe, folder, loaded.data)
     before = measured_once(folder / BEFORE, lambda: report.describe_held_out(evaluate(trainer)))
     meter = StepMeter()
     trainer.add_callback(meter)

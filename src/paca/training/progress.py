@@ -6,7 +6,10 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from tqdm.auto import tqdm
 from transformers import ProgressCallback
+
+from paca.training.processes import rank
 
 # What other libraries say here and the user can do nothing about.
 ASIDES = (
@@ -23,6 +26,16 @@ class LossBar(ProgressCallback):
         shown = {key: f"{float(value):.3f}" for key, value in (logs or {}).items() if key in ("loss", "eval_loss")}
         if self.training_bar is not None and shown:
             self.training_bar.set_postfix(shown)
+
+
+def say(text: str) -> None:
+    """Tell the user something on standard error, above any bar; of several processes one speaks.
+
+    Args:
+        text: One line.
+    """
+    if rank() == 0:
+        tqdm.write(text, file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -19,6 +19,8 @@ ADAPTER = "adapter"
 MERGED = "merged"
 CURVE = "loss.png"
 MISTAKES = "misclassified.png"
+MICRO_BATCH = ".micro_batch.json"  # how many sequences fit at once, if fewer than the recipe asks for
+LOGS = "runs"  # TensorBoard's
 CARD = "README.md"  # TRL's model card
 BATCH_KEYS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}  # with Trainer's defaults
 
@@ -91,7 +93,7 @@ def _global_batch(recipe: Mapping[str, Any], processes: int) -> int:
 
 def _clear(folder: Path) -> None:
     # In this order, a deletion that is interrupted leaves what looks like an unfinished run, and can be repeated.
-    for name in (METRICS, PROCESSES, BEFORE, ADAPTER, MERGED, CURVE, MISTAKES, CARD):
+    for name in (METRICS, PROCESSES, MICRO_BATCH, BEFORE, ADAPTER, MERGED, CURVE, MISTAKES, LOGS, CARD):
         discard(folder / name)
     for checkpoint in checkpoint_folders(folder):
         discard(checkpoint)

@@ -58,7 +58,7 @@ def select(recipe: Recipe, strategies: Sequence[str], folder: Path, overwrite: b
     picture = folder / PICTURE
     _check(recipe, names, [*files.values(), picture], overwrite)
     first = dataclasses.replace(recipe, output_dir=str(folder), method=_method(recipe, names[0]))
-    trainer = TASKS[recipe.task].trainer(first)
+    trainer, _ = TASKS[recipe.task].trainer(first)
     folder.mkdir(parents=True, exist_ok=True)
     chosen: dict[str, Mapping[str, Any]] = {}
     sizes: Mapping[str, int] = {}

@@ -7,8 +7,12 @@ from typing import Any
 
 from paca.distributed import check_ranks
 from paca.training.checkpoints import STATE
+from paca.training.data import TrainingData
+from paca.training.doctor.findings import NOTE, WARNING
 from paca.training.files import write_json
 from paca.training.processes import on_main
+from paca.training.progress import say
+from paca.training.recipe import Recipe
 
 
 def measured_once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -26,6 +30,31 @@ def measured_once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str
         on_main(lambda: write_json(path, fresh))
     measured: dict[str, Any] = on_main(lambda: json.loads(path.read_text(encoding="utf-8")))
     return measured
+
+
+def examined(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | None = None) -> None:
+    """Examine a run before its first step: say what the user should know, and stop where it would be wasted.
+
+    Args:
+        trainer: A `Trainer` that has not trained yet.
+        recipe: What is going to be run.
+        folder: The run's output folder.
+        data: What text was encoded to; None for images.
+
+    Raises:
+        PacaError: If the run would be wasted.
+    """
+    from paca.training.doctor import examine, refuse_problems
+    from paca.training.doctor.batch_size import keep_for_resuming
+
+    wanted = trainer.args.per_device_train_batch_size
+    findings = examine(trainer, recipe, folder, data)
+    for finding in findings:
+        if finding.level in (NOTE, WARNING):
+            say(f"{finding.level}: {finding.text}")
+    refuse_problems(findings)
+    if trainer.args.per_device_train_batch_size < wanted:
+        keep_for_resuming(trainer, folder)
 
 
 def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:

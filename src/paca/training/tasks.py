@@ -19,16 +19,17 @@ class Task:
         name: What a recipe's `task` says.
         description: One line.
         training_problems: Says what is wrong with the recipe's `training` keys.
-        run: Runs a recipe: `(recipe, resume, overwrite)` to what metrics.json holds.
-        trainer: Makes the `Trainer` of a recipe, its model adapted, without a run.
+        run: Runs a recipe: `(recipe, resume, overwrite, doctor)` to what metrics.json holds.
+        trainer: Makes the `Trainer` of a recipe, its model adapted, without a run; and tells what text was encoded
+            to, None for images.
         closing_lines: Sums a run up, from what metrics.json holds.
     """
 
     name: str
     description: str
     training_problems: Callable[[Mapping[str, Any]], list[str]]
-    run: Callable[[Any, bool, bool], dict[str, Any]]
-    trainer: Callable[[Any], Any]
+    run: Callable[[Any, bool, bool, bool], dict[str, Any]]
+    trainer: Callable[[Any], tuple[Any, Any]]
     closing_lines: Callable[[Mapping[str, Any]], list[str]]
 
 
@@ -38,13 +39,13 @@ def _text_problems(training: Mapping[str, Any]) -> list[str]:
     return training_problems(training)
 
 
-def _run_text(recipe: Any, resume: bool, overwrite: bool) -> dict[str, Any]:
+def _run_text(recipe: Any, resume: bool, overwrite: bool, doctor: bool) -> dict[str, Any]:
     from paca.training.finetune import finetune_text
 
-    return finetune_text(recipe, resume, overwrite)
+    return finetune_text(recipe, resume, overwrite, doctor)
 
 
-def _text_trainer(recipe: Any) -> Any:
+def _text_trainer(recipe: Any) -> tuple[Any, Any]:
     from paca.training.finetune import text_trainer
 
     return text_trainer(recipe)
@@ -62,16 +63,16 @@ def _image_problems(training: Mapping[str, Any]) -> list[str]:
     return image_training_problems(training)
 
 
-def _run_images(recipe: Any, resume: bool, overwrite: bool) -> dict[str, Any]:
+def _run_images(recipe: Any, resume: bool, overwrite: bool, doctor: bool) -> dict[str, Any]:
     from paca.training.vision.finetune import finetune_images
 
-    return finetune_images(recipe, resume, overwrite)
+    return finetune_images(recipe, resume, overwrite, doctor)
 
 
-def _image_trainer(recipe: Any) -> Any:
+def _image_trainer(recipe: Any) -> tuple[Any, Any]:
     from paca.training.vision.finetune import image_trainer
 
-    return image_trainer(recipe)
+    return image_trainer(recipe), None
 
 
 def _image_lines(metrics: Mapping[str, Any]) -> list[str]:

@@ -9,12 +9,13 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.training.checkpoints import last_complete
+from paca.training.doctor.batch_size import follow_earlier_start
 from paca.training.files import write_folder, write_json
 from paca.training.progress import LossBar, quiet_libraries
 from paca.training.recipe import Recipe
 from paca.training.report import count_parameters, loss_points, versions
 from paca.training.run_folder import ADAPTER, BEFORE, CURVE, METRICS, MISTAKES, open_run, read_metrics
-from paca.training.stages import measured_once, train
+from paca.training.stages import examined, measured_once, train
 from paca.training.step_meter import StepMeter
 from paca.training.vision.adapters import save_classes
 from paca.training.vision.arguments import image_method_config, image_training_arguments
@@ -26,13 +27,16 @@ from paca.training.vision.pixels import PixelDataset, PixelFormat, make_transfor
 from paca.training.vision.report import describe_answers, draw_curves, draw_mistakes
 
 
-def finetune_images(recipe: Recipe, resume: bool = False, overwrite: bool = False) -> dict[str, Any]:
+def finetune_images(
+    recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True
+) -> dict[str, Any]:
     """Run a recipe whose task is image classification.
 
     Args:
         recipe: What to run.
         resume: Go on from the last checkpoint of an interrupted run; a finished one is only reported again.
         overwrite: Replace what the output folder holds.
+        doctor: Examine and rehearse the run before its first step.
 
     Returns:
         What metrics.json holds.
@@ -46,7 +50,7 @@ def finetune_images(recipe: Recipe, resume: bool = False, overwrite: bool = Fals
     if open_run(folder, recipe, resume, overwrite):
         return read_metrics(folder)
     with quiet_libraries():
-        return _run(recipe, data, arguments, folder)
+        return _run(recipe, data, arguments, folder, doctor)
 
 
 def image_trainer(recipe: Recipe) -> Any:
@@ -74,9 +78,12 @@ def _load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, PixelFo
     return make_trainer(recipe, arguments, with_method(model, recipe, len(classes)), data, pixels), pixels
 
 
-def _run(recipe: Recipe, data: ImageData, arguments: Any, folder: Path) -> dict[str, Any]:
+def _run(recipe: Recipe, data: ImageData, arguments: Any, folder: Path, doctor: bool) -> dict[str, Any]:
     classes = data.train.classes
     trainer, pixels = _load(recipe, data, arguments)
+    follow_earlier_start(trainer, folder)
+    if doctor:
+        examined(trainer, recipe, folder)
     before = measured_once(folder / BEFORE, lambda: describe_answers(answer(trainer), classes))
     meter = StepMeter()
     trainer.add_callback(meter)

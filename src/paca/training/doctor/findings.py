@@ -1,0 +1,56 @@
+"""What an examination says: one line each, by how much it matters."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from paca.errors import PacaError
+
+FINE, NOTE, WARNING, PROBLEM = "fine", "note", "warning", "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Args:
+        level: `fine`; `note` (worth telling before every run); `warning` (something to look at); `problem` (the run
+            would be wasted).
+        text: What was found, and for the last two what to do.
+    """
+
+    level: str
+    text: str
+
+
+def fine(text: str) -> Finding:
+    """Make a finding that needs nothing done."""
+    return Finding(FINE, text)
+
+
+def note(text: str) -> Finding:
+    """Make a finding that is told before every run."""
+    return Finding(NOTE, text)
+
+
+def warning(text: str) -> Finding:
+    """Make a finding that the user should know of."""
+    return Finding(WARNING, text)
+
+
+def problem(text: str) -> Finding:
+    """Make a finding that makes the run pointless."""
+    return Finding(PROBLEM, text)
+
+
+def refuse_problems(findings: Iterable[Finding]) -> None:
+    """Stop where a run would be wasted.
+
+    Args:
+        findings: All that was found.
+
+    Raises:
+        PacaError: With all problems, if there is one.
+    """
+    problems = [finding.text for finding in findings if finding.level == PROBLEM]
+    if problems:
+        raise PacaError("This run would be wasted: " + " ".join(problems))
