@@ -1,26 +1,35 @@
 """Held-out loss of QPaCA and QLoRA on the same quantized model, with about as many trained parameters.
 
     python benchmarks/quantized_quality.py                           60 steps each, about a quarter of an hour
-    python benchmarks/quantized_quality.py --steps 30 --lora-rates 1e-3
+    python benchmarks/quantized_quality.py --seeds 42 43 44 --lora-rates 2e-3 --json losses.json
 
 Both run the recipe smollm2-qpaca: same NF4 base, same batches in the same order, same schedule. PaCA of rank 16 trains
-as many values as LoRA of rank 8 within 2 %, and keeps the recipe's learning rate. LoRA is run at each of several
-rates, and its best one on the held-out text itself counts, which favours LoRA.
+as many values as LoRA of rank 8 within 2 %, and starts from unquantized columns. Each is run at several learning rates
+and seeds, and its best rate on the held-out text itself counts, by the mean over the seeds. With `--json`, a run that
+was stopped goes on where it was.
 """
 
 import argparse
 import dataclasses
+import json
+import statistics
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from paca.training.files import write_json
 from paca.training.finetune import finetune
 from paca.training.recipe import find_recipe, read_recipe
 from step import positive
 
 RECIPE = "smollm2-qpaca"
+PACA = ("method.column_source=smollm2-135m-instruct",)  # the columns as they were before quantization
 LORA = ("method.name=lora", "method.r=8", "method.lora_alpha=16")
+HEADER = (
+    "| method | learning rate | trained | loss before | loss after, mean | deviation | by seed |\n"
+    "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,34 +44,48 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lora-rates", nargs="+", default=["5e-4", "1e-3", "2e-3"], metavar="RATE", help="LoRA's learning rates"
     )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds of each (default: 42)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="results so far; read, and added to")
     return parser
 
 
-def run(folder: Path, steps: int, rate: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+def run(steps: int, rate: str, seed: int, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     """Run the recipe once.
 
     Args:
-        folder: Where the run writes to.
         steps: How many steps to train.
         rate: The learning rate.
+        seed: Fixes the connections or LoRA's first values, and the order of the data.
         overrides: Settings of the recipe, as on the command line.
 
     Returns:
-        What metrics.json holds.
+        Losses before and after, and how many values were trained.
     """
-    settings = (f"training.max_steps={steps}", f"training.learning_rate={rate}", "training.disable_tqdm=true")
-    recipe = read_recipe(find_recipe(RECIPE), [*overrides, *settings])
-    return finetune(dataclasses.replace(recipe, output_dir=str(folder)))
+    settings = (f"training.max_steps={steps}", f"training.learning_rate={rate}", f"seed={seed}")
+    recipe = read_recipe(find_recipe(RECIPE), [*overrides, *settings, "training.disable_tqdm=true"])
+    with tempfile.TemporaryDirectory() as folder:
+        metrics = finetune(dataclasses.replace(recipe, output_dir=str(Path(folder) / "run")))
+    return {
+        "before": metrics["before"]["loss"],
+        "after": metrics["after"]["loss"],
+        "trained": metrics["trained_parameters"],
+    }
 
 
-def row(name: str, rate: str, metrics: dict[str, Any]) -> str:
+def row(name: str, rate: str, results: list[dict[str, Any]]) -> str:
     """One line of the table."""
-    before, after = metrics["before"]["loss"], metrics["after"]["loss"]
-    return f"| {name} | {rate} | {metrics['trained_parameters']:,} | {before:.4f} | {after:.4f} |"
+    losses = [result["after"] for result in results]
+    deviation = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else "–"
+    by_seed = ", ".join(f"{loss:.4f}" for loss in losses)
+    first = results[0]
+    return (
+        f"| {name} | {rate} | {first['trained']:,} | {first['before']:.4f} | {statistics.mean(losses):.4f} "
+        f"| {deviation} | {by_seed} |"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run, and print the table and the ratio of the best losses.
+    """Run what is missing, and print the table and the ratio of the best mean losses.
 
     Args:
         argv: The arguments; those of the command line when left out.
@@ -71,15 +94,22 @@ def main(argv: list[str] | None = None) -> int:
         The exit status.
     """
     arguments = build_parser().parse_args(argv)
-    runs = [("QPaCA", rate, ()) for rate in arguments.paca_rates]
+    found: dict[str, Any] = {}
+    if arguments.json and arguments.json.exists():
+        found = json.loads(arguments.json.read_text(encoding="utf-8"))
+    runs = [("QPaCA", rate, PACA) for rate in arguments.paca_rates]
     runs += [("QLoRA", rate, LORA) for rate in arguments.lora_rates]
     best: dict[str, float] = {}
-    print("| method | learning rate | trained | loss before | loss after |\n| --- | ---: | ---: | ---: | ---: |")
-    with tempfile.TemporaryDirectory() as folder:
-        for name, rate, overrides in runs:
-            metrics = run(Path(folder) / f"{name}-{rate}", arguments.steps, rate, overrides)
-            print(row(name, rate, metrics), flush=True)
-            best[name] = min(best.get(name, float("inf")), metrics["after"]["loss"])
+    print(HEADER)
+    for name, rate, overrides in runs:
+        for seed in arguments.seeds:
+            key = f"{name} rate={rate} steps={arguments.steps} seed={seed}"
+            found[key] = found.get(key) or run(arguments.steps, rate, seed, overrides)
+            if arguments.json:
+                write_json(arguments.json, found)
+        results = [found[f"{name} rate={rate} steps={arguments.steps} seed={seed}"] for seed in arguments.seeds]
+        print(row(name, rate, results), flush=True)
+        best[name] = min(best.get(name, float("inf")), statistics.mean(result["after"] for result in results))
     print(f"\n{arguments.steps} steps; held-out loss, QPaCA / QLoRA: {best['QPaCA'] / best['QLoRA']:.4f}")
     return 0
 
