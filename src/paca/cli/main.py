@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import paca
 from paca.cli import chat, compare, data, doctor, export, finetune, plan, recipes, select
+from paca.cli import eval as eval_verb
 from paca.cli import exec as exec_verb
 from paca.cli.verb import Verb
 from paca.errors import PacaError
@@ -15,6 +16,7 @@ VERBS: list[Verb] = [
     doctor.VERB,
     data.VERB,
     compare.VERB,
+    eval_verb.VERB,
     chat.VERB,
     export.VERB,
     plan.VERB,

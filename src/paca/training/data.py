@@ -116,7 +116,7 @@ def prepare_data(
     train = [kept for kept, _ in split]
     held_out = [sequence for _, out in split for sequence in out]
     if raw.held_out is not None:
-        held_out = _encode(raw.held_out.is_text, raw.held_out.rows, tokenizer, length)
+        held_out = encode(raw.held_out.is_text, raw.held_out.rows, tokenizer, length)
     _check_not_empty(train, held_out, raw, section)
     evaluated = spread(held_out, section.eval_limit)
     return TrainingData(_mixed(train, section.weights, seed), Dataset.from_list(evaluated), len(held_out), counted)
@@ -127,11 +127,11 @@ def _split(
 ) -> tuple[Sequences, Sequences]:
     """One source's sequences: those that are trained on, and those that are held out of it."""
     if section.eval is not None:
-        return _encode(part.is_text, part.rows, tokenizer, length, counted), []
+        return encode(part.is_text, part.rows, tokenizer, length, counted), []
     if part.continuous:
-        return hold_out(_encode(True, part.rows, tokenizer, length, counted), section.holdout_every)
+        return hold_out(encode(True, part.rows, tokenizer, length, counted), section.holdout_every)
     kept, held_out = hold_out(part.rows, section.holdout_every)
-    return _encode(part.is_text, kept, tokenizer, length, counted), _encode(part.is_text, held_out, tokenizer, length)
+    return encode(part.is_text, kept, tokenizer, length, counted), encode(part.is_text, held_out, tokenizer, length)
 
 
 def _mixed(parts: list[Sequences], weights: list[float] | None, seed: int) -> Any:
@@ -177,9 +177,21 @@ def spread(items: Sequence[Item], most: int | None) -> list[Item]:
     return [items[index * len(items) // most] for index in range(most)]
 
 
-def _encode(
+def encode(
     is_text: bool, rows: Iterable[Row], tokenizer: Any, length: int | None, counted: Counted | None = None
 ) -> Sequences:
+    """Tokenize rows and cut them.
+
+    Args:
+        is_text: Whether the rows are plain text, which is cut into blocks; other rows keep their bounds.
+        rows: Of one kind.
+        tokenizer: The model's tokenizer.
+        length: Tokens per sequence.
+        counted: Told what became of the rows.
+
+    Returns:
+        `input_ids` and `labels` of each sequence in which something carries loss.
+    """
     counted = Counted() if counted is None else counted
     if is_text:
         blocks = _text_blocks([row["text"] for row in rows], tokenizer, length)

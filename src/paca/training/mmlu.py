@@ -32,12 +32,12 @@ def question_problem(row: Mapping[str, Any]) -> str | None:
     Returns:
         What is wrong, or None.
     """
-    choices = _choices(row)
+    choices = choices_of(row)
     if not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) != len(LETTERS):
         return f"'choices' must be a list of {len(LETTERS)} strings, got {shown(choices)}"
     named = {"question": row["question"], **dict(zip(LETTERS, choices, strict=True))}
     found = next(filter(None, (string_problem(name, value) for name, value in named.items())), None)
-    if found is None and _letter(row["answer"]) is None:
+    if found is None and letter_of(row["answer"]) is None:
         return f"'answer' must be one of {', '.join(LETTERS)}, or a number from 0 to 3, got {shown(row['answer'])}"
     return found
 
@@ -52,18 +52,34 @@ def question_row(row: Mapping[str, Any]) -> dict[str, str]:
         `prompt`, which ends in `Answer:`, and `completion`, a space and a letter.
     """
     lines = [row["question"].strip()]
-    lines += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, _choices(row), strict=True)]
+    lines += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices_of(row), strict=True)]
     subject = row.get("subject")
     about = str(subject).replace("_", " ") if subject else ""
     head = f"The following are multiple choice questions (with answers) about {about}.\n\n" if about else ""
-    return {"prompt": head + "\n".join([*lines, "Answer:"]), "completion": f" {_letter(row['answer'])}"}
+    return {"prompt": head + "\n".join([*lines, "Answer:"]), "completion": f" {letter_of(row['answer'])}"}
 
 
-def _choices(row: Mapping[str, Any]) -> Any:
+def choices_of(row: Mapping[str, Any]) -> Any:
+    """Take the four choices from whichever columns hold them.
+
+    Args:
+        row: With `choices`, or `A`, `B`, `C` and `D`.
+
+    Returns:
+        A list of four texts, unless the row has problems.
+    """
     return row["choices"] if "choices" in row else [row.get(letter) for letter in LETTERS]
 
 
-def _letter(answer: Any) -> str | None:
+def letter_of(answer: Any) -> str | None:
+    """Read an answer.
+
+    Args:
+        answer: A letter, or a number from 0.
+
+    Returns:
+        The letter; None where it is neither.
+    """
     if isinstance(answer, str):
         return answer.strip() if answer.strip() in tuple(LETTERS) else None
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(LETTERS):

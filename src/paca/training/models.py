@@ -172,7 +172,7 @@ def save_merged(model: Any, folder: str | Path, tokenizer: Any | None = None) ->
     """
     from peft import PeftModel
 
-    merged = _merged(model) if isinstance(model, PeftModel) else model
+    merged = merged_model(model) if isinstance(model, PeftModel) else model
     forget_gguf(merged)
 
     def write(temporary: Path) -> None:
@@ -183,7 +183,15 @@ def save_merged(model: Any, folder: str | Path, tokenizer: Any | None = None) ->
     write_folder(Path(folder), write)
 
 
-def _merged(model: Any) -> Any:
+def merged_model(model: Any) -> Any:
+    """Merge a model's active adapters into its weights.
+
+    Args:
+        model: A `PeftModel`; it is used up.
+
+    Returns:
+        A plain model; a quantized one is dequantized.
+    """
     quantized = getattr(model, "is_quantized", False) and hasattr(model.base_model, "merge_and_dequantize")
     return model.merge_and_dequantize(model.dtype) if quantized else model.merge_and_unload()
 

@@ -1,0 +1,1 @@
+"""What `paca eval` measures: lm-evaluation-harness's tasks, MMLU from local files, perplexity, MT-Bench."""

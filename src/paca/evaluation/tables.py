@@ -1,0 +1,111 @@
+"""Results as lines of text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MOST_ROWS = 20
+Result = Mapping[str, Any]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Write rows in aligned columns, the first to the left and numbers to the right.
+
+    Args:
+        header: Names of the columns.
+        rows: Texts, whole numbers, fractions, or None for what there is not.
+
+    Returns:
+        One line each.
+    """
+    cells = [list(header), *([_shown(value) for value in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]).rstrip()
+        for row in cells
+    ]
+
+
+def harness_table(result: Result) -> list[str]:
+    """Show a task's or a group's scores; tasks of a group only while they are few.
+
+    Args:
+        result: What `harness.score` returned.
+
+    Returns:
+        Lines.
+    """
+    groups, tasks = result["groups"], result["tasks"]
+    shown = {**groups, **(tasks if not groups or len(tasks) <= MOST_ROWS else {})}
+    metrics = list(
+        dict.fromkeys(name for entry in shown.values() for name in entry["metrics"] if "_stderr" not in name)
+    )
+    rows = [
+        [
+            entry["name"] or name,
+            entry["questions"],
+            *(part for metric in metrics for part in (entry["metrics"].get(metric), _error(entry, metric))),
+        ]
+        for name, entry in shown.items()
+    ]
+    header = ["task", "questions", *(part for metric in metrics for part in (metric, "±"))]
+    return table(header, rows)
+
+
+def perplexity_table(result: Result) -> list[str]:
+    """Show a measurement on texts.
+
+    Args:
+        result: What `perplexity.measure_perplexity` returned.
+
+    Returns:
+        One line.
+    """
+    return [
+        f"perplexity {result['perplexity']:.3f} (loss {result['loss']:.4f} over {result['tokens']:,} tokens in "
+        f"{result['sequences']:,} sequences)"
+    ]
+
+
+def answers_table(result: Result) -> list[str]:
+    """Say how many questions were answered.
+
+    Args:
+        result: What `answers.answer_all` returned.
+
+    Returns:
+        One line or two.
+    """
+    lines = [f"{result['answered']} questions of two turns answered"]
+    if result["without_room"]:
+        lines.append(f"{result['without_room']} turns have no answer: the model could read no more")
+    return lines
+
+
+def scores_table(result: Result) -> list[str]:
+    """Show a judge's scores by category.
+
+    Args:
+        result: What `judge.scores` returned.
+
+    Returns:
+        Lines; one more where verdicts had no rating.
+    """
+    columns = ("score", "turn_1", "turn_2", "verdicts", "malformed")
+    entries = {**result["categories"], "average": result["average"]}
+    rows = [[name, *(entry[column] for column in columns)] for name, entry in entries.items()]
+    lines = table(["category", *(column.replace("_", " ") for column in columns)], rows)
+    malformed = result["average"]["malformed"]
+    if malformed:
+        lines.append(f"{malformed} verdicts hold no rating from 1 to 10 and count in no mean; their texts are kept")
+    return lines
+
+
+def _error(entry: Result, metric: str) -> Any:
+    name, comma, rest = metric.partition(",")
+    return entry["metrics"].get(f"{name}_stderr{comma}{rest}")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
