@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import threading
 
 import pytest
 from tests.compare.conftest import RATES, run
 
 from paca.compare.choice import choose_methods
-from paca.compare.comparison import begin, compare
+from paca.compare.comparison import Runner, begin, compare, ranked_entries
 from paca.compare.folder import finished, stored_units
-from paca.compare.jobs import PROFILE, RUN, Job
+from paca.compare.jobs import PROFILE, RUN, Entry, Job
+from paca.compare.methods import Setting
 from paca.compare.progress import Progress
 from paca.compare.worker import Here
 from paca.errors import PacaError
@@ -26,6 +28,18 @@ class Counting:
             raise KeyboardInterrupt
         self.ran.append(job.name)
         return self.worker.run(job, watch)
+
+
+class Apart:
+    """Finishes a unit only when another worker is at one too."""
+
+    def __init__(self, meeting):
+        self.meeting = meeting
+
+    def run(self, job, watch):
+        watch(1, 1, "waiting")
+        self.meeting.wait(timeout=20)
+        return {"name": job.name}
 
 
 def row(results, method):
@@ -84,11 +98,10 @@ def test_ranks_train_equally_many_parameters(compared):
         assert row(results, name)["trained_parameters"] == pytest.approx(wanted, rel=0.1)
 
 
-def test_with_match_rank_all_have_the_recipes(comparison, here, tmp_path):
-    comparison = dataclasses.replace(
-        comparison, match="rank", rates={}, seeds=1, methods=tuple(choose_methods("lora"))
-    )
-    assert row(run(comparison, tmp_path / "out", here), "lora")["rank"] == 4
+def test_with_match_rank_all_have_the_recipes(comparison, tmp_path):
+    with Progress() as progress:
+        entries = ranked_entries(dataclasses.replace(comparison, match="rank"), Runner(tmp_path, [], progress))
+    assert {entry.setting.rank for entry in entries} == {4}
 
 
 def test_the_rate_with_the_lowest_loss_on_the_slice_is_used(compared):
@@ -138,29 +151,18 @@ def test_an_interrupted_comparison_loses_only_the_unit_in_progress(comparison, h
     assert more.ran == ["run--paca--seed4", "run--lora--seed4"]
 
 
-def test_a_unit_with_other_values_or_a_failed_one_is_run_again(compared):
-    folder, _ = compared
-    unit = units(folder, PROFILE)[0]["job"]
-    known = [found for found in stored_units(folder) if "error" in found["result"]]
-    assert known, "there is a failed unit to look at"
-    assert unit["limit"] is None
-
-
-def test_out_of_memory_is_a_row_that_says_so(comparison, here, tmp_path):
-    limits = sorted(unit["result"]["peak_bytes"] for unit in _profiles(comparison, here, tmp_path / "free"))
+def test_out_of_memory_is_a_row_that_says_so(comparison, compared, here, tmp_path):
     limited = dataclasses.replace(
-        comparison, methods=tuple(choose_methods("paca,full")), seeds=1, rates={}, memory_limit=limits[-1] - 1
+        comparison,
+        methods=tuple(choose_methods("paca,full")),
+        seeds=1,
+        rates={},
+        memory_limit=row(compared[1], "full")["peak_bytes"] - 1,
     )
     results = run(limited, tmp_path / "limited", here)
     assert row(results, "full")["out_of_memory"]
     assert row(results, "full")["error"].startswith("out of memory: a step needs 0.00 GB")
     assert row(results, "paca")["loss"] < row(results, "paca")["loss_before"]
-
-
-def _profiles(comparison, here, folder):
-    short = dataclasses.replace(comparison, methods=tuple(choose_methods("paca,full")), seeds=1, rates={})
-    run(short, folder, here)
-    return units(folder, PROFILE)
 
 
 @pytest.mark.parametrize("what", ["recipe", "match"])
@@ -211,12 +213,21 @@ def test_every_run_is_also_spelled_as_pefts_board_does(compared):
     assert json.loads((folder / "peft" / "full--seed3.json").read_text())["run_info"]["peft_config"] is None
 
 
-def test_a_finished_unit_is_found_by_its_values(compared, comparison, here):
+def test_a_failed_unit_and_one_with_other_values_are_run_again(compared, comparison, here):
     folder, _ = compared
-    from paca.compare.comparison import Runner, ranked_entries
-
     with Progress() as progress:
         entries = ranked_entries(comparison, Runner(folder, [here], progress))
     assert finished(folder, Job(PROFILE, (entries[1],), {"limit": None})) is not None
     assert finished(folder, Job(PROFILE, (entries[1],), {"limit": 5})) is None
     assert finished(folder, Job(PROFILE, (entries[-1],), {"limit": None})) is None, "it failed"
+
+
+def test_several_workers_run_units_at_the_same_time_and_results_keep_their_order(comparison, tmp_path):
+    begin(comparison, tmp_path / "out")
+    entry = Entry(comparison.methods[0], Setting())
+    jobs = [Job(RUN, (entry,), {"seed": seed}) for seed in range(6)]
+    meeting = threading.Barrier(2)
+    with Progress() as progress:
+        found = Runner(tmp_path / "out", [Apart(meeting), Apart(meeting)], progress).run(jobs)
+    assert [result["name"] for result in found] == [job.name for job in jobs]
+    assert len(list((tmp_path / "out" / "units").iterdir())) == 6
