@@ -65,6 +65,7 @@ def test_every_method_has_a_row_with_everything_that_is_measured(compared):
     assert row(results, "full")["trained_parameters"] == row(results, "full")["total_parameters"]
     assert row(results, "frozen")["forgotten"] == 0
     assert results["noise"] > 0
+    assert len(row(results, "paca")["steps_ms"]) == 2
 
 
 def test_a_method_that_cannot_take_the_layers_is_a_row_with_its_error_and_the_others_go_on(compared):

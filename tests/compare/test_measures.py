@@ -9,7 +9,7 @@ from paca.compare.failures import KILLED
 from paca.compare.jobs import LONGEST, OPERATIONS, PROFILE, THROUGHPUT, Entry, Job
 from paca.compare.limits import SEQUENCE_STEP, fits, largest
 from paca.compare.losses import unrelated_text
-from paca.compare.measures import nearest_rank
+from paca.compare.measures import nearest_rank, paired_ratio
 from paca.compare.methods import METHODS as KNOWN
 from paca.compare.methods import Chosen, Setting
 from paca.compare.worker import Elsewhere
@@ -38,6 +38,12 @@ def test_nothing_fits():
 @pytest.mark.parametrize(("wanted", "rank"), [(100, 10), (104, 10), (105, 10), (106, 11), (1, 1), (10_000, 64)])
 def test_the_nearest_rank_is_found(wanted, rank):
     assert nearest_rank(wanted, lambda rank: 10 * rank, most=64) == rank
+
+
+def test_a_slow_spell_cancels_from_the_ratios():
+    speeds = [1.0, 1.0, 3.0, 2.0, 1.0]
+    floors = [(10 * speed, 12 * speed) for speed in speeds]
+    assert paired_ratio([22 * speed for speed in speeds], floors) == pytest.approx(2.0)
 
 
 def test_operations_of_a_step(here):

@@ -42,7 +42,12 @@ COLUMNS = (
     Column("accuracy", "accuracy %", "next-token, on the held-out data", lambda value: f"{100 * value:.2f}"),
     Column("forgotten", "forgotten", "rise of the loss on a text that has nothing to do with the task", _fixed(4)),
     Column("step_ms", "step ms", "one step, methods in turns; lower quartile", _fixed(1)),
-    Column("to_floor", "× floor", "step time over that of the frozen model's forward and input gradients", _fixed(3)),
+    Column(
+        "to_floor",
+        "× floor",
+        "step over the frozen model's forward and input gradients; median over rounds",
+        _fixed(3),
+    ),
     Column("tokens_per_second", "tokens/s", "in training, from the step time", _count),
     Column("kept_bytes", "kept MiB", "activations that forward keeps for backward", _mib),
     Column("peak_bytes", "peak MiB", "live bytes at the peak of a step, weights and optimizer included", _mib),

@@ -101,7 +101,7 @@ def how(results: Mapping[str, Any]) -> str:
     return (
         f"{where}{machine['cpu']}, {machine['threads']} threads. Ranks: matched by {results['match']}. "
         "Bytes are those of live storages, exact and the same on every machine. Times are lower quartiles of steps "
-        "that all methods took in turns."
+        "that all methods took in turns; ratios to the floor are medians over the rounds."
     )
 
 

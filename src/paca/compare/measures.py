@@ -1,6 +1,7 @@
 """Units that train nothing for good: memory of a step, its time beside other methods', its operations, and ranks."""
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -64,7 +65,7 @@ def time_steps(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
         watch: Told how far it is.
 
     Returns:
-        By method: milliseconds by phase, ratio to the floor of its own group, tokens per second.
+        By method: milliseconds by phase, ratio to the floor of its own group, tokens per second, each step.
     """
     floor, *others = job.entries
     found: dict[str, Any] = {}
@@ -96,15 +97,31 @@ def _time_group(workload: Workload, floor: Entry, others: list[Entry], rounds: i
     times = interleave(
         {name: step.run for name, step in steps.items()}, rounds, lambda done: watch(done, rounds, "timing")
     )
+    totals = {name: [step.total for step in taken] for name, taken in times.items()}
+    floors = list(zip(totals[floor.label], totals[FLOOR_AGAIN], strict=True))
     rows = {name: _phases(taken) for name, taken in times.items()}
     return {
         name: row
         | {
-            "to_floor": row["step_ms"] / rows[floor.label]["step_ms"],
+            "to_floor": paired_ratio(totals[name], floors),
             "tokens_per_second": 1000 * tokens / row["step_ms"],
+            "steps_ms": [1000 * total for total in totals[name]],
         }
         for name, row in rows.items()
     }
+
+
+def paired_ratio(times: Sequence[float], references: Sequence[Sequence[float]]) -> float:
+    """Compare times with references that were taken in the same round, so that a slow spell of the machine cancels.
+
+    Args:
+        times: One per round.
+        references: Of each round, those whose mean it is compared with.
+
+    Returns:
+        The median over the rounds.
+    """
+    return statistics.median(time / statistics.fmean(same) for time, same in zip(times, references, strict=True))
 
 
 def _phases(times: list[StepTime]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from paca.compare.jobs import LONGEST, OPERATIONS, PROFILE, RUN, SWEEP, THROUGHPUT, TIMING
-from paca.compare.methods import FLOOR
+from paca.compare.methods import FLOOR, FLOOR_AGAIN
 
 Row = dict[str, Any]
 LOWEST, HIGHEST = "lowest", "highest"
@@ -48,11 +48,11 @@ def summarize(units: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     for label, times in timing.get("methods", {}).items():
         if label in rows:
             rows[label].update(times)
-    again = timing.get("methods", {}).get("frozen again")
+    floors = [timing.get("methods", {}).get(name) for name in (FLOOR, FLOOR_AGAIN)]
     found = list(rows.values())
     return {
         "methods": found,
-        "noise": again["to_floor"] if again else None,
+        "noise": floors[1]["to_floor"] / floors[0]["to_floor"] if all(floors) else None,
         "pareto": pareto([row for row in found if row["method"] != FLOOR]),
         "best": best(found),
     }
