@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .config import PacaConfig
     from .layers import PacaLayer, sync
     from .model import PacaModel
+    from .model_files import gathered_adapter
     from .moving import MovingConnections, reselect
     from .selection import LayerFacts, register_selection
     from .selection.data_driven import select_connections
@@ -29,6 +30,7 @@ __all__ = [
     "PacaLayer",
     "PacaModel",
     "__version__",
+    "gathered_adapter",
     "register_selection",
     "reselect",
     "select_connections",
@@ -41,6 +43,7 @@ _HOMES = {
     "PacaConfig": "config",
     "PacaLayer": "layers",
     "PacaModel": "model",
+    "gathered_adapter": "model_files",
     "register_selection": "selection",
     "reselect": "moving",
     "select_connections": "selection.data_driven",

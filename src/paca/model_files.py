@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .checks import adapter_problems, raise_together
 from .config import PacaConfig
+from .distributed.sharded import is_sharded
 from .fingerprint import QUANTIZED, ROUNDED, fingerprint, same_columns
 from .layers.base import PacaLayer
 from .layers.quantized import QuantizedLinear
@@ -43,10 +44,10 @@ class SavedModel(BaseTuner):
                     state[f"{name}.paca_delta.{adapter_name}"] = delta.detach()
                     state[f"{name}.{TRAINED}.{adapter_name}"] = layer.paca_indices[adapter_name]
                     state[f"{name}.{TOUCHED}.{adapter_name}"] = layer.touched(adapter_name)
-                columns, quantized = layer.trained_from(adapter_name)
-                kind = FINGERPRINT_OF_QUANTIZED if quantized else FINGERPRINT
-                state[f"{name}.{kind}.{adapter_name}"] = fingerprint(columns)
-        return state
+                if not is_sharded(layer.base_weight):  # else it takes all ranks; see gathered_adapter
+                    state.update(_fingerprint(name, layer, adapter_name))
+        gathered = {key: value for key, value in kwargs["state_dict"].items() if f".{FINGERPRINT}" in key}
+        return {**state, **gathered}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
@@ -81,6 +82,38 @@ class SavedModel(BaseTuner):
             if isinstance(layer, QuantizedLinear) and adapter_name in layer.paca_delta:
                 layer.set_columns(adapter_name, state_dict.get(f"{name}.{COLUMNS}.{adapter_name}"))
         return state_dict
+
+
+def gathered_adapter(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
+    """The state dict of an adapter whose updates are divided over ranks, to be saved as any other.
+
+    A collective call: every rank makes it, and rank 0 saves.
+
+        state = gathered_adapter(model)
+        model.save_pretrained("adapter", state_dict=state, is_main_process=rank == 0)
+
+    Args:
+        model: A `PeftModel`, sharded by FSDP2 or whole, of this method or another.
+        adapter_name: The adapter.
+
+    Returns:
+        Whole tensors on the CPU; on the other ranks nothing.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    state = get_model_state_dict(model, options=options)
+    for name, layer in paca_layers(model).items():
+        if adapter_name in layer.paca_delta and is_sharded(layer.base_weight):
+            own = _fingerprint(name, layer, adapter_name)
+            state.update(own if state else {})
+    return state
+
+
+def _fingerprint(name: str, layer: PacaLayer, adapter_name: str) -> dict[str, Tensor]:
+    columns, quantized = layer.trained_from(adapter_name)
+    kind = FINGERPRINT_OF_QUANTIZED if quantized else FINGERPRINT
+    return {f"{name}.{kind}.{adapter_name}": fingerprint(columns)}
 
 
 def _take_apart(

@@ -6,7 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paca.training.checkpoints import checkpoint_folders, is_complete, last_complete
+from paca.training.checkpoints import (
+    ALL_RANKS,
+    MODEL_SHARDS,
+    OPTIMIZER_SHARDS,
+    checkpoint_folders,
+    is_complete,
+    last_complete,
+)
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 
@@ -34,6 +41,25 @@ def test_a_file_that_is_missing_or_cut_short(tmp_path, name):
         assert not is_complete(folder), kept
     (folder / name).unlink()
     assert not is_complete(folder)
+
+
+def test_of_several_ranks_only_when_all_have_written(tmp_path):
+    folder = make_checkpoint(tmp_path / "checkpoint-2")
+    (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")
+    assert not is_complete(folder)
+    (folder / ALL_RANKS).write_text("2")
+    assert is_complete(folder)
+
+
+def test_shards_stand_for_the_whole_files(tmp_path):
+    folder = make_checkpoint(tmp_path / "checkpoint-2")
+    for name in FILES[:3]:
+        (folder / name).unlink()
+    for name in (MODEL_SHARDS, OPTIMIZER_SHARDS):
+        assert not is_complete(folder)
+        (folder / name).mkdir()
+        (folder / name / ".metadata").touch()
+    assert is_complete(folder)
 
 
 def test_the_last_complete_one_by_number_and_broken_ones_after_it_are_deleted(tmp_path):

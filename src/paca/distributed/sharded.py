@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..columns import Columns, Kept, Shown, Term, connections_first
+from ..columns import Columns, Kept, Shown, Term, adapted_columns, connection_union, connections_first
 from ..errors import PacaError
 
 
@@ -37,6 +37,29 @@ def is_gathered(module: nn.Module, name: str) -> bool:
         Whether FSDP2 manages the module and the parameter is whole.
     """
     return type(module._parameters.get(name)) is nn.Parameter and _hooked(module)
+
+
+def divided_problem(weight: Any) -> str | None:
+    """Why a weight that was divided before it was adapted can't be.
+
+    Args:
+        weight: A base layer's parameter.
+
+    Returns:
+        A sentence that says what to do instead; None for a whole weight.
+    """
+    if not is_sharded(weight):
+        return None
+    names = weight.device_mesh.mesh_dim_names or ()
+    if "tp" in names:
+        return (
+            "its weight is divided by tensor parallelism (tp_plan), under which an update would have to be divided "
+            "with it and is not. Load the model without tp_plan, put the adapter on, and shard with FSDP2."
+        )
+    return (
+        "its weight is divided over ranks already, so that its update would be trained on each rank apart. Call "
+        "get_peft_model first and fully_shard after it."
+    )
 
 
 def require_not_flattened(module: nn.Module, name: str) -> None:
@@ -179,6 +202,52 @@ class ShardedColumns(Columns):
             rows = connections_first(_local(copy), self.connection_dim)
             rows.index_copy_(0, self.kept.indices.to(rows.device), self.kept.values)
         return copy
+
+    def pretrained_columns(self, indices: Tensor) -> Tensor:
+        """As a whole weight's; a collective call, for the columns are gathered from all ranks.
+
+        Args:
+            indices: Shape `(n,)`.
+
+        Returns:
+            Shape `(n, …)`, the same on every rank.
+        """
+        copy = self.pretrained_copy()
+        if self.connection_dim == 0:
+            return copy.full_tensor().index_select(0, indices.to(copy.device))
+        return self._whole(self._select(copy, indices))
+
+    def would_show(self, terms: tuple[Term, ...]) -> Tensor:
+        """This rank's rows of the values that `show` would write.
+
+        Args:
+            terms: The adapters.
+
+        Returns:
+            Shape `(n, …)`, for the union of their connections.
+        """
+        indices = connection_union(terms)
+        pretrained = self._select(self.pretrained_copy(), indices)
+        return adapted_columns(pretrained, indices, self._own(terms), self.delta_dim)
+
+    def _select(self, weight: Tensor, indices: Tensor) -> Tensor:
+        """This rank's rows of some columns of a sharded tensor like the weight, connections first."""
+        local = _local(weight)
+        return connections_first(local, self.connection_dim).index_select(0, indices.to(local.device))
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        """Columns put together from every rank's rows of them, connections first."""
+        from torch.distributed.tensor import DTensor
+
+        weight: Any = self.weight
+        own = rows.movedim(0, self.connection_dim).contiguous()
+        shape = [*weight.shape]
+        shape[self.connection_dim] = len(rows)
+        stride = torch.empty(shape, device="meta").stride()
+        whole = DTensor.from_local(
+            own, weight.device_mesh, weight.placements, run_check=False, shape=torch.Size(shape), stride=stride
+        )
+        return connections_first(whole.full_tensor(), self.connection_dim)
 
     def _own(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
         device = _local(self.weight).device

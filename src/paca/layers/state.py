@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..columns import Columns, Term
-from ..distributed.sharded import ShardedColumns, is_sharded
+from ..distributed.sharded import ShardedColumns, divided_problem, is_sharded
 from ..settled import Settled
 from ..shared_gather import SharedGather
 
@@ -74,7 +74,7 @@ class LayerState(BaseTunerLayer, nn.Module):
             return f"its weight is {weight.dtype}, in which no column can be trained."
         if weight.dim() not in cls.weight_dims:
             return f"its weight has the shape {tuple(weight.shape)}, which is not this layer's own."
-        return None
+        return divided_problem(weight)
 
     @classmethod
     def connections(cls, base: Any) -> int:

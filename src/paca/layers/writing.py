@@ -52,7 +52,8 @@ class WrittenLayer(LayerState):
         if not eager or self._disable_adapters or self.merged_adapters or not self._weight_holds_columns():
             return
         terms = self._terms(self.active_adapters)
-        meta = any(tensor.device.type == "meta" for tensor in (self.columns.weight, *(term.delta for term in terms)))
+        held = (self.columns.weight, *(term.delta for term in terms), *(term.indices for term in terms))
+        meta = any(tensor.device.type == "meta" for tensor in held)
         if terms and not meta:
             self.columns.show(terms)
         else:

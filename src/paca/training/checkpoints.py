@@ -14,8 +14,11 @@ from safetensors import SafetensorError, safe_open
 from paca.training.files import discard
 
 # What resuming reads, in the order of writing. RNG states are named per process where there are several.
-NEEDED = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
+NEEDED = ("scheduler.pt", "rng_state*.pth")
+WHOLE = ("adapter_config.json", "adapter_model.safetensors", "optimizer.pt")
+MODEL_SHARDS, OPTIMIZER_SHARDS = "pytorch_model_fsdp_0", "optimizer_0"  # folders that accelerate writes under FSDP2
 STATE = "trainer_state.json"
+ALL_RANKS = "all_ranks.json"  # with several processes, written when the last of them has written its part
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -44,8 +47,24 @@ def is_complete(checkpoint: Path) -> bool:
         json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    files = [sorted(checkpoint.glob(pattern)) for pattern in NEEDED]
-    return all(files) and all(_is_whole(path) for found in files for path in found)
+    if any(checkpoint.glob("rng_state_*.pth")) and not (checkpoint / ALL_RANKS).exists():
+        return False
+    shards = [folder / ".metadata" for folder in (checkpoint / MODEL_SHARDS, checkpoint / OPTIMIZER_SHARDS)]
+    files = [sorted(checkpoint.glob(pattern)) for pattern in (*NEEDED, *(() if is_sharded(checkpoint) else WHOLE))]
+    written = all(files) and all(_is_whole(path) for found in files for path in found)
+    return written and (not is_sharded(checkpoint) or all(path.exists() for path in shards))
+
+
+def is_sharded(checkpoint: Path) -> bool:
+    """Tell whether FSDP2 wrote a checkpoint, each rank its part.
+
+    Args:
+        checkpoint: A folder `checkpoint-N`.
+
+    Returns:
+        Whether it holds shards.
+    """
+    return (checkpoint / MODEL_SHARDS).is_dir()
 
 
 def last_complete(run: Path) -> Path | None:

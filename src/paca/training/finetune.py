@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from paca.errors import PacaError
 from paca.training import report
 from paca.training.chat_templates import set_chat_template
+from paca.training.checkpoint_formats import for_engine
 from paca.training.checkpoints import last_complete
 from paca.training.data import RawData, TrainingData, prepare_data, read_data
 from paca.training.doctor.batch_size import follow_earlier_start
 from paca.training.embedded_columns import columns_of_embedded
+from paca.training.engines import adapter_state, shards, use_engine
 from paca.training.files import discard, write_folder, write_json
 from paca.training.held_out import evaluate
 from paca.training.models import load_model, load_tokenizer
@@ -22,7 +24,7 @@ from paca.training.processes import on_main, ranks
 from paca.training.progress import LossBar, quiet_libraries
 from paca.training.recipe import Recipe
 from paca.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS, open_run, read_metrics
-from paca.training.stages import examined, measured_once, train
+from paca.training.stages import examined, measured_first, train
 from paca.training.step_meter import StepMeter
 from paca.training.tasks import TASKS
 from paca.training.trainer_arguments import method_config, training_arguments
@@ -104,34 +106,32 @@ def load_recipe(recipe: Recipe, raw: RawData, arguments: Any) -> Loaded:
 def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path, doctor: bool) -> dict[str, Any]:
     loaded = load_recipe(recipe, raw, arguments)
     trainer = make_trainer(recipe, arguments, *loaded)
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise PacaError(
-            "paca finetune runs on several processes with the whole model on each (DDP); it does not shard it with "
-            "FSDP or DeepSpeed yet. Launch it with recipes/accelerate/ddp.yaml, or shard in a script of your own: "
-            "docs/distributed.md shows how."
-        )
+    use_engine(trainer)
     follow_earlier_start(trainer, folder)
-    if doctor:
+    if doctor and not shards(trainer):  # which rehearses a step, and takes the whole model for it
         examined(trainer, recipe, folder, loaded.data)
-    before = measured_once(folder / BEFORE, lambda: report.describe_held_out(evaluate(trainer)))
+    before = measured_first(trainer, folder / BEFORE, lambda: report.describe_held_out(evaluate(trainer)))
     meter = StepMeter()
     trainer.add_callback(meter)
-    train(trainer, recipe.seed, on_main(lambda: last_complete(folder)))
-    metrics = _metrics(recipe, trainer, loaded.data, before, meter)
+    train(trainer, recipe.seed, on_main(lambda: for_engine(trainer, last_complete(folder), shards(trainer))))
+    metrics = _metrics(recipe, trainer, loaded.data, before(), meter)
     chats = loaded.tokenizer if recipe.model.chat_template else None
-    on_main(lambda: _write(folder, trainer.model, metrics, chats))
+    adapter = adapter_state(trainer)
+    on_main(lambda: _write(folder, trainer.model, adapter, metrics, chats))
     return metrics
 
 
-def _write(folder: Path, model: Any, metrics: dict[str, Any], tokenizer: Any | None) -> None:
-    write_folder(folder / ADAPTER, lambda temporary: _save(model, tokenizer, temporary))
+def _write(
+    folder: Path, model: Any, adapter: dict[str, Any] | None, metrics: dict[str, Any], tokenizer: Any | None
+) -> None:
+    write_folder(folder / ADAPTER, lambda temporary: _save(model, adapter, tokenizer, temporary))
     report.draw_loss_curve(folder / CURVE, metrics)
     discard(folder / CARD)  # TRL's model card tells how to load a whole model, which is not what lies here
     write_json(folder / METRICS, metrics)
 
 
-def _save(model: Any, tokenizer: Any | None, folder: Path) -> None:
-    model.save_pretrained(folder)
+def _save(model: Any, adapter: dict[str, Any] | None, tokenizer: Any | None, folder: Path) -> None:
+    model.save_pretrained(folder, state_dict=adapter)
     if tokenizer is not None:  # its chat template is not the base model's
         tokenizer.save_pretrained(folder)
 

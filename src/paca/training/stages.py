@@ -5,12 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from paca.distributed import check_ranks
-from paca.training.checkpoints import STATE
+from paca.training.checkpoints import ALL_RANKS, STATE
 from paca.training.data import TrainingData
 from paca.training.doctor.findings import NOTE, WARNING
+from paca.training.engines import before_training, load_only, prepared_by_parameters, shards
 from paca.training.files import write_json
-from paca.training.processes import on_main
+from paca.training.processes import on_main, ranks
 from paca.training.progress import say
 from paca.training.recipe import Recipe
 
@@ -57,13 +60,37 @@ def examined(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | No
         keep_for_resuming(trainer, folder)
 
 
+def measured_first(trainer: Any, path: Path, measure: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """Take a measurement before training: now, or where the model is sharded, as soon as it is.
+
+    Args:
+        trainer: Any `Trainer`, before it trains.
+        path: The file that holds the measurement.
+        measure: Takes it.
+
+    Returns:
+        Gives the measurement; to be called after training.
+    """
+    if not shards(trainer):
+        measured = measured_once(path, measure)
+        return lambda: measured
+
+    def undisturbed() -> None:
+        with torch.random.fork_rng():
+            measured_once(path, measure)
+            trainer.model.train()
+
+    before_training(trainer, undisturbed)
+    return lambda: measured_once(path, measure)
+
+
 def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
     """Train to the end, from a checkpoint if there is one.
 
     Args:
         trainer: Any `Trainer` whose model is a `PeftModel`.
         seed: Of everything that is drawn from here on; a checkpoint brings its own state.
-        checkpoint: A complete checkpoint's folder.
+        checkpoint: A complete checkpoint's folder, as this trainer's engine writes it.
     """
     from transformers import TrainerState, set_seed
 
@@ -71,14 +98,31 @@ def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
         state = TrainerState.load_from_json(str(checkpoint / STATE))
         if state.global_step >= state.max_steps:
             # The run was killed after its last step. Trainer would take one step more, each time it is resumed.
+            load_only(trainer, checkpoint)
             trainer.state = state
-            trainer.model.load_adapter(str(checkpoint), trainer.model.active_adapter, is_trainable=True)
             return
     choose_connections(trainer, seed, checkpoint is not None)
     check_ranks(trainer.model)
+    if ranks() > 1:
+        trainer.add_callback(_all_ranks())
     # The evaluation drew random numbers, or was skipped by a resumed run.
     set_seed(seed)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with prepared_by_parameters(trainer):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _all_ranks() -> Any:
+    """A callback that marks a checkpoint when every rank has written its part of it."""
+    from torch.distributed import barrier
+    from transformers import TrainerCallback
+
+    class AllRanks(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            barrier()
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            on_main(lambda: write_json(folder / ALL_RANKS, ranks()))
+
+    return AllRanks()
 
 
 def choose_connections(trainer: Any, seed: int, resumes: bool = False) -> None:

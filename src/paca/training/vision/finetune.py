@@ -11,6 +11,7 @@ from paca.errors import PacaError
 from paca.training.checkpoints import last_complete
 from paca.training.doctor.batch_size import follow_earlier_start
 from paca.training.files import write_folder, write_json
+from paca.training.processes import ranks
 from paca.training.progress import LossBar, quiet_libraries
 from paca.training.recipe import Recipe
 from paca.training.report import count_parameters, loss_points, versions
@@ -47,6 +48,11 @@ def finetune_images(
     folder = Path(recipe.output_dir)
     data = read_data(recipe.data, recipe.images)
     arguments = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    if ranks() > 1:
+        raise PacaError(
+            f"Image recipes are trained by one process; this launch has {ranks()}. Start it without torchrun or "
+            "accelerate launch."
+        )
     if open_run(folder, recipe, resume, overwrite):
         return read_metrics(folder)
     with quiet_libraries():
