@@ -102,7 +102,7 @@ def gathered_adapter(model: nn.Module, adapter_name: str = "default") -> dict[st
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    state = get_model_state_dict(model, options=options)
+    state: dict[str, Any] = dict(get_model_state_dict(model, options=options))
     for name, layer in paca_layers(model).items():
         if adapter_name in layer.paca_delta and is_sharded(layer.base_weight):
             own = _fingerprint(name, layer, adapter_name)

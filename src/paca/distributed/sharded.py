@@ -212,7 +212,7 @@ class ShardedColumns(Columns):
         Returns:
             Shape `(n, …)`, the same on every rank.
         """
-        copy = self.pretrained_copy()
+        copy: Any = self.pretrained_copy()
         if self.connection_dim == 0:
             return copy.full_tensor().index_select(0, indices.to(copy.device))
         return self._whole(self._select(copy, indices))
