@@ -385,6 +385,12 @@ class Columns(ColumnKeeper):
 # Which keeper shows a delta, by the delta's id: how a step finds the columns that it has made stale.
 _KEEPERS: weakref.WeakValueDictionary[int, ColumnKeeper] = weakref.WeakValueDictionary()
 
+
+def keepers() -> list[ColumnKeeper]:
+    """The keepers that show a delta, or did, and still live."""
+    return list(_KEEPERS.values())
+
+
 # Compiled code cannot check its columns before it runs. Once anything is compiled, columns are therefore written at
 # once when something changes, instead of in the next forward pass.
 _eager = False

@@ -37,8 +37,9 @@ def on_ranks(function: Callable[..., Any], *arguments: Any, ranks: int = 2) -> l
             context.Process(target=_rank, args=(rank, ranks, folder, send, function, arguments), daemon=True)
             for rank, (_, send) in enumerate(pipes)
         ]
-        for process in started:
+        for process, (_, send) in zip(started, pipes, strict=True):
             process.start()
+            send.close()  # else the end of a rank that is killed would not be noticed
         try:
             results = [_received(receive, process) for (receive, _), process in zip(pipes, started, strict=True)]
         finally:
@@ -56,7 +57,7 @@ def _received(receive: Any, process: Any) -> tuple[bool, Any]:
         try:
             return pickle.loads(receive.recv_bytes())
         except EOFError:
-            pass
+            process.join(5)
     return False, f"no answer; exit code {process.exitcode}"
 
 

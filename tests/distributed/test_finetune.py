@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from paca import PacaError
 from paca.training.finetune import finetune
 from paca.training.recipe import read_recipe
 
-ROOT = Path(__file__).parents[2]
 AS_TWO = "training.gradient_accumulation_steps=2"
 FSDP2 = {
     "ACCELERATE_USE_FSDP": "true",
@@ -86,6 +83,8 @@ def test_two_processes_one_process_and_each_resumed_on_the_other(recipe, tmp_pat
     assert_equal_runs(run(0, recipe, from_two, [AS_TWO], True), both)
     from_one = interrupted(tmp_path / "one", tmp_path / "from one")
     assert_equal_runs(on_ranks(run, recipe, from_one, (), True)[0], alone)
+    for message in on_ranks(refused, recipe, tmp_path / "two"):
+        assert "holds a finished run. Add --overwrite" in message
     with pytest.raises(PacaError, match=r"takes 4 sequences per step .2 processes when it was started., .* take 2"):
         run(0, recipe, tmp_path / "two", resume=True)
 
@@ -149,20 +148,3 @@ def test_what_cannot_be_sharded_is_refused(recipe, tmp_path, overrides, environm
     for found in on_ranks(refused, recipe, tmp_path / "run", overrides, False, {**FSDP2, **environment}):
         assert re.search(message, found), found
     assert not list(tmp_path.glob("run/checkpoint*"))
-
-
-@pytest.mark.slow
-def test_launched_as_users_do(recipe, tmp_path):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    verb = ["-m", "paca.cli", "finetune", str(recipe), "--output", str(tmp_path / "run")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launcher, *verb], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("improved: held-out perplexity") == 1
-    again = subprocess.run(
-        [*launcher, *verb], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert again.returncode != 0
-    assert "holds a finished run. Add --overwrite" in again.stderr

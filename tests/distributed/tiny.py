@@ -13,21 +13,27 @@ BATCH = 4  # sequences in the global batch, whatever the number of ranks
 PACA = {"r": 4, "paca_alpha": 8, "random_seed": 0, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 65,  # no multiple of the ranks: shards of unequal length
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": False,
+}
+
+
+def make_base(**sizes):
+    """The base model, the same on every rank."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**{**SIZES, **sizes}))
+
+
 def make_model(method=PacaConfig, **options):
     """The adapted model, the same on every rank."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=65,  # no multiple of the ranks: shards of unequal length
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config)
-    return get_peft_model(model, method(**(options or PACA)))
+    return get_peft_model(make_base(), method(**(options or PACA)))
 
 
 def trained(model):

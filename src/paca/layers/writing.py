@@ -12,6 +12,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ..columns import Kept, write_eagerly, writes_eagerly
 from ..distributed.sharded import ShardedColumns, is_sharded, require_not_flattened, reshard
+from ..distributed.zero import is_copied
+from ..errors import PacaError
 from .state import LayerState
 
 # All adapted layers that live, so that the first compilation can bring their columns up to date.
@@ -131,6 +133,11 @@ register_optimizer_step_post_hook(_after_step)
 @torch.compiler.assume_constant_result
 def columns_are_current() -> bool:
     """Called while a forward is traced, not by the compiled code: from here on, changes are written at once."""
+    if any(is_copied(delta) for layer in list(LAYERS) for delta in layer.paca_delta.values()):
+        raise PacaError(
+            "torch.compile does not go with DeepSpeed's ZeRO-1 and ZeRO-2: they change updates after the optimizer's "
+            "step, of which compiled code can't be told. Leave torch.compile out, or use ZeRO-3 or FSDP2."
+        )
     if not writes_eagerly():
         write_eagerly()
         for layer in list(LAYERS):

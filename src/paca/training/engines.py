@@ -22,6 +22,11 @@ def use_engine(trainer: Any) -> None:
     Raises:
         PacaError: If the engine can't hold columns, or this run asks for what it can't do.
     """
+    if trainer.is_deepspeed_enabled:
+        raise PacaError(
+            "paca finetune does not train with DeepSpeed. Shard with FSDP2, which does what ZeRO-3 does: launch with "
+            "recipes/accelerate/fsdp2.yaml. Scripts may use ZeRO; docs/distributed.md shows how."
+        )
     _shard_on_cpus(trainer)
     problems = [*_fsdp_problems(trainer), *_selection_problems(trainer)] if trainer.is_fsdp_enabled else []
     if problems:
@@ -71,8 +76,8 @@ def _fsdp_problems(trainer: Any) -> Iterator[str]:
     elif "SHARDED_STATE_DICT" not in str(plugin.state_dict_type):
         yield (
             f"fsdp_state_dict_type: {plugin.state_dict_type.name} gathers the whole model on rank 0 for each "
-            "checkpoint. Set fsdp_state_dict_type: SHARDED_STATE_DICT; the adapter is written as one ordinary file at "
-            "the end all the same."
+            "checkpoint. Set fsdp_state_dict_type: SHARDED_STATE_DICT (in a recipe, "
+            "training.fsdp_config.state_dict_type); the adapter is written as one ordinary file at the end."
         )
 
 

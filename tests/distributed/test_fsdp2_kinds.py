@@ -1,0 +1,200 @@
+"""FSDP2 with convolutions, experts, quantized layers and compiled blocks, the adapter that it saves, what is refused.
+
+All of it is done in one launch of two ranks, whose answers the tests share: a launch costs more than the work.
+"""
+
+import warnings
+
+import bitsandbytes
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from tests.distributed.launch import on_ranks
+from tests.distributed.tiny import PACA, largest_difference, make_base, make_model, train, trained_alone, updates
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from paca import PacaConfig, PacaError, PacaLayer, gathered_adapter
+
+
+def shard(model):
+    for block in model.get_base_model().model.layers:
+        fully_shard(block)
+    return fully_shard(model)
+
+
+def whole(tensors):
+    return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
+
+
+class Pictures(nn.Module):
+    """A convolution, a grouped and a depthwise one, and a linear head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, groups=2),
+            nn.Conv2d(8, 8, 3, groups=8),
+            nn.Conv2d(8, 4, 1),
+        )
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.layers(x)).mean((2, 3)))
+
+
+def trained_pictures(rank, ranks, divide):
+    model = get_peft_model(Pictures(), PacaConfig(r=2, random_seed=0, target_modules=r".*(layers\.\d|head)"))
+    if divide:
+        for layer in model.get_base_model().layers:
+            fully_shard(layer)
+        fully_shard(model)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for step in range(10):
+        x = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+        nn.functional.cross_entropy(model(x.chunk(ranks)[rank]), (torch.arange(4) % 5).chunk(ranks)[rank]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return updates(model)
+
+
+def quantized_model():
+    """In NF4, stored as float32 numbers, which FSDP2 can divide."""
+    model = make_base(hidden_size=64, intermediate_size=128)
+    for name, layer in [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]:
+        if name != "lm_head":
+            options = {"quant_type": "nf4", "quant_storage": torch.float32}
+            packed = bitsandbytes.nn.Linear4bit(
+                layer.in_features, layer.out_features, bias=False, compute_dtype=torch.float32, **options
+            )
+            packed.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, **options)
+            model.set_submodule(name, packed.to("cpu"))
+    return get_peft_model(model, PacaConfig(**PACA))
+
+
+def trained_quantized(rank, ranks, divide):
+    model = shard(quantized_model()) if divide else quantized_model()
+    train(model, rank, ranks)
+    stored = model.get_base_model().model.layers[0].mlp.up_proj.base_layer.weight
+    return updates(model), tuple(getattr(stored, "_local_tensor", stored).shape)
+
+
+def compiled(rank):
+    calls, original = [], PacaLayer._forward_beside
+    PacaLayer._forward_beside = lambda self, *args, **kwargs: calls.append(self) or original(self, *args, **kwargs)
+    model = make_model()
+    blocks = model.get_base_model().model.layers
+    for number, block in enumerate(blocks):
+        blocks[number] = torch.compile(block, backend="aot_eager")
+    train(shard(model), rank, 2)
+    PacaLayer._forward_beside = original
+    return whole(updates(model)), len(calls)
+
+
+def experts_refused():
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads))
+    names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    model = get_peft_model(model, PacaConfig(r=2, random_seed=0, target_modules=[], target_parameters=names))
+    return refusal(lambda: shard(model)(input_ids=torch.ones(1, 4, dtype=torch.long)))
+
+
+def divided_first_refused():
+    model = make_base()
+    fully_shard(model)
+    return refusal(lambda: get_peft_model(model, PacaConfig(**PACA)))
+
+
+def tensor_parallel_refused(folder):
+    model = LlamaForCausalLM.from_pretrained(folder, tp_plan="auto")
+    return refusal(lambda: get_peft_model(model, PacaConfig(**PACA)))
+
+
+def refusal(act):
+    try:
+        act()
+    except PacaError as error:
+        return str(error)
+    return None
+
+
+def saved(rank, folder):
+    model = shard(make_model())
+    train(model, rank, 2, steps=2)
+    state = gathered_adapter(model)
+    model.save_pretrained(folder, state_dict=state, is_main_process=rank == 0)
+    return updates(model), len(state)
+
+
+def all_kinds(rank, folder):
+    return {
+        "saved": saved(rank, folder),
+        "pictures": trained_pictures(rank, 2, True),
+        "experts": experts_refused(),
+        "divided": divided_first_refused(),
+        "tensor parallel": tensor_parallel_refused(f"{folder}/base"),
+        "quantized": trained_quantized(rank, 2, True),
+        "compiled": compiled(rank),  # last: from the first compilation on, columns are written at each change
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapter")
+    make_base(intermediate_size=64).save_pretrained(folder / "base")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return on_ranks(all_kinds, str(folder))
+
+
+def test_convolutions(found):
+    assert largest_difference(found[0]["pictures"], trained_pictures(0, 1, False)) < 1e-6
+
+
+def test_blocks_that_are_compiled(found):
+    first, beside = found[0]["compiled"]
+    assert largest_difference(first, trained_alone()[0]) < 1e-6
+    assert beside == 0
+
+
+def test_quantized_layers(found):
+    (first, stored), (second, _) = (answers["quantized"] for answers in found)
+    alone, undivided = trained_quantized(0, 1, False)
+    assert stored[0] * 2 == undivided[0]
+    assert largest_difference(first, second) == 0
+    assert largest_difference(first, alone) < 1e-6
+
+
+def test_experts_are_refused(found):
+    for answers in found:
+        assert "was replaced after it was adapted (by offloading or sharding)" in answers["experts"]
+
+
+def test_a_model_that_was_divided_first_is_refused(found):
+    for answers in found:
+        assert "is divided over ranks already" in answers["divided"]
+        assert "Call get_peft_model first and fully_shard after it." in answers["divided"]
+
+
+def test_tensor_parallelism_is_refused(found):
+    for answers in found:
+        assert "its weight is divided by tensor parallelism (tp_plan)" in answers["tensor parallel"]
+        assert (
+            "Load the model without tp_plan, put the adapter on, and shard with FSDP2." in answers["tensor parallel"]
+        )
+
+
+def test_the_adapter_is_saved_whole(found, folder):
+    (expected, entries), (_, others) = (answers["saved"] for answers in found)
+    assert (entries, others) == (3 * 14, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # that of other pretrained weights
+        loaded = PeftModel.from_pretrained(make_base(), folder, is_trainable=True)
+    assert largest_difference(updates(loaded), expected) == 0

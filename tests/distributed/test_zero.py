@@ -1,0 +1,92 @@
+"""DeepSpeed's ZeRO-1 and ZeRO-2 step flat copies of the updates: what paca must notice of it, and DeepSpeed itself."""
+
+import sys
+import types
+
+import pytest
+import torch
+from tests.distributed.launch import on_ranks
+from tests.distributed.tiny import batch, largest_difference, make_model, trained, trained_alone, updates
+from tests.toys import layers
+
+from paca.distributed.zero import is_copied
+
+
+class FlatOptimizer:
+    """What ZeRO-1 does on one rank: a flat copy of all updates is stepped, then written back behind PyTorch's back."""
+
+    def __init__(self, parameters, marked):
+        self.parameters = parameters
+        self.flat = torch.nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+        self.optimizer = torch.optim.Adam([self.flat], lr=1e-2)
+        for parameter in parameters if marked else ():
+            parameter._hp_mapping = None
+
+    def step(self):
+        self.flat.grad = torch.cat([parameter.grad.flatten() for parameter in self.parameters])
+        self.optimizer.step()
+        for parameter, values in zip(self.parameters, self._parts(), strict=True):
+            parameter.data.view(-1).copy_(values)
+            parameter.grad = None
+
+    def _parts(self):
+        return self.flat.detach().split([parameter.numel() for parameter in self.parameters])
+
+
+def train_flat(marked):
+    model = make_model()
+    optimizer = FlatOptimizer(trained(model), marked)
+    for step in range(10):
+        model(input_ids=batch(step), labels=batch(step)).loss.backward()
+        optimizer.step()
+    return updates(model)
+
+
+@pytest.fixture
+def with_deepspeed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", types.ModuleType("deepspeed"))
+
+
+def test_updates_that_are_written_back_after_the_step_are_shown(with_deepspeed):
+    alone, _ = trained_alone()
+    assert largest_difference(train_flat(marked=True), alone) < 1e-6
+
+
+def test_without_the_mark_columns_would_be_stale(with_deepspeed):
+    alone, _ = trained_alone()
+    assert largest_difference(train_flat(marked=False), alone) > 1e-3
+
+
+def zero(rank, stage):
+    """Ten steps of DeepSpeed's engine, without the C++ that it would compile first for collectives on a CPU."""
+    import deepspeed
+    import deepspeed.comm.torch
+
+    deepspeed.comm.torch.build_shm_op = lambda: None
+    deepspeed.init_distributed(dist_backend="gloo")
+    model = make_model()
+    settings = {
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+    }
+    optimizer = torch.optim.Adam(trained(model), lr=1e-2)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    for step in range(10):
+        tokens = batch(step, rank, 2)
+        engine.backward(engine(input_ids=tokens, labels=tokens).loss)
+        engine.step()
+    with deepspeed.zero.GatheredParameters(trained(model), enabled=stage == 3):
+        copied = any(is_copied(layer.paca_delta["default"]) for layer in layers(model).values())
+        return updates(model), copied
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_trains_what_one_process_trains(stage, monkeypatch):
+    pytest.importorskip("deepspeed", reason="pip install 'paca[deepspeed]'")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    (first, copied), (second, _) = on_ranks(zero, stage)
+    assert copied == (stage < 3)
+    assert largest_difference(first, second) == 0
+    assert largest_difference(first, trained_alone()[0]) < 1e-6
