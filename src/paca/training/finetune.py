@@ -108,7 +108,7 @@ def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path, doctor: boo
     trainer = make_trainer(recipe, arguments, *loaded)
     use_engine(trainer)
     follow_earlier_start(trainer, folder)
-    if doctor and not shards(trainer):  # which rehearses a step, and takes the whole model for it
+    if doctor and not shards(trainer):  # other ranks than 0 may hold no weights yet
         examined(trainer, recipe, folder, loaded.data)
     before = measured_first(trainer, folder / BEFORE, lambda: report.describe_held_out(evaluate(trainer)))
     meter = StepMeter()
