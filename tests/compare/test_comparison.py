@@ -65,6 +65,7 @@ def test_every_method_has_a_row_with_everything_that_is_measured(compared):
     assert row(results, "full")["trained_parameters"] == row(results, "full")["total_parameters"]
     assert row(results, "frozen")["forgotten"] == 0
     assert results["noise"] > 0
+    assert results["machine"]["threads"] > 0
     assert len(row(results, "paca")["steps_ms"]) == 2
 
 

@@ -40,7 +40,7 @@ def test_cells():
 
 
 def test_nothing_measured_is_an_empty_summary():
-    assert summarize([]) == {"methods": [], "noise": None, "pareto": [], "best": {}}
+    assert summarize([]) == {"methods": [], "noise": None, "pareto": [], "best": {}, "machine": None}
 
 
 def test_failures_are_one_line_and_tell_memory_apart():

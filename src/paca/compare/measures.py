@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from paca.compare.failures import OutOfMemoryError, is_out_of_memory
 from paca.compare.jobs import Entry, Job
+from paca.compare.machine import machine
 from paca.compare.methods import FLOOR_AGAIN
 from paca.compare.steps import StepTime, TrainingStep, interleave, lower_quartile
 from paca.compare.workload import Workload
@@ -65,7 +66,8 @@ def time_steps(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
         watch: Told how far it is.
 
     Returns:
-        By method: milliseconds by phase, ratio to the floor of its own group, tokens per second, each step.
+        By method: milliseconds by phase, ratio to the floor of its own group, tokens per second, each step;
+        and what machine it was.
     """
     floor, *others = job.entries
     found: dict[str, Any] = {}
@@ -83,7 +85,8 @@ def time_steps(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
         time_group(entries[len(entries) // 2 :])
 
     time_group(others)
-    return {"methods": found, "rounds": job.values["rounds"]}
+    device = workload.arguments(workload.recipe.seed).device
+    return {"methods": found, "rounds": job.values["rounds"], "machine": machine(device)}
 
 
 def _time_group(workload: Workload, floor: Entry, others: list[Entry], rounds: int, watch: Watch) -> dict[str, Any]:

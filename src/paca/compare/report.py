@@ -29,14 +29,9 @@ def write_report(folder: Path) -> dict[str, Any]:
     """
     units = stored_units(folder)
     spec = yaml_scalars.parse((folder / COMPARISON).read_text(encoding="utf-8"))
-    results: dict[str, Any] = finite(
-        {
-            **summarize(units),
-            **spec,
-            "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
-            "versions": versions(),
-        }
-    )
+    results: dict[str, Any] = finite({**summarize(units), **spec, "versions": versions()})
+    if results["machine"] is None:
+        results["machine"] = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     write_json(folder / RESULTS, results)
     write_text(folder / MARKDOWN, document(results))
     write_text(folder / HTML, page(results))

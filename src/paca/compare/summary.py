@@ -37,7 +37,8 @@ def summarize(units: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `methods`, one row each, the floor first; `noise`, the floor's second timing over its first; `pareto`, the
-        methods that no other beats in both peak memory and held-out loss; `best`, by column.
+        methods that no other beats in both peak memory and held-out loss; `best`, by column; `machine`, on which the
+        steps were timed, None if they were not.
     """
     by_kind: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for unit in units:
@@ -55,6 +56,7 @@ def summarize(units: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         "noise": floors[1]["to_floor"] / floors[0]["to_floor"] if all(floors) else None,
         "pareto": pareto([row for row in found if row["method"] != FLOOR]),
         "best": best(found),
+        "machine": timing.get("machine"),
     }
 
 
