@@ -42,15 +42,18 @@ class Variant:
         name: What the tables call it.
         description: In one line.
         method: Fields of the method's config, beside the recipe's own.
+        rate: The learning rate; the recipe's own when omitted.
     """
 
     name: str
     description: str
     method: dict[str, Any] = field(default_factory=dict)
+    rate: float | None = None
 
 
 PRETRAINED = "pretrained"
-_DATA = {"selection_batches": 20}
+_DATA = {"selection_batches": 8}
+_LORA = {"name": "lora", "r": 8, "lora_alpha": 16}
 
 VARIANTS = {
     variant.name: variant
@@ -62,6 +65,12 @@ VARIANTS = {
         Variant("weight", "largest column norm, rank 16", {"r": 16, "selection": "weight"}),
         Variant("weight-smallest", "smallest column norm, rank 16", {"r": 16, "selection": "weight_smallest"}),
         Variant("gradient", "largest accumulated gradient, rank 16", {"r": 16, "selection": "gradient", **_DATA}),
+        Variant(
+            "gradient-1e-3",
+            "the same at a learning rate of 1e-3",
+            {"r": 16, "selection": "gradient", **_DATA},
+            rate=1e-3,
+        ),
         Variant("activation", "largest input channels, rank 16", {"r": 16, "selection": "activation", **_DATA}),
         Variant(
             "weight-activation",
@@ -69,7 +78,8 @@ VARIANTS = {
             {"r": 16, "selection": "weight_activation", **_DATA},
         ),
         Variant("aligned", "random, one set for layers of one input, rank 16", {"r": 16, "aligned": True}),
-        Variant("lora", "LoRA of rank 8", {"name": "lora", "r": 8, "lora_alpha": 16}),
+        Variant("lora", "LoRA of rank 8", _LORA),
+        Variant("lora-1e-3", "the same at a learning rate of 1e-3", _LORA, rate=1e-3),
         Variant("fixed-8", "random, rank 8", {"r": 8}),
         Variant("moving-8", "random, rank 8, moved every 20 steps", {"r": 8, "reselect_every": 20}),
         Variant("moving-8-10", "random, rank 8, moved every 10 steps", {"r": 8, "reselect_every": 10}),
@@ -118,7 +128,8 @@ def recipe_of(name: str, variant: Variant, seed: int, steps: int, settings: list
     """
     steps = 0 if variant.name == PRETRAINED else steps
     keys = [f"training.max_steps={steps}", "training.save_strategy=no", "training.disable_tqdm=true", f"seed={seed}"]
-    recipe = read_recipe(find_recipe(name), [*keys, *settings], folder)
+    rate = [] if variant.rate is None else [f"training.learning_rate={variant.rate}"]
+    recipe = read_recipe(find_recipe(name), [*keys, *settings, *rate], folder)
     config = {**recipe.method.config, "random_seed": seed, **variant.method}
     method_name = config.pop("name", recipe.method.name)
     if method_name != "paca":
