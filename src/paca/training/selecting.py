@@ -100,7 +100,7 @@ def _choose(trainer: Any, seed: int, strategy: str) -> tuple[dict[str, Any], dic
     model, adapter = trainer.model, trainer.model.active_adapter
     own = model.peft_config[adapter].selection != strategy
     if own:
-        settings = {"selection": strategy, "selection_indices": None, "bias": "none", "modules_to_save": None}
+        settings = {"selection": strategy, "selection_indices": None, "bias": "none"}
         config = dataclasses.replace(model.peft_config[adapter], **settings)
         adapter = f"{strategy}_alone"
         model.add_adapter(adapter, config)
