@@ -115,6 +115,27 @@ def test_merging_gives_the_adapted_outputs():
     torch.testing.assert_close(model.merge_and_unload()(inputs()), wanted, rtol=0, atol=1e-12)
 
 
+def test_what_is_under_settled_connections_is_read_once_and_again_if_someone_else_wrote():
+    plain, model, optimizer = moved(1, steps=1)
+    keeper = layers(model)["one"].columns
+    model(inputs()).square().mean().backward()
+    under, kept = keeper.under, keeper.kept
+    optimizer.step()
+    list(model.parameters())  # as `zero_grad` of a Trainer does: a walk takes outdated columns out
+    assert torch.equal(keeper.weight, plain.one.weight)
+    model(inputs())
+    assert keeper.under is under
+    assert keeper.kept is kept
+    with model.disable_adapter(), torch.no_grad():
+        model(inputs())
+        for tensor in (keeper.weight, plain.one.weight):
+            tensor.mul_(2)
+    wanted = plain.one.weight + layers(model)["one"].get_delta_weight("default")
+    model(inputs())
+    assert keeper.under is not under
+    torch.testing.assert_close(keeper.weight.data, wanted.data, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(("times", "options"), [(2, {}), (3, {}), (5, {"r": 4, "run_length": 2})])
 def test_the_saved_adapter_is_an_ordinary_one_with_the_same_outputs(times, options, tmp_path):
     plain, model, _ = moved(times, **options)

@@ -187,8 +187,9 @@ class Columns(ColumnKeeper):
         self._weight = weakref.ref(weight)  # an engine that puts shards in its place must be able to free it
         self.connection_dim = connection_dim
         self.kept: Kept | None = None  # the pretrained values of the connections that are shown, or were last
-        self.under: Kept | None = None  # on the CPU, the pretrained values of settled connections that are shown
-        self._under_key: tuple[Any, ...] = ()
+        self.under: Kept | None = None  # on the CPU, the pretrained values of settled connections
+        self._under_of: tuple[Term, ...] = ()  # the terms of these connections
+        self._laid = False  # whether the weight shows them
         self._settled = False  # whether the memory layout for training was decided
         self._relaid = False  # whether it differs from the weight's own
         self._version = _version(weight)
@@ -265,14 +266,15 @@ class Columns(ColumnKeeper):
         if self.shown is not None and weight is not None:
             self._put_back(self.rows)
             self._version = _version(weight)  # whoever writes into the weight from now on outdates the copy
-        self.under, self._under_key = None, ()
+        self._laid = False
         self.shown = None
         self.pinned = self.stale = False
 
     def release(self) -> None:
         """`take_out`, keep nothing, and give the weight its ordinary memory layout back: it was never adapted."""
         self.take_out()
-        self.kept = None
+        self.kept = self.under = None
+        self._under_of = ()
         if self._relaid:
             self.weight.data = self.weight.data.contiguous()
         self._settled = self._relaid = False
@@ -300,7 +302,7 @@ class Columns(ColumnKeeper):
 
     def _put_back(self, rows: Tensor) -> None:
         """Copy the kept values into a weight that shows terms: those on top first."""
-        for kept in (self.kept, self.under):
+        for kept in (self.kept, self.under if self._laid else None):
             if kept is not None:
                 rows.index_copy_(0, kept.indices.to(rows.device), kept.values.to(rows.device))
 
@@ -362,17 +364,26 @@ class Columns(ColumnKeeper):
         return terms
 
     def _lay_under(self, terms: tuple[Term, ...]) -> None:
-        """Have the weight hold the settled terms and no others, below what is trained; written once."""
-        key = tuple((id(term.delta), term.scaling) for term in terms)
-        if key == self._under_key:
+        """Have the weight hold the settled terms and no others, below what is trained.
+
+        What was trained once changes no more: the pretrained values under it, and those of the trained connections,
+        are read from the weight once for each set of settled terms.
+        """
+        same = len(terms) == len(self._under_of) and all(map(_is_same_term, terms, self._under_of))
+        if same and (self._laid or not terms):
             return
         self.take_out()
-        self.kept = None
-        if terms:
-            indices = connection_union(terms)
-            values = self.rows.index_select(0, indices.to(self.rows.device))
-            self._put(indices, adapted_columns(values, indices, self._own(terms), self.delta_dim))
-            self.under, self._under_key = Kept(indices, values.cpu()), key
+        if not same or self._version != _version(self.weight):
+            self.kept = self.under = None
+        self._under_of = terms
+        if not terms:
+            return
+        indices, rows = connection_union(terms), self.rows
+        if self.under is None:
+            self.under = Kept(indices, rows.index_select(0, indices.to(rows.device)).cpu())
+        values = self.under.values.to(rows.device)
+        self._put(indices, adapted_columns(values, indices, self._own(terms), self.delta_dim))
+        self._laid = True
 
     def _detach_handed_out(self) -> None:
         for ref in self._handed_out:
@@ -380,6 +391,10 @@ class Columns(ColumnKeeper):
             if alias is not None and alias.untyped_storage().data_ptr() == self.rows.untyped_storage().data_ptr():
                 alias.data = alias.data.clone()
         self._handed_out.clear()
+
+
+def _is_same_term(one: Term, other: Term) -> bool:
+    return one.delta is other.delta and one.indices is other.indices and one.scaling == other.scaling
 
 
 # Which keeper shows a delta, by the delta's id: how a step finds the columns that it has made stale.

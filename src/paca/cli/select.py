@@ -8,7 +8,12 @@ from paca.cli.verb import Verb
 
 EXAMPLE = """\
 example:
-  $ paca select smollm2-python-reference --strategies random weight activation
+  $ paca select smollm2-python-reference --strategies random weight
+  random: outputs/smollm2-python-reference-selection/random.json (3,360 connections in 210 layers)
+  weight: outputs/smollm2-python-reference-selection/weight.json (3,360 connections in 210 layers)
+  random and weight: 2.6% in common, 2.5% by chance
+  heat map: outputs/smollm2-python-reference-selection/selection.png
+  train these: paca finetune smollm2-python-reference method.selection=indices method.selection_indices=…/weight.json
 """
 
 
