@@ -305,8 +305,9 @@ REFUSALS = {
     ),
     "attention's projection": (
         with_attention,
-        {"target_modules": "all-linear"},
-        r"attention\.out_proj is part of torch\.nn\.MultiheadAttention.*exclude_modules=\['attention\.out_proj'\]",
+        {"target_modules": ["out_proj"]},
+        r"attention\.out_proj is part of torch\.nn\.MultiheadAttention.*Name the whole module, 'attention', .*"
+        r"exclude_modules=\['attention\.out_proj'\]",
     ),
 }
 

@@ -79,7 +79,7 @@ def adaptable_names(modules: Mapping[str, nn.Module]) -> str:
     return ", ".join(sorted(name for name in found if not name.isdigit())) or "none"
 
 
-def _memory(parameter: nn.Parameter) -> tuple[str, int]:
+def memory_of(parameter: Any) -> tuple[str, int]:
     """What two tied parameters have in common: being one object, or beginning at one address."""
     plain = type(parameter) is nn.Parameter and parameter.device.type != "meta" and parameter.numel()
     return ("address", parameter.data_ptr()) if plain else ("object", id(parameter))
@@ -99,8 +99,26 @@ def tied_owners(model: nn.Module) -> dict[tuple[str, int], list[str]]:
     owners: dict[tuple[str, int], list[str]] = {}
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
-            owners.setdefault(_memory(parameter), []).append(f"{module_name}.{name}" if module_name else name)
+            owners.setdefault(memory_of(parameter), []).append(f"{module_name}.{name}" if module_name else name)
     return {key: names for key, names in owners.items() if len(names) > 1}
+
+
+def with_parts(targets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The layers to adapt, each with the others that are adapted along with it.
+
+    Args:
+        targets: Layers by name, adapted already or not.
+
+    Returns:
+        The same and the output projections of attention modules.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in targets.items():
+        found[name] = module
+        base: Any = module.base_layer if isinstance(module, PacaLayer) else module
+        if isinstance(base, nn.MultiheadAttention):
+            found[f"{name}.out_proj"] = base.out_proj
+    return found
 
 
 def target_problems(
@@ -133,16 +151,19 @@ def target_problems(
                 "or clamp_rank=True to cap it."
             )
         parent = name.rpartition(".")[0]
-        if isinstance(model.get_submodule(parent), nn.MultiheadAttention):
+        if parent not in targets and isinstance(model.get_submodule(parent), nn.MultiheadAttention):
             problems.append(
                 f"{name} is part of torch.nn.MultiheadAttention, which reads its weight without calling it: its "
-                f"columns would never be trained. Leave it out: exclude_modules=[{name!r}]."
+                f"columns would never be trained. Name the whole module, {parent!r}, to adapt all its weights, or "
+                f"leave this one out: exclude_modules=[{name!r}]."
             )
-        memory = _memory(base.weight) if hasattr(base, "weight") else ("", 0)
+        kind: Any = layer_kind(base)
+        own = f"{name}.{kind.layer_class.weight_name}"
+        memory = memory_of(base._parameters.get(kind.layer_class.weight_name))
         if memory in tied and not isinstance(module, PacaLayer):
-            others = [owner for owner in tied[memory] if owner != f"{name}.weight"]
+            others = [owner for owner in tied[memory] if owner != own]
             problems.append(
-                f"{name}.weight is tied to {' and '.join(others)}: writing columns into it would change both. Leave "
+                f"{own} is tied to {' and '.join(others)}: writing columns into it would change both. Leave "
                 f"it out (exclude_modules=[{name!r}]), or untie it first: load the model with "
                 f"tie_word_embeddings=False, or `module.weight = torch.nn.Parameter(module.weight.clone())`."
             )
@@ -166,7 +187,8 @@ def _connections(base: Any) -> tuple[int, tuple[int, ...]]:
     """How many connections a layer has, and the shape of its weight."""
     kind: Any = layer_kind(base)
     packed = issubclass(kind.layer_class, QuantizedLinear)
-    shape = (base.out_features, base.in_features) if packed else tuple(base.weight.shape)
+    weight = base._parameters.get(kind.layer_class.weight_name)
+    shape = (base.out_features, base.in_features) if packed else tuple(weight.shape)
     return kind.layer_class.connections(base), shape
 
 

@@ -12,13 +12,16 @@ from .checks import near_names
 from .layers.experts import Experts, expert_parameters, short_names, targeted_parameters, unknown_expert_parameters
 
 
-def parameter_problems(model: nn.Module, wanted: Iterable[str], ranks: Mapping[str, int]) -> list[str]:
+def parameter_problems(
+    model: nn.Module, wanted: Iterable[str], ranks: Mapping[str, int], clamp_rank: bool = False
+) -> list[str]:
     """What stands against adapting these expert weights at these ranks.
 
     Args:
         model: The model.
         wanted: What `target_parameters` lists.
         ranks: The weights' ranks by name, for those that were found.
+        clamp_rank: Whether a rank that is too large will be capped.
 
     Returns:
         One line per problem.
@@ -42,10 +45,11 @@ def parameter_problems(model: nn.Module, wanted: Iterable[str], ranks: Mapping[s
         problems.append(f"target_parameters: {target!r} cannot be adapted: {reason.rstrip('?')}. {instead}")
     for name, rank in ranks.items():
         connections = _connections(model, name, parameters[name])
-        if rank > connections:
+        if rank > connections and not clamp_rank:
             problems.append(
                 f"r={rank} does not fit {name}, which has {connections} connections (weight "
-                f"{tuple(parameters[name].shape)}): pass r={connections} or less, or rank_pattern={{{name!r}: ...}}."
+                f"{tuple(parameters[name].shape)}): pass r={connections} or less, or rank_pattern={{{name!r}: ...}}, "
+                "or clamp_rank=True to cap it."
             )
     adapted = _adapted(model)
     if ranks and adapted and set(ranks) != adapted:

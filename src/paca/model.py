@@ -15,6 +15,7 @@ from torch import nn
 
 from .config import PacaConfig
 from .errors import PacaError
+from .layers.attention import Attention
 from .layers.base import PacaLayer
 from .layers.experts import Experts, add_experts_adapter, targeted_parameters
 from .layers.kinds import layer_kind
@@ -124,23 +125,14 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        if isinstance(parent, Attention):
+            return  # its output projection is adapted with it
         layer: Any = target
         if not isinstance(target, PacaLayer):
             options = get_quantization_kwargs(self.model)
             layer = self._create_new_module(peft_config, adapter_name, target, **options)
-        rank = rank_of(peft_config, current_key)
-        if peft_config.clamp_rank and rank > layer.in_features:
-            logger.warning(
-                "clamp_rank: r=%d of %s is capped at its %d connections", rank, current_key, layer.in_features
-            )
-            rank = whole_runs(peft_config, rank, layer.in_features)
-        layer.update_layer(
-            adapter_name,
-            r=rank,
-            paca_alpha=alpha_of(peft_config, current_key),
-            seed=layer_seed(peft_config.random_seed, current_key),
-            init_weights=peft_config.init_weights,
-        )
+        for name, part in layer.parts(current_key):
+            _add_adapter(part, name, adapter_name, peft_config)
         if layer is not target:
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
@@ -160,13 +152,7 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
                 for other, child in self._places.get(id(layer.get_base_layer()), ()):
                     setattr(other, child, model.get_submodule(name.rpartition(".")[0]))
                 layer._active_adapter = layer._active_adapter or adapter_name
-                layer.update_layer(
-                    adapter_name,
-                    r=rank_of(peft_config, name),
-                    paca_alpha=alpha_of(peft_config, name),
-                    seed=layer_seed(peft_config.random_seed, name),
-                    init_weights=peft_config.init_weights,
-                )
+                _add_adapter(layer, name, adapter_name, peft_config)
             if adapter_name not in self.active_adapters:
                 layer.paca_delta[adapter_name].requires_grad_(False)
         return names
@@ -177,12 +163,14 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
         if kind is None:
             raise PacaError(f"Target module {target} is not supported.")
         layer = kind.layer_class(target, **(kwargs if issubclass(kind.layer_class, QuantizedLinear) else {}))
-        layer._active_adapter = adapter_name
+        for _, part in layer.parts(""):
+            part._active_adapter = adapter_name
         return layer
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Replace a module wherever it stands: a layer that two parents share stays shared."""
-        if isinstance(new_module, QuantizedLinear) or isinstance(child, (QuantizedLinear, Experts)):
+        whole = (QuantizedLinear, Attention)
+        if isinstance(new_module, whole) or isinstance(child, (*whole, Experts)):
             # PEFT's also moves it, which updates on the meta device forbid, and expects a weight of it (HQQ has none).
             setattr(parent, child_name, new_module)
         else:
@@ -239,6 +227,20 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _add_adapter(layer: PacaLayer, name: str, adapter_name: str, config: PacaConfig) -> None:
+    rank = rank_of(config, name)
+    if config.clamp_rank and rank > layer.in_features:
+        logger.warning("clamp_rank: r=%d of %s is capped at its %d connections", rank, name, layer.in_features)
+        rank = whole_runs(config, rank, layer.in_features)
+    layer.update_layer(
+        adapter_name,
+        r=rank,
+        paca_alpha=alpha_of(config, name),
+        seed=layer_seed(config.random_seed, name),
+        init_weights=config.init_weights,
+    )
 
 
 def _with_adapter_names(layer: nn.Module, args: Any, kwargs: Any, adapter_names: list[str]) -> tuple[Any, Any]:

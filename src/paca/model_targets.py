@@ -6,16 +6,25 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
-from .checks import adaptable_names, connections, not_found, raise_together, target_problems, unmatched_names
-from .checks_experts import experts_left_out, parameter_problems
+from .all_weights import expand_targets
+from .checks import (
+    adaptable_names,
+    connections,
+    not_found,
+    raise_together,
+    target_problems,
+    unmatched_names,
+    with_parts,
+)
+from .checks_experts import parameter_problems
 from .config import PacaConfig
 from .errors import PacaError
 from .layers.base import PacaLayer
-from .layers.experts import router_names, targeted_parameters
+from .layers.experts import targeted_parameters
 from .layers.kinds import layer_kind
 from .layers.quantized import QuantizedLinear
 from .model_layers import rank_of, whole_runs
@@ -38,23 +47,21 @@ class TargetedModel(BaseTuner):
                 "PacaConfig from this one: `from paca import PacaConfig`."
             )
         config = self._prepare_adapter_config(config, self.get_model_config(model))
-        all_linear = isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear"
-        config = _maybe_include_all_linear_layers(config, model)
-        if all_linear:
-            found = set(config.target_modules or ())
-            routers = router_names(model) & found
-            config.target_modules = found - routers  # type: ignore[assignment]
-            experts_left_out(model, config, routers)
+        expand_targets(model, config)
         modules = dict(model.named_modules())
         targets = self._targets(config, modules, state_dict)
         if state_dict is None:
             self._check_matches(config, modules, targets)
+        targets = with_parts(targets)
         ranks = {name: rank_of(config, name) for name in targets}
         names = targeted_parameters(model, config.target_parameters or ())
         problems = [
             *target_problems(model, targets, ranks, config.clamp_rank),
             *parameter_problems(
-                model, config.target_parameters or (), {name: rank_of(config, name) for name in names}
+                model,
+                config.target_parameters or (),
+                {name: rank_of(config, name) for name in names},
+                config.clamp_rank,
             ),
         ]
         if not problems and not config._being_loaded:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
 from torch.func import functional_call
@@ -102,30 +102,6 @@ def test_channels_last_inputs_and_weights_are_exact():
     weight = model.unload().conv.weight
     assert torch.equal(weight, plain.conv.weight)
     assert weight.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_disabled_merged_unloaded_saved_and_loaded(options, tmp_path):
-    plain, model = adapted(nn.Conv2d, options)
-    x = inputs()
-    optimizer = torch.optim.AdamW(trained(model), lr=0.1)
-    for _ in range(3):
-        model(x).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    before = model(x)
-    torch.testing.assert_close(before, reference(plain, model, x), rtol=0, atol=1e-10)
-    with model.disable_adapter():
-        assert torch.equal(model(x), plain(x))
-        assert torch.equal(layers(model)["conv"].base_layer.weight, plain.conv.weight)
-    dense = layers(model)["conv"].get_delta_weight("default")
-    model.save_pretrained(tmp_path)
-    fresh = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path)
-    torch.testing.assert_close(fresh(x), before, rtol=0, atol=1e-12)
-    merged = copy.deepcopy(model).merge_and_unload()
-    torch.testing.assert_close(merged(x), before, rtol=0, atol=1e-12)
-    torch.testing.assert_close(plain.conv.weight + dense, merged.conv.weight, rtol=0, atol=1e-12)
-    assert torch.equal(model.unload().conv.weight, plain.conv.weight)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

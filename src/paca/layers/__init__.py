@@ -3,8 +3,10 @@
 # PEFT's import registers PaCA, which imports the modules below; entered from one of them, that would be a circle.
 import peft  # noqa: F401
 
+from .attention import Attention
 from .base import PacaLayer
 from .conv import Convolution
+from .embedding import Embedding
 from .experts import Experts
 from .kinds import LAYER_KINDS, LayerKind, layer_kind
 from .linear import Conv1DLinear, Linear
@@ -13,8 +15,10 @@ from .writing import sync
 
 __all__ = [
     "LAYER_KINDS",
+    "Attention",
     "Conv1DLinear",
     "Convolution",
+    "Embedding",
     "Experts",
     "LayerKind",
     "Linear",

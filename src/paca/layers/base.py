@@ -7,6 +7,9 @@ pretrained values. A kind of layer adds the few facts in which it differs; see `
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import nn
 
 from .forward import ForwardLayer
@@ -29,3 +32,21 @@ class PacaLayer(ForwardLayer, MergingLayer, SeenLayer):
         super().__init__(base_layer)
         self.register_load_state_dict_post_hook(follow_load)
         LAYERS.add(self)
+
+    @property
+    def weight(self) -> Any:
+        """The base weight as this layer multiplies with it: PyTorch's fused transformer layers read it themselves."""
+        if not torch.compiler.is_compiling():
+            self.show_columns()
+        return super().weight
+
+    def parts(self, name: str) -> list[tuple[str, PacaLayer]]:
+        """The adapted layers that an adapter on this one consists of.
+
+        Args:
+            name: This layer's name in the base model.
+
+        Returns:
+            The layers, each with the name of its weight's owner.
+        """
+        return [(name, self)]

@@ -90,6 +90,7 @@ class Convolution(PacaLayer):
     def __init__(self, base_layer: Any) -> None:
         self.depthwise = is_depthwise(base_layer.weight.shape, base_layer.groups)
         self.connection_dim = self.delta_dim = 0 if self.depthwise else 1  # type: ignore[misc]
+        self.pad = PADDINGS.get(_full_name(type(base_layer).forward), pad_as_torch)
         super().__init__(base_layer)
 
     @classmethod
@@ -127,7 +128,7 @@ class Convolution(PacaLayer):
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Geometry]:
         base = self.base_layer
-        x, padding = PADDINGS[_full_name(type(base).forward)](base, x)
+        x, padding = self.pad(base, x)
         return x, Geometry(base.stride, padding, base.dilation, base.groups)
 
     def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:

@@ -57,6 +57,11 @@ class ForwardLayer(WrittenLayer):
             return self._forward_as_it_is(x, *args, **kwargs)
         return self._forward_resident(x, terms, *args, **kwargs)
 
+    def _run_base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the base layer computes from its weight as that is now."""
+        y: Tensor = self.base_layer(x, *args, **kwargs)
+        return y
+
     def _forward_resident(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
         columns = shown = None
         grad = torch.is_grad_enabled()
@@ -66,15 +71,15 @@ class ForwardLayer(WrittenLayer):
         else:
             columns = self.columns
             shown = columns.show(terms, trains)
-        if not (trains or (grad and (x.requires_grad or _requires_grad(self.base_layer.bias)))):
-            return self.base_layer(x, *args, **kwargs)
+        if not (trains or (grad and (x.requires_grad or _requires_grad(self.base_layer._parameters.get("bias"))))):
+            return self._run_base(x, *args, **kwargs)
         return self._forward_over(x, terms, columns, shown, *args, **kwargs)
 
     def _forward_as_it_is(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer over what its weight shows now, pretrained or merged; backward will find it again."""
         plain = torch.compiler.is_compiling() or not (torch.is_grad_enabled() and x.requires_grad)
         if plain or not (self._weight_holds_columns() or isinstance(self.columns, ShardedColumns)):
-            return self.base_layer(x, *args, **kwargs)
+            return self._run_base(x, *args, **kwargs)
         return self._forward_over(x, (), self.columns, self.columns.shown or PRETRAINED, *args, **kwargs)
 
     def _forward_over(
@@ -87,9 +92,9 @@ class ForwardLayer(WrittenLayer):
         **kwargs: Any,
     ) -> Tensor:
         base = self.base_layer
-        if not _has_hooks(base):
+        if not has_hooks(base):
             return self._multiply(x, terms, columns, shown)
-        with _forward_replaced(base, lambda x: self._multiply(x, terms, columns, shown)):
+        with forward_replaced(base, lambda x: self._multiply(x, terms, columns, shown)):
             return base(x, *args, **kwargs)
 
     def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:
@@ -104,7 +109,7 @@ class ForwardLayer(WrittenLayer):
         """`Y = base(X) + Σ sₖ·X[..., Iₖ] Δₖᵀ`, for a base layer whose forward or weight is not its own."""
         if not torch.compiler.is_compiling():
             self.columns.take_out()  # the base layer may have been replaced while its weight showed columns
-        y = self.base_layer(x, *args, **kwargs)
+        y = self._run_base(x, *args, **kwargs)
         for term in terms:
             y = y + self._beside(x, term).to(y.dtype)
         return y
@@ -206,7 +211,8 @@ def _requires_grad(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called before or after the module's forward or backward."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -217,8 +223,16 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Have `module(x)` call `forward(x)`, so that the module's hooks fire around it."""
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Have `module(x)` call `forward(x)`, so that the module's hooks fire around it.
+
+    Args:
+        module: The module.
+        forward: What it calls.
+
+    Yields:
+        None: Nothing.
+    """
     module.__dict__["forward"] = forward  # as `module.forward = forward`, but its deletion can be compiled
     try:
         yield

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .attention import Attention
 from .base import PacaLayer
 from .conv import CONVOLUTIONS, Convolution
+from .embedding import Embedding
 from .linear import Conv1DLinear, Linear, TransposedLinear
 from .quantized import QuantizedLinear, comes_quantized
 
@@ -43,6 +45,13 @@ LAYER_KINDS = (
         Convolution,
         "an input channel",
     ),
+    LayerKind(
+        "torch.nn.MultiheadAttention",
+        lambda module: isinstance(module, nn.MultiheadAttention),
+        Attention,
+        "an input feature",
+    ),
+    LayerKind("torch.nn.Embedding", lambda module: isinstance(module, nn.Embedding), Embedding, "a token"),
 )
 
 

@@ -62,7 +62,8 @@ class SeenLayer(WrittenLayer):
         elif writes_eagerly() and self.columns.shown is not None:
             base = self.base_layer.__class__.__new__(self.base_layer.__class__)
             base.__dict__ = {**self.base_layer.__dict__, "_parameters": dict(self.base_layer._parameters)}
-            base.weight = nn.Parameter(self.columns.pretrained_copy(), requires_grad=base.weight.requires_grad)
+            weight = nn.Parameter(self.columns.pretrained_copy(), requires_grad=self.base_weight.requires_grad)
+            base._parameters[self.weight_name] = weight
             state["_modules"] = {**self._modules, "base_layer": base}
         else:
             self.columns.release()

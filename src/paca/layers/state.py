@@ -42,6 +42,7 @@ class LayerState(BaseTunerLayer, nn.Module):
     def __init__(self, base_layer: nn.Module) -> None:
         nn.Module.__init__(self)
         self.base_layer = base_layer
+        self._computes_as_known = self._is_known(type(base_layer))
         self.r: dict[str, int] = {}
         self.paca_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
@@ -147,12 +148,16 @@ class LayerState(BaseTunerLayer, nn.Module):
         """
         base: Any = self._modules["base_layer"]
         return (
-            self._is_known(type(base))
-            and "forward" not in base.__dict__
+            self._computes_as_known
+            and self._has_own_forward(base)
             and base._parameters.get(self.weight_name) is self.columns.weight
             and ("_fsdp_use_orig_params" not in base.__dict__ or is_sharded(self.columns.weight))
             and not hasattr(self.columns.weight, "ds_id")
         )
+
+    def _has_own_forward(self, base: Any) -> bool:
+        """Whether the base layer's forward is that of its class."""
+        return "forward" not in base.__dict__
 
     @classmethod
     def _is_known(cls, base_class: Any) -> bool:

@@ -28,15 +28,18 @@ class WrittenLayer(LayerState):
 
     def show_columns(self) -> None:
         """Write now what the next forward will find in the weight, unless it is there already."""
-        if (
-            self._disable_adapters
-            or self.merged_adapters
-            or not (self._weight_holds_columns() or self._meets_shards())
-        ):
+        if self.merged_adapters:
+            return
+        if self._disable_adapters:
+            self.columns.take_out()  # a backward pass since may have shown its forward's columns again
+            return
+        if not (self._weight_holds_columns() or self._meets_shards()):
             return
         terms = self._terms(self.active_adapters)
         if terms:
             self.columns.show(terms, torch.is_grad_enabled() and any(term.delta.requires_grad for term in terms))
+        else:
+            self.columns.take_out()
 
     def sync(self) -> None:
         """Tell that a `Δ` was written behind PyTorch's back: its columns are written anew before they are used."""
