@@ -268,7 +268,8 @@ REFUSALS = {
         {"target_modules": ["qproj", "nonsense"]},
         r"Target modules \['nonsense', 'qproj'\] not found in the base model:\n'nonsense' matches no module\.\n"
         r"'qproj' matches no module; did you mean 'q_proj' or 'v_proj'\?\n"
-        r"Layers of this model that can be adapted: lm_head, q_proj, v_proj\..*pass target_modules='all-linear'",
+        r"Layers of this model that can be adapted: embed, lm_head, q_proj, v_proj\..*"
+        r"pass target_modules='all-linear'",
     ),
     "no such expression": (nothing, {"target_modules": r".*\.k_proj"}, r"Target modules .*k_proj not found"),
     "all excluded": (nothing, {"exclude_modules": r".*"}, "All modules were excluded"),

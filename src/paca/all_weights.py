@@ -11,7 +11,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from torch import nn
 
-from .checks import memory_of, tied_owners
+from .checks import WHOLE_READER, memory_of, tied_owners, weight_reader
 from .checks_experts import experts_left_out
 from .config import PacaConfig
 from .layers.base import PacaLayer
@@ -47,15 +47,14 @@ def _expand_all_linear(model: nn.Module, config: PacaConfig) -> None:
     config = _maybe_include_all_linear_layers(config, model)
     found = set(config.target_modules or ())
     routers = router_names(model) & found
-    uncalled = {name for name in found if _in_attention(model, name)}
+    uncalled = {name for name in found if weight_reader(model, name)}
     config.target_modules = found - routers - uncalled  # type: ignore[assignment]
     experts_left_out(model, config, routers)
     if uncalled:
-        names = sorted(name.rpartition(".")[0] for name in uncalled)
         warnings.warn(
-            f"target_modules='all-linear' leaves out {len(names)} torch.nn.MultiheadAttention ({_some(names)}): their "
-            "query, key and value weights are no linear layers, and they never call the output projection. "
-            "target_modules='all-weights' adapts them, or name them.",
+            f"target_modules='all-linear' leaves out {len(uncalled)} layers ({_some(sorted(uncalled))}), whose "
+            f"weights {weight_reader(model, min(uncalled))} reads itself without calling them. "
+            "target_modules='all-weights' adapts torch.nn.MultiheadAttention as a whole.",
             stacklevel=2,
         )
 
@@ -70,7 +69,8 @@ def _expand_all_weights(model: nn.Module, config: PacaConfig) -> None:
     problems: list[str] = []
     for name, base in _adaptable(model):
         kind: Any = layer_kind(base)
-        problem = kind.layer_class.problem(base)
+        reader = weight_reader(model, name)
+        problem = f"{reader} reads its weight itself." if reader else kind.layer_class.problem(base)
         if _within(name, heads):
             left.setdefault("the head", []).append(name)
         elif any(f".{module}." in f".{name}." for module in saved):
@@ -102,14 +102,10 @@ def _adaptable(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         base = module.base_layer if isinstance(module, PacaLayer) else module
         kind = layer_kind(base)
-        if kind is None or name.startswith(inside) or _in_attention(model, name):
+        if kind is None or name.startswith(inside) or weight_reader(model, name) == WHOLE_READER:
             continue
         if not issubclass(kind.layer_class, Embedding):
             yield name, base
-
-
-def _in_attention(model: nn.Module, name: str) -> bool:
-    return isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
 
 
 def head_names(model: nn.Module) -> set[str]:

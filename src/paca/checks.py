@@ -103,6 +103,31 @@ def tied_owners(model: nn.Module) -> dict[tuple[str, int], list[str]]:
     return {key: names for key, names in owners.items() if len(names) > 1}
 
 
+# Modules that multiply with the weights of layers inside them without calling these, by their full names. The first is
+# adapted as a whole.
+WHOLE_READER = "torch.nn.MultiheadAttention"
+READERS = {
+    "torch.nn.modules.activation.MultiheadAttention": WHOLE_READER,
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": "torchvision's ShiftedWindowAttention",
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": "torchvision's ShiftedWindowAttentionV2",
+}
+
+
+def weight_reader(model: nn.Module, name: str) -> str | None:
+    """The module around a layer that reads the layer's weight itself and never calls the layer.
+
+    Args:
+        model: The model.
+        name: The layer's name.
+
+    Returns:
+        What to call that module, or None if there is none.
+    """
+    classes = type(model.get_submodule(name.rpartition(".")[0])).__mro__
+    known = (READERS.get(f"{cls.__module__}.{cls.__qualname__}") for cls in classes)
+    return next((reader for reader in known if reader), None)
+
+
 def with_parts(targets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """The layers to adapt, each with the others that are adapted along with it.
 
@@ -151,11 +176,13 @@ def target_problems(
                 "or clamp_rank=True to cap it."
             )
         parent = name.rpartition(".")[0]
-        if parent not in targets and isinstance(model.get_submodule(parent), nn.MultiheadAttention):
+        reader = weight_reader(model, name)
+        if reader and parent not in targets:
+            whole = reader == WHOLE_READER
+            instead = f"Name the whole module, {parent!r}, to adapt all its weights, or leave" if whole else "Leave"
             problems.append(
-                f"{name} is part of torch.nn.MultiheadAttention, which reads its weight without calling it: its "
-                f"columns would never be trained. Name the whole module, {parent!r}, to adapt all its weights, or "
-                f"leave this one out: exclude_modules=[{name!r}]."
+                f"{name} is part of {reader}, which reads its weight without calling it: its columns would never be "
+                f"trained. {instead} this one out: exclude_modules=[{name!r}]."
             )
         kind: Any = layer_kind(base)
         own = f"{name}.{kind.layer_class.weight_name}"

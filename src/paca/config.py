@@ -33,15 +33,16 @@ class PacaConfig(PeftConfig):
         paca_alpha: Updates are scaled by `paca_alpha / r`, which acts as a multiplier of the learning rate. None
             means `r`: no scaling.
         target_modules: Names of the layers to adapt (each matches whole names or their ends), a regular expression,
-            or `"all-linear"`. None means the usual ones of a known architecture.
+            `"all-linear"`, or `"all-weights"`: convolutions, attention modules and experts as well, heads never. None
+            means the usual ones of a known architecture.
         target_parameters: Names of fused expert weights to adapt, such as `"mlp.experts.down_proj"` (each matches
             whole names or their ends); a connection is an input feature, the same ones for every expert.
         exclude_modules: Names, or a regular expression, of layers to leave out.
         layers_to_transform: Indices of the blocks whose layers are adapted; None means all.
         layers_pattern: Name of the list that holds the blocks, if `layers_to_transform` does not find it.
         rank_pattern: Other ranks for some layers: `{name or regular expression: r}`.
-        clamp_rank: Cap `r` at the number of connections of a layer in `target_modules`, and log which layers these
-            are. By default a rank that is too large is an error.
+        clamp_rank: Cap `r` at a layer's number of connections, and log which layers these are. By default a rank that
+            is too large is an error.
         alpha_pattern: Other `paca_alpha` for some layers: `{name or regular expression: alpha}`.
         bias: Which biases are trained as well: `"none"`, `"all"`, or `"paca_only"`, those of the adapted layers.
         modules_to_save: Further modules that are trained whole and saved with the adapter, a new head for instance.
@@ -80,7 +81,7 @@ class PacaConfig(PeftConfig):
         default=None, metadata={"help": "Updates are scaled by paca_alpha / r; None means r."}
     )
     target_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Names of the layers to adapt, a regular expression, or 'all-linear'."}
+        default=None, metadata={"help": "Names of the layers, a regular expression, 'all-linear' or 'all-weights'."}
     )
     target_parameters: list[str] | None = field(
         default=None, metadata={"help": "Names of the fused expert weights to adapt."}

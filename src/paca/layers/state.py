@@ -37,7 +37,7 @@ class LayerState(BaseTunerLayer, nn.Module):
     reads_gathered: ClassVar[bool] = False  # whether it multiplies with what FSDP2 gathers, its columns in it
     weight_name = "weight"  # the base layer's parameter that holds the columns
     weight_dims: ClassVar[tuple[int, ...]] = (2,)  # how many dimensions it may have
-    base_forward: ClassVar[Callable[..., Any]]  # what the base layer's forward must be for columns to take its place
+    base_forward: ClassVar[Callable[..., Any] | None] = None  # the only one that columns can take the place of, if so
 
     def __init__(self, base_layer: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -162,4 +162,4 @@ class LayerState(BaseTunerLayer, nn.Module):
     @classmethod
     def _is_known(cls, base_class: Any) -> bool:
         """Whether layers of this class compute what this kind does, and nothing else."""
-        return base_class.forward is cls.base_forward
+        return cls.base_forward is None or base_class.forward is cls.base_forward
