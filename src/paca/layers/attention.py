@@ -36,6 +36,7 @@ class Attention(PacaLayer):
     """
 
     connection_dim = 1
+    converts_to_lora = False
     reads_gathered = True
     weight_name = "in_proj_weight"
     base_forward = nn.MultiheadAttention.forward
@@ -220,17 +221,6 @@ class Attention(PacaLayer):
             part.merge(safe_merge=safe_merge, adapter_names=adapter_names)
         base.out_proj = base.out_proj.base_layer
         return base
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """False: PEFT's conversion to LoRA is one of linear layers.
-
-        Args:
-            adapter_name: Any; it holds for all.
-
-        Returns:
-            False.
-        """
-        return False
 
 
 def _forwarded(name: str) -> Any:

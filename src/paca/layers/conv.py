@@ -84,6 +84,7 @@ class Convolution(PacaLayer):
     """
 
     connection_dim = 1
+    converts_to_lora = False
     reads_gathered = True
     weight_dims = (3, 4, 5)
 
@@ -163,17 +164,6 @@ class Convolution(PacaLayer):
             .movedim(0, self.connection_dim)
             .reshape(dense.shape)
         )
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """False: PEFT's conversion to LoRA is one of matrices.
-
-        Args:
-            adapter_name: Any; it holds for all.
-
-        Returns:
-            False.
-        """
-        return False
 
 
 class DepthwiseColumns(Columns):

@@ -23,6 +23,7 @@ class Embedding(PacaLayer):
     """`nn.Embedding` with adapted rows."""
 
     connection_dim = 0
+    converts_to_lora = False
     delta_dim = 0
     base_forward = nn.Embedding.forward
 
@@ -78,17 +79,6 @@ class Embedding(PacaLayer):
             return y
         scale: Any = self.base_layer.embed_scale
         return y * (scale.to(self.base_layer.weight.dtype) if isinstance(scale, Tensor) else scale)
-
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """False: PEFT's conversion to LoRA is one of matrices.
-
-        Args:
-            adapter_name: Any; it holds for all.
-
-        Returns:
-            False.
-        """
-        return False
 
 
 def scales_rows(embedding_class: type) -> bool:

@@ -32,6 +32,7 @@ class Experts(PacaLayer):
     """
 
     delta_dim = 2
+    converts_to_lora = False
 
     def __init__(self, base_layer: nn.Module, parameter_name: str) -> None:
         inner = base_layer.get_base_layer() if isinstance(base_layer, PacaLayer) else base_layer

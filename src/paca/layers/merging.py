@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
@@ -15,6 +16,8 @@ from .adapters import AdapterLayer
 
 class MergingLayer(AdapterLayer):
     """A layer whose adapters can be merged, unmerged and switched off."""
+
+    converts_to_lora: ClassVar[bool] = True  # PEFT's conversion is one of matrices that a layer multiplies with
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The dense update `s·Δ`, zero in all columns but the adapter's.
@@ -120,12 +123,12 @@ class MergingLayer(AdapterLayer):
         self._follow_change()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """True: `s·Δ` at `r` columns is a LoRA of rank `r`, exactly.
+        """Whether PEFT can make a LoRA of an adapter; of a linear layer, `s·Δ` at `r` columns is one of rank `r`.
 
         Args:
             adapter_name: Any; it holds for all.
 
         Returns:
-            True.
+            Whether it can.
         """
-        return True
+        return self.converts_to_lora
