@@ -60,7 +60,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "between two checkpoints": lambda: before_call(trl.SFTTrainer, "training_step", 4),
     "before anything of a checkpoint": lambda: before_call(trl.SFTTrainer, "_save_checkpoint", 2),
     "after a checkpoint's adapter": lambda: before_call(trl.SFTTrainer, "_save_optimizer_and_scheduler", 1),
-    "inside the optimizer's file": lambda: before_call(torch, "save", 2, write_half),
+    "inside the optimizer's file": lambda: before_call(torch, "save", 3, write_half),
     "before the random state": lambda: before_call(trl.SFTTrainer, "_save_rng_state", 1),
     "inside the trainer's state": lambda: before_call(transformers.TrainerState, "save_to_json", 1, write_half),
     "before old checkpoints are deleted": lambda: before_call(transformers.trainer, "rotate_checkpoints", 1),

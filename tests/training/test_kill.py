@@ -78,7 +78,7 @@ def test_killed_at_random_moments(make_recipe):
     undisturbed, runs = make_recipe("undisturbed"), [make_recipe("a"), make_recipe("b")]
     delays = random.Random(0)
     # A run takes about two seconds, twice or thrice that on a busy machine.
-    plans = [(run, [delays.uniform(0.2, 3.0) for _ in range(6)]) for run in runs]
+    plans = [(run, [delays.uniform(0.2, 3.0) for _ in range(10)]) for run in runs]
     for log in drive((undisturbed, []), *plans):
         assert log[-1]["status"] == 0
     for run in runs:

@@ -86,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         PacaError: If something was asked that cannot be done.
     """
     from paca.training.finetune import finetune
+    from paca.training.interruptions import StoppedError
     from paca.training.recipe import find_recipe, read_recipe
     from paca.training.tasks import TASKS
 
@@ -97,6 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("paca finetune: interrupted; add --resume to go on", file=sys.stderr)
         return 130
+    except StoppedError as stopped:
+        print(f"paca finetune: stopped by SIGTERM; {stopped} is written, add --resume to go on", file=sys.stderr)
+        return 143
     lines = TASKS[recipe.task].closing_lines(metrics)
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         print("\n".join(lines))

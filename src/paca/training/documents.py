@@ -14,7 +14,7 @@ from paca.errors import PacaError
 from paca.training.data_files import READERS, UNSAFE_SUFFIXES, Placed, read_csv, read_text
 from paca.training.formats import Row, convert_rows
 from paca.training.schema import suggestion
-from paca.training.text_checks import one_line
+from paca.training.text_checks import LONGEST_NAME, one_line, shown
 
 TEXT_SUFFIXES = {".txt", ".text", ".md", ".rst", ".py", ".html", ".tex", ".log"}
 
@@ -122,8 +122,8 @@ BUILT_INS = {"python-reference": python_reference}
 
 
 def _read_one(name: str, place: Place) -> Documents:
-    if "\0" in name or not name:
-        raise PacaError(f"{name!r} is no name of a file or a data set.")
+    if "\0" in name or not name or len(name) > LONGEST_NAME:
+        raise PacaError(f"{shown(name)} is no name of a file or a data set.")
     path = Path(name if place.folder is None else Path(place.folder) / name).expanduser()
     built_in = place.folder is None and name in BUILT_INS
     is_folder = os.path.isdir(path)  # as the next, False rather than an exception for a name that no file can have

@@ -19,6 +19,7 @@ from paca.training.embedded_columns import columns_of_embedded
 from paca.training.engines import adapter_state, shards, use_engine
 from paca.training.files import discard, write_folder, write_json
 from paca.training.held_out import evaluate
+from paca.training.interruptions import failed_writes_explained
 from paca.training.models import load_model, load_tokenizer
 from paca.training.processes import on_main, ranks
 from paca.training.progress import LossBar, quiet_libraries
@@ -45,7 +46,8 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doct
     Raises:
         PacaError: If the data, the model or the output folder do not allow the run.
     """
-    return TASKS[recipe.task].run(recipe, resume, overwrite, doctor)
+    with failed_writes_explained(Path(recipe.output_dir)):
+        return TASKS[recipe.task].run(recipe, resume, overwrite, doctor)
 
 
 def finetune_text(
@@ -54,7 +56,7 @@ def finetune_text(
     """As `finetune`, for a recipe whose task is text."""
     folder = Path(recipe.output_dir)
     raw = read_data(recipe.data)
-    arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    arguments = training_arguments(recipe.all_training, recipe.output_dir, recipe.seed)
     if on_main(lambda: open_run(folder, recipe, resume, overwrite, ranks())):
         return read_metrics(folder)
     with quiet_libraries():
@@ -71,7 +73,7 @@ def text_trainer(recipe: Recipe) -> tuple[Any, TrainingData]:
         An `SFTTrainer` whose model bears the adapter, and the data that it was given.
     """
     raw = read_data(recipe.data)
-    arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    arguments = training_arguments(recipe.all_training, recipe.output_dir, recipe.seed)
     with quiet_libraries():
         loaded = load_recipe(recipe, raw, arguments)
         return make_trainer(recipe, arguments, *loaded), loaded.data
@@ -152,7 +154,7 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, dat
     Raises:
         PacaError: If the method cannot be applied to the model, or the arguments do not go together.
     """
-    from transformers import ProgressCallback
+    from transformers import EarlyStoppingCallback, ProgressCallback
     from trl import SFTTrainer
 
     try:
@@ -171,6 +173,9 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, dat
         raise PacaError(
             f"The method {recipe.method.name!r} can't be trained on {recipe.model.name!r} like this: {error}"
         ) from error
+    stopping = recipe.early_stopping
+    if stopping is not None:
+        trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
     if trainer.pop_callback(ProgressCallback) is not None:  # absent under training.disable_tqdm
         trainer.add_callback(LossBar())
     return trainer

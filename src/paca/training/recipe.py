@@ -22,6 +22,7 @@ from paca.training.sections import (
     StoppingSection,
     data_problems,
     model_problems,
+    stopping_defaults,
     stopping_problems,
 )
 from paca.training.tasks import IMAGES, TASKS, TEXT
@@ -58,6 +59,12 @@ class Recipe:
     task: str = TEXT
     images: ImagesSection = field(default_factory=ImagesSection)
     early_stopping: StoppingSection | None = None
+
+    @property
+    def all_training(self) -> dict[str, Any]:
+        """The `training` keys, with those that other sections bring along."""
+        brought = {} if self.early_stopping is None else stopping_defaults(self.training)
+        return {**brought, **self.training}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as YAML spells it; `read_recipe` reads the same recipe back."""
@@ -204,8 +211,11 @@ def _build_recipe(content: Mapping[str, Any], problems: list[str]) -> Recipe | N
         problems.append(f"output_dir = {content['output_dir']!r}: expected the name of a folder")
     problems += model_problems(model) if model else []
     problems += data_problems(data) if data else []
-    problems += stopping_problems(stopping) if stopping else []
-    problems += _task_problems(content, model, images, given["training"])
+    problems += stopping_problems(stopping, given["training"]) if stopping else []
+    if isinstance(content.get("seed"), int) and not 0 <= content["seed"] < 2**32:
+        problems.append(f"seed = {shown(content['seed'])}: expected a number from 0 to {2**32 - 1}")
+    brought = {} if stopping is None or problems else stopping_defaults(given["training"])
+    problems += _task_problems(content, model, images, {**brought, **given["training"]})
     problems += method_problems(method.name, method.config) if method else []
     if model is None or data is None or method is None or images is None or problems:
         return None
@@ -256,6 +266,8 @@ def _task_problems(
         problems += images_problems(images) if images else []
         if model and model.quantization is not None:
             problems.append(f"model.quantization = {model.quantization!r}: image classifiers are not quantized")
+        if content.get("early_stopping"):
+            problems = ["early_stopping: image classifiers are trained to their last step; leave it out"]
     elif "images" in content:
         problems.append(f"images: a recipe whose task is {task} has none; add task: {IMAGES}")
     return problems

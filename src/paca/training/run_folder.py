@@ -10,6 +10,7 @@ from paca.training import yaml_scalars
 from paca.training.checkpoints import checkpoint_folders
 from paca.training.files import discard, write_json, write_text
 from paca.training.recipe import Recipe, describe_difference
+from paca.training.text_checks import one_line, shown
 
 RECIPE = "recipe.yaml"  # written first: a run was started
 PROCESSES = ".processes.json"  # on how many processes, if more than one
@@ -73,8 +74,16 @@ def read_metrics(folder: Path) -> dict[str, Any]:
 
 def _check_ours(folder: Path) -> None:
     """A run writes a README.md and deletes old checkpoints, so it must not share a folder with anything else."""
-    if folder.exists() and not folder.is_dir():
-        raise PacaError(f"The output folder {str(folder)!r} is a file; name a folder with --output DIR.")
+    try:
+        found = folder.lstat()
+    except (NotADirectoryError, FileNotFoundError):
+        found = None
+    except OSError as error:
+        raise PacaError(f"The output folder {shown(str(folder))} can't be made: {one_line(error)[:200]}") from error
+    below = next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None)
+    if below is not None or (found is not None and not folder.is_dir()):
+        what = folder if below is None else below
+        raise PacaError(f"The output folder {str(folder)!r}: {str(what)!r} is no folder; name one with --output DIR.")
     if not folder.exists() or (folder / RECIPE).exists():
         return
     others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))

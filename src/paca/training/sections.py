@@ -1,6 +1,7 @@
 """The sections of a recipe, and what is wrong with the values in them that no annotation tells."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from paca.training.chat_templates import TEMPLATES
 from paca.training.formats import FORMATS
 from paca.training.quantization import quantization_problems
 from paca.training.schema import suggestion
+from paca.training.text_checks import LONGEST_NAME, shown
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -101,8 +103,8 @@ def model_problems(section: ModelSection) -> list[str]:
         One message per problem.
     """
     problems = quantization_problems(section.quantization)
-    if not section.name or "\0" in section.name:
-        problems.append(f"model.name = {section.name!r}: expected a name or a folder")
+    if not section.name or "\0" in section.name or len(section.name) > LONGEST_NAME:
+        problems.append(f"model.name = {shown(section.name)}: expected a name or a folder")
     if section.dtype not in DTYPES:
         problems.append(f"model.dtype = {section.dtype!r}: expected one of {', '.join(DTYPES)}")
     template = section.chat_template
@@ -160,11 +162,33 @@ def _weight_problems(section: DataSection) -> list[str]:
     ]
 
 
-def stopping_problems(section: StoppingSection) -> list[str]:
+def stopping_defaults(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate at every checkpoint, and end with the best of them.
+
+    Args:
+        training: The recipe's `training` keys.
+
+    Returns:
+        Keys that hold where the recipe does not set them.
+    """
+    strategy = training.get("eval_strategy", training.get("save_strategy", "steps"))
+    steps = {"eval_steps": training["save_steps"]} if strategy == "steps" and "save_steps" in training else {}
+    return {
+        "eval_strategy": strategy,
+        "save_strategy": strategy,
+        **steps,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
+    }
+
+
+def stopping_problems(section: StoppingSection, training: Mapping[str, Any]) -> list[str]:
     """Say what is wrong with the values of a recipe's `early_stopping` section.
 
     Args:
         section: The section, its types checked already.
+        training: The recipe's `training` keys.
 
     Returns:
         One message per problem.
@@ -172,6 +196,10 @@ def stopping_problems(section: StoppingSection) -> list[str]:
     problems = []
     if section.patience < 1:
         problems.append(f"early_stopping.patience = {section.patience}: expected at least 1 evaluation")
+    if training.get("eval_strategy") in ("no", False):
+        problems.append(
+            "early_stopping: training.eval_strategy = no never evaluates; leave it out to evaluate at every checkpoint"
+        )
     if section.threshold < 0:
         problems.append(f"early_stopping.threshold = {section.threshold}: expected 0 or more")
     return problems

@@ -13,6 +13,7 @@ from paca.training.data import TrainingData
 from paca.training.doctor.findings import NOTE, WARNING
 from paca.training.engines import before_training, load_only, prepared_by_parameters, shards
 from paca.training.files import write_json
+from paca.training.interruptions import StopOnTerm, StoppedError
 from paca.training.processes import on_main, ranks
 from paca.training.progress import say
 from paca.training.recipe import Recipe
@@ -91,14 +92,18 @@ def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
         trainer: Any `Trainer` whose model is a `PeftModel`.
         seed: Of everything that is drawn from here on; a checkpoint brings its own state.
         checkpoint: A complete checkpoint's folder, as this trainer's engine writes it.
+
+    Raises:
+        StoppedError: If SIGTERM came; a checkpoint is written then.
     """
     from transformers import TrainerState, set_seed
 
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / STATE))
-        if state.global_step >= state.max_steps:
+        if state.global_step >= state.max_steps or stopped_early(state):
             # The run was killed after its last step. Trainer would take one step more, each time it is resumed.
-            load_only(trainer, checkpoint)
+            last = best_checkpoint(state, checkpoint) if trainer.args.load_best_model_at_end else checkpoint
+            load_only(trainer, last)
             trainer.state = state
             return
     choose_connections(trainer, seed, checkpoint is not None)
@@ -107,8 +112,12 @@ def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
         trainer.add_callback(_all_ranks())
     # The evaluation drew random numbers, or was skipped by a resumed run.
     set_seed(seed)
+    term = StopOnTerm()
+    trainer.add_callback(term)
     with prepared_by_parameters(trainer):
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if term.asked:
+        raise StoppedError(f"checkpoint-{trainer.state.global_step}")
 
 
 def _all_ranks() -> Any:
@@ -123,6 +132,36 @@ def _all_ranks() -> Any:
             on_main(lambda: write_json(folder / ALL_RANKS, ranks()))
 
     return AllRanks()
+
+
+def stopped_early(state: Any) -> bool:
+    """Tell whether early stopping has ended a run.
+
+    Args:
+        state: The `TrainerState` of its last checkpoint.
+
+    Returns:
+        Whether as many evaluations as it waits for were no better than the best.
+    """
+    saved = state.stateful_callbacks.get("EarlyStoppingCallback")
+    if not isinstance(saved, dict):
+        return False
+    waited: int = saved["attributes"]["early_stopping_patience_counter"]
+    return waited >= saved["args"]["early_stopping_patience"]
+
+
+def best_checkpoint(state: Any, last: Path) -> Path:
+    """Find the checkpoint with the lowest held-out loss.
+
+    Args:
+        state: The `TrainerState` of the last checkpoint.
+        last: That checkpoint's folder; the run's may have been moved since the state was written.
+
+    Returns:
+        The best one's folder, or the last's where no evaluation came before it.
+    """
+    named = last.parent / Path(state.best_model_checkpoint or last).name
+    return named if named.is_dir() else last
 
 
 def choose_connections(trainer: Any, seed: int, resumes: bool = False) -> None:

@@ -3,6 +3,7 @@
 import reprlib
 from typing import Any
 
+LONGEST_NAME = 4096  # of a path, on most systems
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 _SHORT.maxlevel = 3
@@ -17,7 +18,8 @@ def shown(value: Any) -> str:
     Returns:
         One line.
     """
-    return _SHORT.repr(value)
+    text = _SHORT.repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def one_line(error: BaseException) -> str:

@@ -108,9 +108,68 @@ def training_problems(training: Mapping[str, Any]) -> list[str]:
     kept = {key: value for key, value in training.items() if key not in REFUSED_TRAINING_KEYS}
     problems += unknown_keys("training", kept, allowed)
     problems += wrong_types("training", kept, get_type_hints(SFTConfig))
+    problems += count_problems(kept) + logger_problems(kept.get("report_to"))
     if not problems:
         problems += construction_problems("training", lambda: training_arguments(training, "unused", 0))
     return problems
+
+
+# Trainer divides by them, or cuts text into blocks of so many tokens.
+_AT_LEAST = {
+    "max_length": 2,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+}
+
+
+def count_problems(training: Mapping[str, Any]) -> list[str]:
+    """Say which counts are too small to mean anything.
+
+    Args:
+        training: The recipe's `training` keys.
+
+    Returns:
+        One message per problem.
+    """
+    given = ((key, least, training.get(key)) for key, least in _AT_LEAST.items())
+    return [
+        f"training.{key} = {value}: expected at least {least}"
+        for key, least, value in given
+        if isinstance(value, (int, float)) and value < least
+    ]
+
+
+def logger_problems(report_to: Any) -> list[str]:
+    """Say which services a run can't be reported to.
+
+    Args:
+        report_to: `training.report_to`: a name, or a list of names.
+
+    Returns:
+        One message per name that is unknown, or whose package is missing.
+    """
+    from transformers.integrations import integration_utils
+
+    known = set(integration_utils.INTEGRATION_TO_CALLBACK)
+    problems = []
+    for name in report_to if isinstance(report_to, list) else [report_to]:
+        if name in (None, "none", "all"):
+            continue
+        if name not in known:
+            problems.append(
+                f"training.report_to = {shown(name)}: there is no such logger"
+                f"{suggestion(str(name)[:60], known) or listing(known, most=20)}"
+            )
+        elif not _is_installed(integration_utils, str(name)):
+            problems.append(f"training.report_to = {name!r} needs a package that is not installed: pip install {name}")
+    return problems
+
+
+def _is_installed(integrations: Any, name: str) -> bool:
+    """Ask transformers, whose checks are named after a logger or its first part: `is_comet_available`."""
+    checks = (getattr(integrations, f"is_{part}_available", None) for part in (name, name.split("_")[0]))
+    return next((check() for check in checks if check is not None), True)
 
 
 def method_problems(name: str, config: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,17 @@ class RecipeLoader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As PyYAML's, which lets the last of several equal keys win; here they are a mistake."""
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        keys = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
+        repeated = next((key for position, key in enumerate(keys) if key in keys[:position]), None)
+        if repeated is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {repeated!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
 
 class RecipeDumper(yaml.SafeDumper):
     """Quotes what either version of YAML would take for something other than a string."""
