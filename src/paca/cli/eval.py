@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench.add_argument("--judge-model", metavar="NAME", help="the judge's name there")
     bench.add_argument("--judge-prompts", metavar="FILE", help="in place of judge_prompts.jsonl")
     bench.add_argument("--judge-parallel", type=int, default=1, metavar="N", help="calls at a time (%(default)s)")
+    bench.add_argument("--judge-max-tokens", type=int, default=2048, metavar="N", help="per verdict (%(default)s)")
     bench.add_argument("--judge-retries", type=int, default=6, metavar="N", help="of a failed call (%(default)s)")
     bench.add_argument(
         "--judge-key-variable",
@@ -107,7 +108,11 @@ def _request(arguments: argparse.Namespace) -> Request:
     judge = None
     if arguments.judge_url is not None:
         judge = Endpoint(
-            arguments.judge_url, arguments.judge_model, arguments.judge_key_variable, arguments.judge_retries
+            arguments.judge_url,
+            arguments.judge_model,
+            arguments.judge_key_variable,
+            retries=arguments.judge_retries,
+            max_tokens=arguments.judge_max_tokens,
         )
     return Request(
         model=arguments.model,

@@ -9,6 +9,8 @@ from paca.errors import PacaError
 from paca.training import yaml_scalars
 from paca.training.models import EMBEDDED, load_model, load_tokenizer
 from paca.training.run_folder import ADAPTER, RECIPE
+from paca.training.schema import suggestion
+from paca.training.sections import DTYPES
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -106,6 +108,8 @@ def load_adapted(source: Source, dtype: str | None = None) -> tuple[Any, Any]:
     """
     import torch
 
+    if dtype is not None and dtype not in DTYPES:
+        raise PacaError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}{suggestion(dtype, DTYPES)}.")
     tokenizer = load_tokenizer(source.tokenizer)
     model = load_model(source.base, dtype or source.dtype, source.quantization, source.config)
     if torch.cuda.is_available() and source.quantization is None:

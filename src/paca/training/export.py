@@ -18,7 +18,7 @@ from paca.export.certificate import (
     tensor_check,
 )
 from paca.export.lora import write_lora
-from paca.export.merged import write_merged
+from paca.export.merged import shard_bytes, write_merged
 from paca.export.peft_format import write_peft
 from paca.training.adapted import Source, find_adapter, load_adapted, put_on
 from paca.training.files import discard, write_folder
@@ -86,6 +86,7 @@ def export(
     Raises:
         PacaError: If the adapter can't be written so, or the artefact does not agree with the adapted model.
     """
+    _check_shard_size(max_shard_size)
     source = find_adapter(adapter)
     place = Path(folder) if folder else _beside(source, to)
     _check_free(place, overwrite)
@@ -110,6 +111,15 @@ def export(
 def _beside(source: Source, to: str) -> Path:
     adapter = source.adapter
     return (adapter if adapter else Path()).resolve().parent / to
+
+
+def _check_shard_size(size: str) -> None:
+    try:
+        good = shard_bytes(size) > 0
+    except (ValueError, OverflowError):
+        good = False
+    if not good:
+        raise PacaError(f"--max-shard-size {size!r}: expected a size such as 5GB or 200MB, or a number of bytes.")
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

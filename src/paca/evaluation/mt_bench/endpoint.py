@@ -37,6 +37,10 @@ class Endpoint:
             good = False
         if not good:
             raise PacaError(f"--judge-url {self.url!r}: expected an address such as http://localhost:8000/v1.")
+        if self.retries < 0 or self.max_tokens < 1:
+            raise PacaError(
+                f"--judge-retries {self.retries}, --judge-max-tokens {self.max_tokens}: expected at least 0 and 1."
+            )
         if parts.username or parts.password or parts.query:
             raise PacaError(
                 f"--judge-url holds a key or a query; name the key's environment variable with --judge-key-variable "
