@@ -11,7 +11,7 @@ from paca.distributed.ranks import adapter_facts, differences
 
 def checked(rank, seeds, versions=None):
     if versions is not None:
-        ranks.versions = lambda: versions[rank]
+        ranks.versions = lambda _: versions[rank]
     try:
         check_ranks(make_model(**{**PACA, "random_seed": seeds[rank]}))
     except PacaError as error:

@@ -16,7 +16,7 @@ from ..settled import Settled
 from ..shared_gather import SharedGather
 
 
-class LayerState(BaseTunerLayer, nn.Module):
+class LayerState(nn.Module, BaseTunerLayer):  # in this order, or fully_shard could not change its class
     """A base layer, the adapters on it, and the facts in which kinds of layers differ.
 
     Args:
