@@ -315,6 +315,12 @@ def dequantized_matrix(layer: Any, backend: Any = None) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
         return dequantize_4bit(*packed_as_saved(layer.weight))
+    if backend.backend_name == "bnb 4bit" and not hasattr(layer.weight, "quant_state"):
+        raise PacaError(
+            "FSDP2 has divided a 4-bit weight, which is put together again without what is needed to unpack it. Load "
+            "the model with bnb_4bit_quant_storage='uint8' and leave 4-bit weights whole (fully_shard's "
+            "ignored_params, as accelerate does), or train with DDP."
+        )
     return backend.get_base_weight(layer).detach()
 
 
