@@ -26,9 +26,10 @@ def plan(*words):
 
 def test_json_holds_the_peak_of_each_method_and_the_picture_is_drawn(config, tmp_path, capsys):
     picture = tmp_path / "plan.png"
-    assert plan(config, "--methods", "paca", "lora", "--seq", "64", "--json", "--png", str(picture)) == 0
+    assert plan(config, "--methods", "paca,lora", "--seq", "64", "--json", "--png", str(picture)) == 0
     paca, lora = json.loads(capsys.readouterr().out)["methods"]
     assert 0 < paca["total"] < lora["total"]
+    assert 0 < paca["operations"]["adapter"] < lora["operations"]["adapter"] < paca["operations"]["forward"]
     assert sum(paca["by_category"].values()) == paca["total"]
     assert picture.read_bytes().startswith(b"\x89PNG")
 
@@ -47,12 +48,36 @@ def test_when_nothing_fits_it_says_what_is_lacking_and_what_would_do(config, cap
     assert plan(config, "--methods", "paca", "--gpu", "0.004GB", "--seq", "256", "--batch", "4") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "Nothing fits 0.004GB: paca comes nearest and lacks" in said
-    assert "It fits with --checkpointing --batch 1" in said
+    assert "It fits with --checkpointing --batch 1: 0.00 GiB" in said
 
 
 def test_more_tokens_than_positions_warn(config, capsys):
     assert plan(config, "--methods", "paca", "--seq", "512", "--json") == 0
     assert "512 tokens are more than the model's 256 positions" in capsys.readouterr().err
+
+
+def test_a_recipe_says_how_it_trains_and_arguments_win(capsys):
+    assert plan("smollm2-python-reference", "--seq", "64", "--json") == 0
+    (own,) = json.loads(capsys.readouterr().out)["methods"]
+    assert own["method"] == "paca"
+    assert plan("smollm2-python-reference", "--seq", "32", "--methods", "paca", "--json") == 0
+    (shorter,) = json.loads(capsys.readouterr().out)["methods"]
+    assert shorter["total"] < own["total"]
+    assert shorter["trained"] == own["trained"]
+
+
+def test_a_named_gpu_bounds_the_time_from_below(config, capsys):
+    assert plan(config, "--methods", "paca", "--gpu", "a100-80gb", "--seq", "64", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["methods"]
+    assert row["seconds_at_least"] == row["operations"]["total"] / 312e12
+
+
+def test_a_configuration_with_code_needs_the_flag(config, tmp_path, capsys):
+    content = json.loads((tmp_path / "config.json").read_text())
+    content |= {"model_type": "own", "auto_map": {"AutoConfig": "code.OwnConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert plan(str(tmp_path)) == 2
+    assert "pass --trust-remote-code" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -62,6 +87,9 @@ def test_more_tokens_than_positions_warn(config, capsys):
         (["llama3-8b", "--gpu", "h10O"], "did you mean 'h100'"),
         (["llama3-8b", "--methods", "pacca"], "did you mean 'paca'"),
         (["llama3-8b", "--max-seq"], "pass --gpu 80GB"),
+        (["llama3-8b", "--optimizer", "adamw_bnb_8bits"], "did you mean 'adamw_bnb_8bit'"),
+        (["llama3-8b", "--loss", "chunk"], "did you mean 'chunked'"),
+        (["no-such.yaml"], "There is no recipe file"),
     ],
 )
 def test_mistakes_are_refused_with_what_to_type(words, message, capsys):

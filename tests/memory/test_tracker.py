@@ -233,3 +233,14 @@ def test_the_tracker_keeps_no_tensor_alive():
         reference = weakref.ref(x)
         del x
         assert reference() is None
+
+
+def test_a_storage_resized_outside_of_operators_counts_at_its_new_size():
+    with track() as tracker:
+        x = floats(16)
+        x.untyped_storage().resize_(0)
+        assert tracker.live_bytes == 0
+        x.untyped_storage().resize_(16 * KIB)
+        assert tracker.live_bytes == 16 * KIB
+    x.untyped_storage().resize_(0)
+    assert tracker.live_bytes == 16 * KIB

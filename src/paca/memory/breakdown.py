@@ -67,6 +67,7 @@ class StepTracker(StorageTracker):
         optimizer: Whose states are told apart; they may be there already.
         held: Other tensors that exist already and are to be counted, such as the batch.
         block: Sizes are rounded up to multiples of so many bytes; CUDA allocates in blocks of 512.
+        elsewhere: Tensors that lie in another memory and are not counted, such as paged states of the optimizer.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class StepTracker(StorageTracker):
         optimizer: torch.optim.Optimizer | None = None,
         held: Iterable[Tensor] = (),
         block: int = 1,
+        elsewhere: Iterable[Tensor] = (),
     ) -> None:
         self._block = block
         self._clock = 0
@@ -91,6 +93,8 @@ class StepTracker(StorageTracker):
         self._model, self._optimizer = model, optimizer
         self._handles: list[Any] = []
         super().__init__()
+        for storage in storages_of(list(elsewhere)):
+            self._pass_over(storage)
         self._label([*model.parameters(), *model.buffers(), *held], PARAMETERS)
         self._label([parameter.grad for parameter in model.parameters()], GRADIENTS)
         self._label_states()
@@ -107,7 +111,18 @@ class StepTracker(StorageTracker):
     def reset_peak(self) -> None:
         """Forget the peak so far: from here on it starts at the bytes that are alive now."""
         super().reset_peak()
-        self._peak_at = (self._clock, *self._where())
+        self._peak_at = (self._clock, *self.where())
+
+    def where(self) -> tuple[str, str]:
+        """Tell the phase and the module that run now, by the names that `Peak` has for them."""
+        if self._stepping:
+            return "optimizer", ""
+        node = torch._C._current_autograd_node()
+        if self._modules:
+            return ("forward" if node is None else "recompute"), self._modules[-1]
+        if node is None:
+            return "other", ""
+        return "backward", self._module_of(node)
 
     def __enter__(self) -> "StepTracker":
         """Start counting, and following modules, gradients and optimizer steps."""
@@ -146,7 +161,7 @@ class StepTracker(StorageTracker):
         self._clock += 1
         self._record(key)
         if self._peak_bytes > peak:
-            self._peak_at = (self._clock, *self._where())
+            self._peak_at = (self._clock, *self.where())
 
     def _record(self, key: int) -> None:
         old = self._life_of.get(key)
@@ -180,7 +195,9 @@ class StepTracker(StorageTracker):
 
     def _set_stepping(self, stepping: bool) -> None:
         self._stepping = stepping
-        if not stepping:
+        if stepping:  # FSDP2 hands gradients to its shards without the hook that tells of them
+            self._label([parameter.grad for parameter in self._trained()], GRADIENTS)
+        else:
             self._label_states()
 
     def _enter_module(self, module: nn.Module, _: Any) -> None:
@@ -197,16 +214,6 @@ class StepTracker(StorageTracker):
     def _mark(self) -> None:
         self._marks.append(torch.autograd._get_sequence_nr())
         self._marked.append(self._modules[-1] if self._modules else "")
-
-    def _where(self) -> tuple[str, str]:
-        if self._stepping:
-            return "optimizer", ""
-        node = torch._C._current_autograd_node()
-        if self._modules:
-            return ("forward" if node is None else "recompute"), self._modules[-1]
-        if node is None:
-            return "other", ""
-        return "backward", self._module_of(node)
 
     def _module_of(self, node: Any) -> str:
         """The module whose forward made an autograd node."""

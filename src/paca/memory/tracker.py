@@ -10,6 +10,7 @@ device, `meta` included.
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -60,6 +61,27 @@ class StorageTracker(TorchDispatchMode):
     def reset_peak(self) -> None:
         """Forget the peak so far: from here on it starts at the bytes that are alive now."""
         self._peak_bytes = self._live_bytes
+
+    def __enter__(self) -> "StorageTracker":
+        """Start counting; storages that are resized outside of operators, as FSDP2 does, are counted anew as well."""
+        original = self._resize = UntypedStorage.resize_
+
+        def resize(storage: UntypedStorage, size: int) -> Any:
+            result = original(storage, size)
+            if id(storage) in self._counted:
+                self._count(storage)
+            return result
+
+        UntypedStorage.resize_ = resize  # type: ignore[assignment, method-assign]
+        super().__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop counting."""
+        super().__exit__(kind, value, traceback)
+        UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and count the storages that it made."""

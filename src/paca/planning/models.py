@@ -1,11 +1,38 @@
 """Finds a model's configuration: a built-in shape, a `config.json`, a folder, or a name on the Hub."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.planning.shapes import SHAPES
+from paca.planning.shapes import ALL_LINEAR, CONVOLUTIONS, SHAPES, Shape, find_shape
 from paca.training.schema import suggestion
+
+TIMM = "timm_wrapper"
+
+
+def _llama(shape: Shape) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**dict(shape.config))
+
+
+def _vit(shape: Shape) -> Any:
+    from transformers import ViTConfig
+
+    return ViTConfig(**dict(shape.config))
+
+
+def _timm(shape: Shape) -> Any:
+    try:
+        import timm  # noqa: F401 - transformers' own message does not say which extra has it
+        from transformers import TimmWrapperConfig
+    except ImportError as error:
+        raise PacaError(f"The shape {shape.name!r} needs the package 'timm': pip install 'paca[vision]'") from error
+    return TimmWrapperConfig(**dict(shape.config))
+
+
+KINDS: dict[str, Callable[[Shape], Any]] = {"llama": _llama, "vit": _vit, "timm": _timm}
 
 
 def find_config(name: str, trust_remote_code: bool = False) -> Any:
@@ -21,10 +48,11 @@ def find_config(name: str, trust_remote_code: bool = False) -> Any:
     Raises:
         PacaError: If there is none, or if its code would have to be trusted.
     """
-    from transformers import AutoConfig, LlamaConfig
+    from transformers import AutoConfig
 
-    if name in SHAPES:
-        return LlamaConfig(**dict(SHAPES[name].config))
+    shape = find_shape(name)
+    if shape is not None:
+        return KINDS[shape.kind](shape)
     try:
         return AutoConfig.from_pretrained(
             Path(name) if Path(name).exists() else name, trust_remote_code=trust_remote_code
@@ -39,3 +67,44 @@ def find_config(name: str, trust_remote_code: bool = False) -> Any:
             f"The model {name!r} is not a built-in shape ({', '.join(SHAPES)}){suggestion(name, SHAPES)}, and no "
             f"configuration was found in a file, in a folder or on the Hub: {error}"
         ) from error
+
+
+def is_image_config(config: Any) -> bool:
+    """Whether a configuration is one of an image classifier.
+
+    Args:
+        config: transformers' configuration.
+
+    Returns:
+        Whether images, rather than tokens, go in.
+    """
+    return hasattr(config, "image_size") or config.model_type == TIMM
+
+
+def default_targets(config: Any) -> str:
+    """Say what is adapted unless something else is asked for.
+
+    Args:
+        config: transformers' configuration.
+
+    Returns:
+        PEFT's `target_modules`.
+    """
+    return CONVOLUTIONS if config.model_type == TIMM else ALL_LINEAR
+
+
+def image_size(config: Any) -> int:
+    """Say how large the images are that a classifier was made for.
+
+    Args:
+        config: transformers' configuration.
+
+    Returns:
+        Height and width in pixels.
+    """
+    if config.model_type == TIMM:
+        import timm
+
+        known = timm.get_pretrained_cfg(config.architecture)
+        return 224 if known is None else int(known.input_size[-1])
+    return int(config.image_size)

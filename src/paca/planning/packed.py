@@ -1,6 +1,5 @@
 """Puts 4-bit layers (NF4) into a model: on the meta device by their shapes, elsewhere by packing the weights."""
 
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,12 +11,11 @@ BLOCK = 64  # weights per scale
 SCALES = 256  # scales per scale of scales
 
 
-def pack_linears(model: nn.Module, names: Collection[str], dtype: torch.dtype) -> None:
-    """Replace linear layers by bitsandbytes' 4-bit ones.
+def pack_linears(model: Any, dtype: torch.dtype) -> None:
+    """Replace linear layers by bitsandbytes' 4-bit ones, except the output head, as transformers does.
 
     Args:
-        model: Changed in place.
-        names: Last parts of the layers' names.
+        model: A language model, changed in place.
         dtype: What the layers compute in.
 
     Raises:
@@ -27,9 +25,10 @@ def pack_linears(model: nn.Module, names: Collection[str], dtype: torch.dtype) -
         import bitsandbytes
     except ImportError as error:
         raise PacaError("4-bit layers need the package 'bitsandbytes': pip install bitsandbytes") from error
+    head = model.get_output_embeddings()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if name in names and type(child) is nn.Linear:
+            if type(child) is nn.Linear and child is not head:
                 parent._modules[name] = _packed_layer(bitsandbytes, child, dtype)
 
 

@@ -1,0 +1,121 @@
+"""Counts the operations of a training step: those of matrix products, convolutions and attention."""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+
+
+def _convolution_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias_sizes: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    output_mask: Sequence[bool],
+    out_val: Any = None,
+) -> int:
+    """Each of the two gradients takes what the forward takes; torch's formula forgets groups in the weight's."""
+    positions = (x if transposed else grad_out).shape[2:]
+    forward = 2 * x.shape[0] * math.prod(positions) * weight.numel()
+    return forward * (output_mask[0] + output_mask[1])
+
+
+# torch has formulas for the attention of GPUs only.
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    aten.convolution_backward: _convolution_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations of one step; a multiplication and an addition are two.
+
+    Args:
+        forward: Of the forward pass.
+        backward: Of the backward pass, without what is recomputed in it.
+        recompute: Of forward passes run again in backward.
+        optimizer: Of the optimizer's step, by its formula.
+        adapter: How many of forward's and backward's the frozen model would not have needed to pass gradients on to
+            the same layers: the adapter's own products, and the gradients of what is trained.
+    """
+
+    forward: int
+    backward: int
+    recompute: int
+    optimizer: int
+    adapter: int
+
+    @property
+    def total(self) -> int:
+        """All of the step's."""
+        return self.forward + self.backward + self.recompute + self.optimizer
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts operations by phase inside a `with` block.
+
+    Args:
+        phase: Names the phase that runs now.
+    """
+
+    def __init__(self, phase: Callable[[], str]) -> None:
+        super().__init__()
+        self.by_phase: dict[str, int] = {}
+        self._phase = phase
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator, and count its operations."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = _FORMULAS.get(func.overloadpacket) if isinstance(func, torch._ops.OpOverload) else None
+        if formula is not None:
+            count = formula(*args, **kwargs, out_val=result)
+            phase = self._phase()
+            self.by_phase[phase] = self.by_phase.get(phase, 0) + round(count * _done(func, args, kwargs))
+        return result
+
+
+def _done(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
+    """The share of an operator's products that a kernel computes: under a causal mask, those on and below it."""
+    given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | dict(kwargs)
+    if not given.get("is_causal"):
+        return 1.0
+    tokens = given["query"].shape[-2]
+    return (tokens + 1) / (2 * tokens)
+
+
+def start_gradients_at(model: nn.Module, names: Collection[str]) -> None:
+    """Let gradients flow through a frozen model as far down as a method needs them.
+
+    Args:
+        model: Its parameters are frozen.
+        names: Modules that the method trains something of; their outputs come to require gradients.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for name, module in model.named_modules():
+        if name in names:
+            module.register_forward_hook(_require_gradient)
+
+
+def _require_gradient(module: nn.Module, inputs: Any, output: Any) -> None:
+    if isinstance(output, Tensor) and not output.requires_grad:
+        output.requires_grad_(True)
