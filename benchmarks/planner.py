@@ -73,7 +73,7 @@ def _line(name: str, config: Any, method: str, checkpointing: bool, arguments: a
         attention="sdpa",
     )
     predicted = simulate(config, setting).total
-    real = measure(build(config, setting, "cpu"), setting).peak.total
+    real = measure(build(config, setting, "cpu"), setting, warm_up=True).peak.total
     shown = "yes" if checkpointing else "no"
     sizes = f"{predicted / 2**20:.1f} | {real / 2**20:.1f}"
     return f"| {name} | {method} | {shown} | {sizes} | {predicted / real:.5f} |"

@@ -73,7 +73,7 @@ def test_other_optimizers_and_losses_are_what_the_real_step_takes(planner, optim
     if optimizer == "adamw_bnb_8bit":
         pytest.importorskip("bitsandbytes")
     setting = Setting("paca", 8, 1, 64, torch.float32, attention="sdpa", optimizer=optimizer, loss=loss)
-    real = measure(build(CONFIG, setting, "cpu"), setting)
+    real = measure(build(CONFIG, setting, "cpu"), setting, warm_up=True)
     assert planner.step(setting).peak.total == pytest.approx(real.peak.total, rel=0.03)
 
 
@@ -86,6 +86,15 @@ def test_a_chunked_loss_keeps_no_logits(planner):
 def test_what_is_trained_in_16_bits_takes_half(planner):
     wide, narrow = step(planner, "lora"), step(planner, "lora", adapter_dtype=torch.bfloat16)
     assert narrow.peak.by_category["optimizer"] < 0.51 * wide.peak.by_category["optimizer"]
+
+
+def test_four_ranks_hold_a_quarter_each_and_gather_blocks():
+    planner = Planner(CONFIG)
+    whole, part = (step(planner, dtype=torch.float32, ranks=ranks) for ranks in (1, 4))
+    for category in ("parameters", "optimizer"):
+        assert part.peak.by_category[category] / whole.peak.by_category[category] == pytest.approx(0.25, abs=0.01)
+    assert part.peak.total > 1.5 * whole.peak.total / 4
+    assert part.by_phase == whole.by_phase
 
 
 def test_unknown_optimizers_and_losses_are_refused_with_near_ones():
@@ -110,5 +119,5 @@ def test_image_classifiers_take_what_the_real_step_takes(shape, method):
 
         config = TimmWrapperConfig(architecture=shape, num_labels=10)
         setting = Setting(method, 8, 2, dtype=torch.float32, attention="sdpa", pixels=64, targets=CONVOLUTIONS)
-    real = measure(build(config, setting, "cpu"), setting)
+    real = measure(build(config, setting, "cpu"), setting, warm_up=True)
     assert Planner(config).step(setting).peak.total == pytest.approx(real.peak.total, rel=0.03)

@@ -177,13 +177,16 @@ def _cast_adapter(model: nn.Module, dtype: torch.dtype | None) -> None:
             parameter.data = parameter.data.to(dtype)  # TRL's way, which leaves DoRA's magnitudes in float32
 
 
-def measure(model: nn.Module, setting: Setting, entered: Callable[[], None] = lambda: None) -> Step:
+def measure(
+    model: nn.Module, setting: Setting, entered: Callable[[], None] = lambda: None, warm_up: bool = False
+) -> Step:
     """Take a step with the optimizer's states there, and report it.
 
     Args:
         model: As `build` makes it, real or fake.
         setting: How it is trained.
         entered: Called as each module is entered.
+        warm_up: Take a whole step before it, in which a real model arranges its weights; a fake one does not.
 
     Returns:
         What the step takes.
@@ -192,20 +195,20 @@ def measure(model: nn.Module, setting: Setting, entered: Callable[[], None] = la
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kind = find_optimizer(setting.optimizer)
     optimizer = kind.make(trained)
-    with_states(optimizer)
+    if warm_up:
+        _take(model, batch, setting, optimizer)
+    else:
+        with_states(optimizer)
     paged = paged_states(optimizer) if kind.paged else []
     handle = nn.modules.module.register_module_forward_pre_hook(lambda *_: entered())
-    with (
-        StepTracker(model, optimizer, batch.values(), setting.block, paged) as tracker,
-        OperationCounter(lambda: tracker.where()[0]) as counter,
-        contextlib.ExitStack() as stack,
-    ):
-        stack.callback(handle.remove)
-        loss = _loss(model, batch, setting)
-        loss.backward()
-        del loss
-        optimizer.step()
-        optimizer.zero_grad()
+    try:
+        with (
+            StepTracker(model, optimizer, batch.values(), setting.block, paged) as tracker,
+            OperationCounter(lambda: tracker.where()[0]) as counter,
+        ):
+            _take(model, batch, setting, optimizer)
+    finally:
+        handle.remove()
     return Step(
         tracker.peak(),
         sum(state.untyped_storage().nbytes() for state in paged),
@@ -213,6 +216,14 @@ def measure(model: nn.Module, setting: Setting, entered: Callable[[], None] = la
         sum(parameter.numel() for parameter in trained),
         _trained_modules(model),
     )
+
+
+def _take(model: nn.Module, batch: dict[str, Tensor], setting: Setting, optimizer: torch.optim.Optimizer) -> None:
+    loss = _loss(model, batch, setting)
+    loss.backward()
+    del loss
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def _batch(model: nn.Module, setting: Setting) -> dict[str, Tensor]:
