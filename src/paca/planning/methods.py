@@ -8,8 +8,8 @@ from typing import Any
 from paca.errors import PacaError
 from paca.planning.setting import Setting
 from paca.planning.shapes import CONVOLUTIONS
-from paca.training import trainer_arguments
 from paca.training.schema import suggestion
+from paca.training.trainer_arguments import known_methods
 
 FULL = "full"
 
@@ -37,19 +37,11 @@ METHODS: dict[str, Method] = {
         Method("paca", "paca", {"random_seed": 0}),
         Method("lora", "lora"),
         Method("dora", "lora", {"use_dora": True}),
-        Method("moslora", "moslora"),
         Method(FULL, None),
         Method("qpaca", "paca", {"random_seed": 0}, packed=True),
         Method("qlora", "lora", packed=True),
     )
 }
-
-
-def known_methods() -> dict[str, Any]:
-    """Return the config class of each method that PEFT knows here, by name."""
-    import paca.compare.moslora  # noqa: F401 - makes PEFT know it
-
-    return trainer_arguments.known_methods()
 
 
 def find_method(name: str) -> Method:
