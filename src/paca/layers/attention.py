@@ -73,7 +73,7 @@ class Attention(PacaLayer):
     @property
     def weight(self) -> Any:
         """The packed weight as this layer multiplies with it."""
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not self._waits_for_values():
             self.show_columns()
         return self.base_weight
 

@@ -36,7 +36,7 @@ class PacaLayer(ForwardLayer, MergingLayer, SeenLayer):
     @property
     def weight(self) -> Any:
         """The base weight as this layer multiplies with it: PyTorch's fused transformer layers read it themselves."""
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and not self._waits_for_values():
             self.show_columns()
         return super().weight
 

@@ -42,7 +42,7 @@ def comes_quantized(module: nn.Module) -> bool:
     Returns:
         Whether it does.
     """
-    classes = (*type(module).__mro__, type(getattr(module, "weight", None)))
+    classes = (*type(module).__mro__, type(module._parameters.get("weight")))
     return not PACKAGES.isdisjoint(cls.__module__.partition(".")[0] for cls in classes)
 
 

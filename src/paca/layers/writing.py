@@ -64,6 +64,11 @@ class WrittenLayer(LayerState):
         else:
             self.columns.take_out()
 
+    def _waits_for_values(self) -> bool:
+        """Whether the weight or an update is on the meta device, for a load that follows."""
+        deltas = (term.delta.device for term in self._terms(self.active_adapters))
+        return any(device.type == "meta" for device in (self.weight_device(), *deltas))
+
     def _adopt_weight(self, fn: Callable[[Tensor], Tensor] | None = None) -> None:
         """Keep the base layer's weight of now, which may be another object than before."""
         old = self.columns
