@@ -44,7 +44,9 @@ class SavedModel(BaseTuner):
                     state[f"{name}.paca_delta.{adapter_name}"] = delta.detach()
                     state[f"{name}.{TRAINED}.{adapter_name}"] = layer.paca_indices[adapter_name]
                     state[f"{name}.{TOUCHED}.{adapter_name}"] = layer.touched(adapter_name)
-                if not is_sharded(layer.base_weight):  # else it takes all ranks; see gathered_adapter
+                if not is_sharded(
+                    layer.get_base_layer()._parameters.get(layer.weight_name)
+                ):  # else it takes all ranks; see gathered_adapter
                     state.update(_fingerprint(name, layer, adapter_name))
         gathered = {key: value for key, value in kwargs["state_dict"].items() if f".{FINGERPRINT}" in key}
         return {**state, **gathered}
