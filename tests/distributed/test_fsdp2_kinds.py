@@ -1,6 +1,6 @@
-"""FSDP2 with convolutions, experts, quantized layers and compiled blocks, the adapter that it saves, what is refused.
+"""FSDP2 with convolutions, experts and quantized layers, the adapter that it saves, what is refused; compiled blocks.
 
-All of it is done in one launch of two ranks, whose answers the tests share: a launch costs more than the work.
+All but the last is done in one launch of two ranks, whose answers the tests share: a launch costs more than the work.
 """
 
 import warnings
@@ -22,10 +22,6 @@ def shard(model):
     for block in model.get_base_model().model.layers:
         fully_shard(block)
     return fully_shard(model)
-
-
-def whole(tensors):
-    return {name.replace("_orig_mod.", ""): tensor for name, tensor in tensors.items()}
 
 
 class Pictures(nn.Module):
@@ -83,12 +79,11 @@ def compiled(rank):
     calls, original = [], PacaLayer._forward_beside
     PacaLayer._forward_beside = lambda self, *args, **kwargs: calls.append(self) or original(self, *args, **kwargs)
     model = make_model()
-    blocks = model.get_base_model().model.layers
-    for number, block in enumerate(blocks):
-        blocks[number] = torch.compile(block, backend="aot_eager")
+    for block in model.get_base_model().model.layers:
+        block.compile(backend="aot_eager")
     train(shard(model), rank, 2)
     PacaLayer._forward_beside = original
-    return whole(updates(model)), len(calls)
+    return updates(model), len(calls)
 
 
 def experts_refused():
@@ -135,7 +130,6 @@ def all_kinds(rank, folder):
         "divided": divided_first_refused(),
         "tensor parallel": tensor_parallel_refused(f"{folder}/base"),
         "quantized": quantized_refused(rank),
-        "compiled": compiled(rank),  # last: from the first compilation on, columns are written at each change
     }
 
 
@@ -155,8 +149,9 @@ def test_convolutions(found):
     assert largest_difference(found[0]["pictures"], trained_pictures(0, 1, False)) < 1e-6
 
 
-def test_blocks_that_are_compiled(found):
-    first, beside = found[0]["compiled"]
+def test_blocks_that_are_compiled():
+    """In a launch of its own: from the first compilation on, columns are written at each change."""
+    first, beside = on_ranks(compiled)[0]
     assert largest_difference(first, trained_alone()[0]) < 1e-6
     assert beside == 0
 

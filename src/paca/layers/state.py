@@ -42,7 +42,8 @@ class LayerState(nn.Module, BaseTunerLayer):  # in this order, or fully_shard co
     def __init__(self, base_layer: nn.Module) -> None:
         nn.Module.__init__(self)
         self.base_layer = base_layer
-        self._computes_as_known = self._is_known(type(base_layer))
+        # Which class it was, if it computes what this kind does; engines make a subclass of it, or wrap it in another.
+        self._known_class = type(base_layer) if self._is_known(type(base_layer)) else ()
         self.r: dict[str, int] = {}
         self.paca_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
@@ -148,7 +149,7 @@ class LayerState(nn.Module, BaseTunerLayer):  # in this order, or fully_shard co
         """
         base: Any = self._modules["base_layer"]
         return (
-            self._computes_as_known
+            isinstance(base, self._known_class)
             and self._has_own_forward(base)
             and base._parameters.get(self.weight_name) is self.columns.weight
             and ("_fsdp_use_orig_params" not in base.__dict__ or is_sharded(self.columns.weight))
