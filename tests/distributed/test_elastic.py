@@ -66,6 +66,8 @@ def test_torchrun_starts_all_again(recipe, undisturbed, tmp_path):
         "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
         "OMP_NUM_THREADS": "1",
         "DIED": str(tmp_path / "died"),
+        # Workers that start again would look for each other under the addresses of those that died: plain torch, too.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     command = [sys.executable, "-m", *launcher, *verb]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)

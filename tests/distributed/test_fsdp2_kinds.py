@@ -1,6 +1,6 @@
-"""FSDP2 with convolutions, experts and quantized layers, the adapter that it saves, what is refused; compiled blocks.
+"""FSDP2 with convolutions, experts and quantized layers, the adapter that it saves, and what is refused.
 
-All but the last is done in one launch of two ranks, whose answers the tests share: a launch costs more than the work.
+All of it is done in one launch of two ranks, whose answers the tests share: a launch costs more than the work.
 """
 
 import warnings
@@ -10,12 +10,12 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tests.distributed.launch import on_ranks
-from tests.distributed.tiny import PACA, largest_difference, make_base, make_model, train, trained_alone, updates
+from tests.distributed.tiny import PACA, largest_difference, make_base, make_model, train, updates
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from paca import PacaConfig, PacaError, PacaLayer, gathered_adapter
+from paca import PacaConfig, PacaError, gathered_adapter
 
 
 def shard(model):
@@ -73,17 +73,6 @@ def quantized_model():
 
 def quantized_refused(rank):
     return refusal(lambda: train(shard(quantized_model()), rank, 2, steps=1))
-
-
-def compiled(rank):
-    calls, original = [], PacaLayer._forward_beside
-    PacaLayer._forward_beside = lambda self, *args, **kwargs: calls.append(self) or original(self, *args, **kwargs)
-    model = make_model()
-    for block in model.get_base_model().model.layers:
-        block.compile(backend="aot_eager")
-    train(shard(model), rank, 2)
-    PacaLayer._forward_beside = original
-    return updates(model), len(calls)
 
 
 def experts_refused():
@@ -147,13 +136,6 @@ def found(folder):
 
 def test_convolutions(found):
     assert largest_difference(found[0]["pictures"], trained_pictures(0, 1, False)) < 1e-6
-
-
-def test_blocks_that_are_compiled():
-    """In a launch of its own: from the first compilation on, columns are written at each change."""
-    first, beside = on_ranks(compiled)[0]
-    assert largest_difference(first, trained_alone()[0]) < 1e-6
-    assert beside == 0
 
 
 def test_four_bit_weights_that_are_divided_are_refused(found):
