@@ -44,9 +44,7 @@ class SavedModel(BaseTuner):
                     state[f"{name}.paca_delta.{adapter_name}"] = delta.detach()
                     state[f"{name}.{TRAINED}.{adapter_name}"] = layer.paca_indices[adapter_name]
                     state[f"{name}.{TOUCHED}.{adapter_name}"] = layer.touched(adapter_name)
-                if not is_sharded(
-                    layer.get_base_layer()._parameters.get(layer.weight_name)
-                ):  # else it takes all ranks; see gathered_adapter
+                if not _is_divided(layer):  # else it takes all ranks; see gathered_adapter
                     state.update(_fingerprint(name, layer, adapter_name))
         gathered = {key: value for key, value in kwargs["state_dict"].items() if f".{FINGERPRINT}" in key}
         return {**state, **gathered}
@@ -106,10 +104,15 @@ def gathered_adapter(model: nn.Module, adapter_name: str = "default") -> dict[st
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     state: dict[str, Any] = dict(get_model_state_dict(model, options=options))
     for name, layer in paca_layers(model).items():
-        if adapter_name in layer.paca_delta and is_sharded(layer.base_weight):
+        if adapter_name in layer.paca_delta and _is_divided(layer):
             own = _fingerprint(name, layer, adapter_name)
             state.update(own if state else {})
     return state
+
+
+def _is_divided(layer: PacaLayer) -> bool:
+    """Whether the base weight is divided over ranks; a packed one may have no parameter of that name (HQQ)."""
+    return is_sharded(layer.get_base_layer()._parameters.get(layer.weight_name))
 
 
 def _fingerprint(name: str, layer: PacaLayer, adapter_name: str) -> dict[str, Tensor]:
