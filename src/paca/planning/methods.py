@@ -37,6 +37,7 @@ METHODS: dict[str, Method] = {
         Method("paca", "paca", {"random_seed": 0}),
         Method("lora", "lora"),
         Method("dora", "lora", {"use_dora": True}),
+        Method("moslora", "moslora"),
         Method(FULL, None),
         Method("qpaca", "paca", {"random_seed": 0}, packed=True),
         Method("qlora", "lora", packed=True),

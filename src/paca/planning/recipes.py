@@ -110,8 +110,8 @@ class Estimate:
         parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.peak.by_category.items() if size)
         verdict = "of" if self.peak.total <= self.available else "which is more than the"
         return (
-            f"Estimated peak of a step: {self.peak.total / 2**30:.2f} GiB ({parts}), {verdict} "
-            f"{self.available / 2**30:.1f} GiB that this machine's {_device()} has."
+            f"estimated peak of a step: {self.peak.total / 2**30:.2f} GiB ({parts}), {verdict} "
+            f"{self.available / 2**30:.1f} GiB that this machine's {_device()} has"
         )
 
 

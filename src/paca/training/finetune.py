@@ -20,6 +20,7 @@ from paca.training.engines import adapter_state, shards, use_engine
 from paca.training.files import discard, write_folder, write_json
 from paca.training.held_out import evaluate
 from paca.training.interruptions import failed_writes_explained
+from paca.training.memory_estimate import say_memory
 from paca.training.models import load_model, load_tokenizer
 from paca.training.processes import on_main, ranks
 from paca.training.progress import LossBar, quiet_libraries
@@ -60,6 +61,8 @@ def finetune_text(
     if on_main(lambda: open_run(folder, recipe, resume, overwrite, ranks())):
         return read_metrics(folder)
     with quiet_libraries():
+        if doctor:
+            say_memory(recipe)
         return _run(recipe, raw, arguments, folder, doctor)
 
 

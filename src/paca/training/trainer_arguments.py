@@ -83,9 +83,10 @@ def method_config(name: str, config: Mapping[str, Any]) -> Any:
 
 
 def known_methods() -> dict[str, Any]:
-    """Return the config class of each method that PEFT knows, PaCA included, by lower-case name."""
+    """Return the config class of each method that PEFT knows, PaCA and MosLoRA included, by lower-case name."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
+    import paca.compare.moslora  # noqa: F401 - to import it is to register it
     from paca.peft_plugin import register
 
     register()

@@ -11,6 +11,7 @@ from paca.errors import PacaError
 from paca.training.checkpoints import last_complete
 from paca.training.doctor.batch_size import follow_earlier_start
 from paca.training.files import write_folder, write_json
+from paca.training.memory_estimate import say_memory
 from paca.training.processes import ranks
 from paca.training.progress import LossBar, quiet_libraries
 from paca.training.recipe import Recipe
@@ -56,6 +57,8 @@ def finetune_images(
     if open_run(folder, recipe, resume, overwrite):
         return read_metrics(folder)
     with quiet_libraries():
+        if doctor:
+            say_memory(recipe)
         return _run(recipe, data, arguments, folder, doctor)
 
 
