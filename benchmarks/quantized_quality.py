@@ -4,7 +4,8 @@
     python benchmarks/quantized_quality.py --seeds 42 43 44 --lora-rates 2e-3 --json losses.json
 
 Both run the recipe smollm2-qpaca: same NF4 base, same batches in the same order, same schedule. PaCA of rank 16 trains
-as many values as LoRA of rank 8 within 2 %, and starts from unquantized columns. Each is run at several learning rates
+as many values as LoRA of rank 8 within 2 %, and starts from unquantized columns: random ones ("QPaCA"), or those in
+which quantization costs most, by column norm and input channel ("QPaCA chosen"). Each is run at several learning rates
 and seeds, and its best rate on the held-out text itself counts, by the mean over the seeds. With `--json`, a run that
 was stopped goes on where it was.
 """
@@ -25,6 +26,7 @@ from step import positive
 
 RECIPE = "smollm2-qpaca"
 PACA = ("method.column_source=smollm2-135m-instruct",)  # the columns as they were before quantization
+CHOSEN = (*PACA, "method.selection=weight_activation", "method.selection_batches=8")
 LORA = ("method.name=lora", "method.r=8", "method.lora_alpha=16")
 HEADER = (
     "| method | learning rate | trained | loss before | loss after, mean | deviation | by seed |\n"
@@ -40,9 +42,10 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--steps", type=positive, default=60, help="training steps of each run (default: %(default)s)")
-    parser.add_argument("--paca-rates", nargs="+", default=["5e-3"], metavar="RATE", help="PaCA's learning rates")
+    parser.add_argument("--paca-rates", nargs="*", default=["6e-3"], metavar="RATE", help="of random columns")
+    parser.add_argument("--chosen-rates", nargs="*", default=["1e-3"], metavar="RATE", help="of chosen columns")
     parser.add_argument(
-        "--lora-rates", nargs="+", default=["5e-4", "1e-3", "2e-3"], metavar="RATE", help="LoRA's learning rates"
+        "--lora-rates", nargs="*", default=["1e-3", "2e-3", "3e-3"], metavar="RATE", help="LoRA's learning rates"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], help="seeds of each (default: 42)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results so far; read, and added to")
@@ -98,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json and arguments.json.exists():
         found = json.loads(arguments.json.read_text(encoding="utf-8"))
     runs = [("QPaCA", rate, PACA) for rate in arguments.paca_rates]
+    runs += [("QPaCA chosen", rate, CHOSEN) for rate in arguments.chosen_rates]
     runs += [("QLoRA", rate, LORA) for rate in arguments.lora_rates]
     best: dict[str, float] = {}
     print(HEADER)
@@ -110,7 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         results = [found[f"{name} rate={rate} steps={arguments.steps} seed={seed}"] for seed in arguments.seeds]
         print(row(name, rate, results), flush=True)
         best[name] = min(best.get(name, float("inf")), statistics.mean(result["after"] for result in results))
-    print(f"\n{arguments.steps} steps; held-out loss, QPaCA / QLoRA: {best['QPaCA'] / best['QLoRA']:.4f}")
+    ratios = ", ".join(f"{name} {loss / best['QLoRA']:.4f}" for name, loss in best.items() if "QLoRA" in best)
+    print(f"\n{arguments.steps} steps; held-out loss, ÷ QLoRA's: {ratios}")
     return 0
 
 

@@ -50,13 +50,15 @@ def test_the_command_prints_the_table_and_writes_the_figures(tmp_path, capsys):
 
 
 def test_the_best_rate_of_each_method_counts(monkeypatch, capsys):
-    losses = {("paca", 5e-3): 2.4, ("lora", 1e-3): 2.5, ("lora", 2e-3): 2.0}
+    losses = {"random": {6e-3: 2.4}, "weight_activation": {1e-3: 1.9, 2e-3: 1.8}, "lora": {1e-3: 2.5, 2e-3: 2.0}}
 
     def finetune(recipe):
-        loss = losses[recipe.method.name, recipe.training["learning_rate"]]
+        kind = "lora" if recipe.method.name == "lora" else recipe.method.config.get("selection", "random")
+        loss = losses[kind][recipe.training["learning_rate"]]
         assert recipe.training["max_steps"] == 3
         return {"before": {"loss": 3.0}, "after": {"loss": loss}, "trained_parameters": 7}
 
     monkeypatch.setattr(quantized_quality, "finetune", finetune)
-    assert quantized_quality.main(["--steps", "3", "--lora-rates", "1e-3", "2e-3"]) == 0
-    assert "QPaCA / QLoRA: 1.2000" in capsys.readouterr().out
+    rates = ["--lora-rates", "1e-3", "2e-3", "--chosen-rates", "1e-3", "2e-3"]
+    assert quantized_quality.main(["--steps", "3", *rates]) == 0
+    assert "÷ QLoRA's: QPaCA 1.2000, QPaCA chosen 0.9000, QLoRA 1.0000" in capsys.readouterr().out

@@ -44,6 +44,12 @@ def test_the_estimate_is_what_is_planned(recipe):
     assert f"{estimated.peak.total / 2**30:.2f} GiB" in estimated.line()
 
 
+def test_neither_data_nor_another_checkpoint_is_needed(content, tmp_path):
+    path = write_recipe(tmp_path / "recipe.yaml", content)
+    chosen = read_recipe(path, ["method.selection=activation", "method.column_source=smollm2-135m-instruct"])
+    assert recipes.estimate(chosen).peak == recipes.estimate(read_recipe(path)).peak
+
+
 @pytest.mark.parametrize(("size", "verdict"), [(2**40, "of"), (1, "which is more than the")])
 def test_the_line_says_whether_it_fits(recipe, size, verdict):
     estimated = recipes.estimate(recipe)

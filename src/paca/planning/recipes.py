@@ -44,7 +44,7 @@ def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> Setting:
         block=512 if on_gpu else 1,
         optimizer=arguments.optim if isinstance(arguments.optim, str) else arguments.optim.value,
         targets=_targets(recipe),
-        fields=recipe.method.config,
+        fields=_fields(recipe.method.config),
     )
     if is_image_config(config):
         size = recipe.images.size or image_size(config)
@@ -78,6 +78,12 @@ def _method(recipe: Recipe) -> str:
             f"and fp4 with {' and '.join(PACKED)}."
         )
     return PACKED[name]
+
+
+def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The method's fields, without what needs the weights' values or data, which change no byte count."""
+    unneeded = {"column_source"} if config.get("selection") == "indices" else {"column_source", "selection"}
+    return {name: value for name, value in config.items() if name not in unneeded}
 
 
 def _targets(recipe: Recipe) -> Any:
