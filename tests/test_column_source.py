@@ -258,6 +258,11 @@ def test_no_checkpoint_there(tmp_path):
         ColumnSource("nobody/nothing-of-this-name")
 
 
+def test_it_is_refused_before_connections_are_chosen_by_data(checkpoint, tmp_path):
+    with pytest.raises(paca.PacaError, match="is no checkpoint"):
+        get_peft_model(quantized(checkpoint), config(column_source=str(tmp_path), selection="activation"))
+
+
 def test_a_plain_base_ignores_the_source_and_says_so(checkpoint):
     with pytest.warns(UserWarning, match="is ignored: no targeted layer is quantized"):
         get_peft_model(llama(), config(column_source=str(checkpoint)))

@@ -83,7 +83,7 @@ class ConnectedModel(BaseTuner):
     def _read_columns(self, model: nn.Module, adapter_name: str) -> None:
         """Give a new adapter the unquantized columns that its configuration asks for."""
         config = self.peft_config[adapter_name]
-        if config.column_source is None or config._being_loaded or adapter_name in self.unselected:
+        if config.column_source is None or config._being_loaded:
             return
         layers = {
             name: layer
@@ -98,7 +98,12 @@ class ConnectedModel(BaseTuner):
             )
             return
         source = ColumnSource(config.column_source, getattr(model, "base_model_prefix", ""))
+        waits = (
+            adapter_name in self.unselected
+        )  # these are not the ones that it will train, but show if any can be read
         for name, layer in layers.items():
             indices = layer.paca_indices[adapter_name]
             pretrained = layer.columns.pretrained_columns(indices).t()
-            layer.set_columns(adapter_name, source.read(name, indices, layer.in_features, pretrained))
+            columns = source.read(name, indices, layer.in_features, pretrained)
+            if not waits:
+                layer.set_columns(adapter_name, columns)

@@ -3,13 +3,18 @@
 import pytest
 import torch
 from peft import get_peft_model
+from safetensors.torch import load_file
 
 from paca import PacaConfig
 from paca.training import embedded_columns
 from paca.training.embedded_columns import columns_of_embedded
+from paca.training.finetune import finetune
 from paca.training.models import SMOLLM2, load_model
 
+from paca.training.recipe import read_recipe
+
 from ..toys import layers
+from .tiny import write_recipe
 
 
 @pytest.fixture
@@ -47,3 +52,16 @@ def test_the_name_stays_when_the_adapter_cannot_be_made(embedded):
     with pytest.raises(RuntimeError, match="on the way"), columns_of_embedded(config):
         raise RuntimeError("on the way")
     assert config.column_source == SMOLLM2
+
+
+def test_connections_chosen_by_data_start_unquantized_too(embedded, content, tmp_path):
+    content["model"]["quantization"] = "nf4"
+    content["method"] |= {"selection": "activation", "selection_batches": 2, "column_source": SMOLLM2}
+    content["training"]["learning_rate"] = 0.0
+    finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    plain = load_model(str(embedded), "float32")
+    name = "model.layers.1.mlp.down_proj"
+    indices = saved[f"base_model.model.{name}.paca_indices"]
+    columns = saved[f"base_model.model.{name}.paca_columns"]
+    assert torch.equal(columns, plain.get_submodule(name).weight[:, indices])

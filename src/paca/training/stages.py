@@ -11,6 +11,7 @@ from paca.distributed import check_ranks
 from paca.training.checkpoints import ALL_RANKS, STATE
 from paca.training.data import TrainingData
 from paca.training.doctor.findings import NOTE, WARNING
+from paca.training.embedded_columns import columns_of_embedded
 from paca.training.engines import before_training, load_only, prepared_by_parameters, shards
 from paca.training.files import write_json
 from paca.training.interruptions import StopOnTerm, StoppedError
@@ -183,7 +184,8 @@ def choose_connections(trainer: Any, seed: int, resumes: bool = False) -> None:
     waiting = set(getattr(trainer.model.base_model, "unselected", ()))
     for name in sorted(waiting & moving if resumes else waiting):
         batches = selection_batches(trainer, seed)
-        select_connections(trainer.model, batches, adapter_name=name, progress=not trainer.args.disable_tqdm)
+        with columns_of_embedded(configs[name]):
+            select_connections(trainer.model, batches, adapter_name=name, progress=not trainer.args.disable_tqdm)
 
 
 def selection_batches(trainer: Any, seed: int) -> Any:
