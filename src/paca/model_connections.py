@@ -98,9 +98,7 @@ class ConnectedModel(BaseTuner):
             )
             return
         source = ColumnSource(config.column_source, getattr(model, "base_model_prefix", ""))
-        waits = (
-            adapter_name in self.unselected
-        )  # these are not the ones that it will train, but show if any can be read
+        waits = adapter_name in self.unselected  # what is read then only shows that all can be
         for name, layer in layers.items():
             indices = layer.paca_indices[adapter_name]
             pretrained = layer.columns.pretrained_columns(indices).t()

@@ -10,7 +10,6 @@ from paca.training import embedded_columns
 from paca.training.embedded_columns import columns_of_embedded
 from paca.training.finetune import finetune
 from paca.training.models import SMOLLM2, load_model
-
 from paca.training.recipe import read_recipe
 
 from ..toys import layers
