@@ -11,7 +11,9 @@ from tests.training.tiny import write_jsonl, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paca import PacaError
+from paca.training.adapted import find_source, load_adapted
 from paca.training.finetune import finetune
+from paca.training.models import merge
 from paca.training.recipe import read_recipe
 from paca.training.report import closing_lines
 
@@ -84,6 +86,17 @@ def test_any_method_of_peft(content, tmp_path):
     metrics = run(content, tmp_path)
     assert metrics["trained_parameters"] == 2 * 2 * (32 + 32)
     assert all("lora_" in name for name in adapter(tmp_path))
+
+
+def test_moslora_is_a_method_whose_adapter_loads_and_merges(content, tmp_path):
+    content["method"] = {"name": "moslora", "r": 2, "target_modules": ["q_proj"]}
+    run(content, tmp_path)
+    assert any("lora_mixer" in name for name in adapter(tmp_path))
+    tuned, _ = load_adapted(find_source(str(tmp_path / "run")))
+    merge(tmp_path / "run" / "adapter", tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    inputs = torch.arange(3, 15)[None]
+    torch.testing.assert_close(merged(inputs).logits, tuned.eval()(inputs).logits)
 
 
 def test_the_base_model_may_be_held_in_less_precision(content, tmp_path):

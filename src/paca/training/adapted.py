@@ -134,9 +134,9 @@ def put_on(model: Any, adapter: Path) -> Any:
     """
     from peft import PeftModel
 
-    from paca.peft_plugin import register
+    from paca.training.peft_methods import register_methods
 
-    register()
+    register_methods()
     try:
         return PeftModel.from_pretrained(model, str(adapter))
     except PacaError:

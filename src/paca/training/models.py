@@ -150,9 +150,9 @@ def merge(
     """
     from peft import PeftConfig, PeftModel
 
-    from paca.peft_plugin import register
+    from paca.training.peft_methods import register_methods
 
-    register()
+    register_methods()
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise PacaError(f"There is no adapter in {str(adapter)!r}: it holds no adapter_config.json.")
     name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path

@@ -86,10 +86,9 @@ def known_methods() -> dict[str, Any]:
     """Return the config class of each method that PEFT knows, PaCA and MosLoRA included, by lower-case name."""
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    import paca.compare.moslora  # noqa: F401 - to import it is to register it
-    from paca.peft_plugin import register
+    from paca.training.peft_methods import register_methods
 
-    register()
+    register_methods()
     return {str(getattr(kind, "value", kind)).lower(): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 
 

@@ -60,9 +60,9 @@ def load_adapted(adapter: str | Path, dtype: str = "auto", weights: str = "pretr
     """
     from peft import PeftConfig, PeftModel
 
-    from paca.peft_plugin import register
+    from paca.training.peft_methods import register_methods
 
-    register()
+    register_methods()
     classes, _ = read_classes(Path(adapter))
     name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
     return PeftModel.from_pretrained(load_classifier(name, classes, dtype, weights), str(adapter))
