@@ -233,3 +233,12 @@ def test_several_workers_run_units_at_the_same_time_and_results_keep_their_order
         found = Runner(tmp_path / "out", [Apart(meeting), Apart(meeting)], progress).run(jobs)
     assert [result["name"] for result in found] == [job.name for job in jobs]
     assert len(list((tmp_path / "out" / "units").iterdir())) == 6
+
+
+def test_connections_may_be_chosen_by_data(comparison, here, tmp_path):
+    methods = tuple(choose_methods("paca,paca(selection=activation,selection_batches=2)"))
+    results = run(dataclasses.replace(comparison, methods=methods, seeds=1, rates={}), tmp_path / "out", here)
+    chosen = row(results, "paca(selection=activation,selection_batches=2)")
+    assert chosen["loss"] < chosen["loss_before"]
+    assert chosen["losses"] != row(results, "paca")["losses"]
+    assert chosen["peak_bytes"] == row(results, "paca")["peak_bytes"]

@@ -202,7 +202,7 @@ def trained_parameters(workload: Workload, entry: Entry, rank: int) -> int:
     configuration = workload.base(replace(entry.chosen.method, quantization=None)).config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(configuration)
-        model = entry.chosen.method.put_on(model, replace(entry.setting, rank=rank))
+        model = entry.chosen.method.put_on(model, replace(entry.setting.anywhere(), rank=rank))
     return count_parameters(model).trained
 
 

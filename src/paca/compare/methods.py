@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paca.errors import PacaError
+from paca.training.embedded_columns import columns_of_embedded
 from paca.training.models import load_model
+from paca.training.placement import anywhere
 from paca.training.recipe import ModelSection
 
 FLOOR = "frozen"
@@ -32,6 +34,10 @@ class Setting:
     targets: Any = "all-linear"
     seed: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def anywhere(self) -> "Setting":
+        """The same without what places connections by data or another checkpoint: for bytes and times."""
+        return dataclasses.replace(self, arguments=anywhere(self.arguments))
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,8 @@ class Method:
             if self.trains_base and packed:
                 raise PacaError(f"{self.name} can't train packed weights, such as {packed[0]}; use an unpacked base.")
             return model.requires_grad_(self.trains_base)
-        adapted = get_peft_model(model, self.config(setting), autocast_adapter_dtype=not self.adapter_in_base_dtype)
+        with columns_of_embedded(self.config(setting)) as config:
+            adapted = get_peft_model(model, config, autocast_adapter_dtype=not self.adapter_in_base_dtype)
         for name, parameter in adapted.named_parameters():
             if self.frozen_part is not None and self.frozen_part in name:
                 parameter.requires_grad_(False)

@@ -4,6 +4,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -166,7 +167,7 @@ class Workload:
         Returns:
             The step, with the recipe's optimizer and precision.
         """
-        trainer = self.trainer(entry, self.recipe.seed, share=share)
+        trainer = self.trainer(replace(entry, setting=entry.setting.anywhere()), self.recipe.seed, share=share)
         model, arguments = trainer.model, trainer.args
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)

@@ -11,6 +11,7 @@ from paca.memory import Peak
 from paca.planning.models import find_config, image_size, is_image_config
 from paca.planning.setting import Setting
 from paca.planning.simulate import Planner
+from paca.training.placement import anywhere
 from paca.training.recipe import Recipe
 from paca.training.tasks import IMAGES
 
@@ -44,7 +45,7 @@ def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> Setting:
         block=512 if on_gpu else 1,
         optimizer=arguments.optim if isinstance(arguments.optim, str) else arguments.optim.value,
         targets=_targets(recipe),
-        fields=_fields(recipe.method.config),
+        fields=anywhere(recipe.method.config),
     )
     if is_image_config(config):
         size = recipe.images.size or image_size(config)
@@ -78,12 +79,6 @@ def _method(recipe: Recipe) -> str:
             f"and fp4 with {' and '.join(PACKED)}."
         )
     return PACKED[name]
-
-
-def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The method's fields, without what needs the weights' values or data, which change no byte count."""
-    unneeded = {"column_source"} if config.get("selection") == "indices" else {"column_source", "selection"}
-    return {name: value for name, value in config.items() if name not in unneeded}
 
 
 def _targets(recipe: Recipe) -> Any:
