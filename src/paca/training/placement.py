@@ -7,7 +7,7 @@ from typing import Any
 def anywhere(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Take out what needs data, or another checkpoint, to find connections and the values they start from.
 
-    A step takes as many bytes and operations wherever its connections are, so that nothing has to be read to count them.
+    A step takes as many bytes and operations wherever its connections are: to count them, nothing has to be read.
 
     Args:
         fields: Of a method's configuration.
