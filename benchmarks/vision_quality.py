@@ -1,11 +1,13 @@
 """Test accuracy of PaCA beside full fine-tuning: EfficientNet-Lite0, pretrained on ImageNet, learns CIFAR-10.
 
     python benchmarks/vision_quality.py --data cifar10.npz --json quality.json
+    python benchmarks/vision_quality.py --data cifar10.npz --json again.json --rates full=1e-3 paca=1e-3 --seeds 0
 
 Both methods have the same images, steps and schedule, and each its own learning rate: the one of three that does best
-on a tenth of the training images, which are then trained on as well. Every run is written to the JSON file when it is
-done, and is not repeated: a benchmark that was cut short goes on where it stopped. Needs the packages of
-`paca[vision]`; the file holds `train_images`, `train_labels`, `test_images`, `test_labels` and `class_names`.
+on a tenth of the training images, which are then trained on as well; `--rates` names them instead. Every run is
+written to the JSON file when it is done, and is not repeated: a benchmark that was cut short goes on where it stopped.
+Needs the packages of `paca[vision]`; the file holds `train_images`, `train_labels`, `test_images`, `test_labels` and
+`class_names`.
 """
 
 import argparse
@@ -149,14 +151,29 @@ def best_rate(done: dict[str, dict[str, Any]], method: str) -> float:
     return max(tried, key=lambda run: run["accuracy"])["learning_rate"]
 
 
-def next_run(done: dict[str, dict[str, Any]], methods: list[str], seeds: list[int]) -> Run | None:
+def next_run(
+    done: dict[str, dict[str, Any]], methods: list[str], seeds: list[int], rates: dict[str, float]
+) -> Run | None:
     """The first run that is not done yet; None when all are."""
-    choosing = [Run(method, rate, 0, CHOOSING) for method in methods for rate in LEARNING_RATES[method]]
+    choosing = [
+        Run(method, rate, 0, CHOOSING) for method in methods if method not in rates for rate in LEARNING_RATES[method]
+    ]
     for run in choosing:
         if run.key not in done:
             return run
-    testing = (Run(method, best_rate(done, method), seed, TESTING) for seed in seeds for method in methods)
+    chosen = {method: rates.get(method) or best_rate(done, method) for method in methods}
+    testing = (Run(method, chosen[method], seed, TESTING) for seed in seeds for method in methods)
     return next((run for run in testing if run.key not in done), None)
+
+
+def given_rate(text: str) -> tuple[str, float]:
+    """Read `METHOD=RATE`."""
+    method, _, rate = text.partition("=")
+    if method not in LEARNING_RATES:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected METHOD=RATE with a method of {', '.join(LEARNING_RATES)}"
+        )
+    return method, float(rate)
 
 
 def table(done: dict[str, dict[str, Any]]) -> str:
@@ -188,6 +205,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="FILE.npz", help="training and test images")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="what is done, and is added to")
     parser.add_argument("--methods", nargs="+", choices=LEARNING_RATES, default=list(LEARNING_RATES))
+    parser.add_argument(
+        "--rates", nargs="+", type=given_rate, default=[], metavar="METHOD=RATE", help="learning rates that are known"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--size", type=int, default=96, help="of the images in pixels (default: %(default)s)")
     parser.add_argument("--epochs", type=float, default=3, help="(default: %(default)s)")
@@ -215,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     result["settings"] = {key: getattr(arguments, key) for key in ("size", "epochs", "rank", "max_steps")}
 
     for _ in range(arguments.most_runs):
-        run = next_run(done, arguments.methods, arguments.seeds)
+        run = next_run(done, arguments.methods, arguments.seeds, dict(arguments.rates))
         if run is None:
             break
         print(run.key, file=sys.stderr, flush=True)
