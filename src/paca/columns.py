@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._pytree import tree_leaves
 
 
 class Term(NamedTuple):
@@ -171,6 +172,25 @@ class ColumnKeeper:
         for term in terms:
             if _KEEPERS.get(id(term.delta)) is not self:
                 _KEEPERS[id(term.delta)] = self
+
+
+def kept_tensors(model: nn.Module) -> list[Tensor]:
+    """What a model keeps beside parameters and buffers to bring its pretrained weights back; for counting bytes.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The tensors that lie on the device of the weight that they belong to.
+    """
+    found = []
+    for module in model.modules():
+        keeper = getattr(module, "columns", None)
+        if isinstance(keeper, ColumnKeeper):
+            device = next(module.parameters()).device
+            leaves = tree_leaves([keeper.kept, getattr(keeper, "under", None)])
+            found += [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.device == device]
+    return found
 
 
 class Columns(ColumnKeeper):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paca.columns import kept_tensors
 from paca.memory import Peak, StepTracker, kept_for_backward
 
 
@@ -82,14 +83,15 @@ class TrainingStep:
 
     def peak(self) -> Peak:
         """Take a step and find its peak of live bytes; after a first step, that is the peak of every later one."""
-        with StepTracker(self.model, self.optimizer, self.batch.values()) as tracker:
+        with StepTracker(self.model, self.optimizer, [*self.batch.values(), *kept_tensors(self.model)]) as tracker:
             self.run()
         return tracker.peak()
 
     def held(self) -> Iterator[Tensor]:
-        """What is alive between two steps: weights, buffers, the optimizer's state and the batch."""
+        """What is alive between two steps: weights, kept columns, buffers, the optimizer's state and the batch."""
         yield from self.model.parameters()
         yield from self.model.buffers()
+        yield from kept_tensors(self.model)
         yield from self.batch.values()
         for state in self.optimizer.state.values() if self.optimizer is not None else ():
             yield from (value for value in state.values() if isinstance(value, Tensor))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from paca.columns import kept_tensors
 from paca.memory import Peak, StepTracker
 from paca.planning import attention, images, sharded
 from paca.planning.fake import materialize_fake
@@ -203,7 +204,7 @@ def measure(
     handle = nn.modules.module.register_module_forward_pre_hook(lambda *_: entered())
     try:
         with (
-            StepTracker(model, optimizer, batch.values(), setting.block, paged) as tracker,
+            StepTracker(model, optimizer, [*batch.values(), *kept_tensors(model)], setting.block, paged) as tracker,
             OperationCounter(lambda: tracker.where()[0]) as counter,
         ):
             _take(model, batch, setting, optimizer)

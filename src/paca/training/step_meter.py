@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
+from paca.columns import kept_tensors
 from paca.memory.tracker import StorageTracker, track
 
 
@@ -65,10 +66,10 @@ class StepMeter(TrainerCallback):
 
 
 def _held_tensors(model: Any, optimizer: Any) -> Iterator[Tensor]:
-    """What is alive between two steps: weights, buffers, gradients and the optimizer's state."""
+    """What is alive between two steps: weights, pretrained columns, buffers, gradients and the optimizer's state."""
     gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
     state = (leaf for leaf in tree_leaves(_optimizer_state(optimizer)) if isinstance(leaf, Tensor))
-    return chain(model.parameters(), model.buffers(), gradients, state)
+    return chain(model.parameters(), model.buffers(), kept_tensors(model), gradients, state)
 
 
 def _optimizer_state(optimizer: Any) -> Any:
