@@ -113,6 +113,22 @@ def _resident_or_made(weight: Tensor | None, columns: Any, shown: Shown | None, 
     return columns.matrix(shown, dtype) if weight is None else weight
 
 
+def require_frozen(weight: Tensor | None) -> None:
+    """Refuse a weight that requires a gradient itself: it would get none, without a word.
+
+    Args:
+        weight: An adapted layer's; None if it is packed.
+
+    Raises:
+        PacaError: If it does, and gradients are being computed.
+    """
+    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+        raise PacaError(
+            "The weight of an adapted layer requires a gradient, but only its columns are trained. Freeze it "
+            "(weight.requires_grad_(False)), or leave the layer out of target_modules and name it in modules_to_save."
+        )
+
+
 def partial_linear(
     x: Tensor,
     weight: Tensor | None,
@@ -143,14 +159,8 @@ def partial_linear(
     Returns:
         Shape `(..., out)`.
 
-    Raises:
-        PacaError: If the weight itself requires a gradient: it would get none, without a word.
     """
-    if weight is not None and weight.requires_grad and torch.is_grad_enabled():
-        raise PacaError(
-            "The weight of an adapted layer requires a gradient, but only its columns are trained. Freeze it "
-            "(weight.requires_grad_(False)), or leave the layer out of target_modules and name it in modules_to_save."
-        )
+    require_frozen(weight)
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         x = _cast(x, torch.get_autocast_dtype(device))

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .checks import near_names
+from .distributed.sharded import divided_problem
 from .layers.experts import Experts, expert_parameters, short_names, targeted_parameters, unknown_expert_parameters
 
 
@@ -44,6 +45,10 @@ def parameter_problems(
         )
         problems.append(f"target_parameters: {target!r} cannot be adapted: {reason.rstrip('?')}. {instead}")
     for name, rank in ranks.items():
+        problem = divided_problem(model.get_submodule(name.rpartition(".")[0]))
+        if problem:
+            problems.append(f"target_parameters: {name} cannot be adapted: {problem}")
+            continue
         connections = _connections(model, name, parameters[name])
         if rank > connections and not clamp_rank:
             problems.append(

@@ -359,8 +359,15 @@ class Columns(ColumnKeeper):
 
     def _write(self, shown: Shown) -> Shown:
         self._detach_handed_out()
-        self._lay_under(tuple(term for term in shown.terms if term.settled))
-        terms = tuple(term for term in shown.terms if not term.settled)
+        self._write_terms(shown.terms)
+        self._watch(tuple(term for term in shown.terms if not term.settled))
+        self.shown = shown
+        self.stale = False
+        return shown
+
+    def _write_terms(self, terms: tuple[Term, ...]) -> None:
+        self._lay_under(tuple(term for term in terms if term.settled))
+        terms = tuple(term for term in terms if not term.settled)
         indices = connection_union(terms)
         if self.shown is None and self._version != _version(self.weight):
             self.kept = None  # someone else has written into the weight: the copy is out of date
@@ -370,10 +377,6 @@ class Columns(ColumnKeeper):
                 self._put(kept.indices, kept.values)
             self.kept = kept = Kept(indices, self.rows.index_select(0, indices.to(self.rows.device)))
         self._put(indices, adapted_columns(kept.values, indices, self._own(terms), self.delta_dim))
-        self._watch(terms)
-        self.shown = shown
-        self.stale = False
-        return shown
 
     def _put(self, indices: Tensor, values: Tensor) -> None:
         rows = self.rows

@@ -13,7 +13,7 @@ from tests.distributed.launch import on_ranks
 from tests.distributed.tiny import PACA, largest_difference, make_base, make_model, train, updates
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from paca import PacaConfig, PacaError, gathered_adapter
 
@@ -90,11 +90,6 @@ def divided_first_refused():
     return refusal(lambda: get_peft_model(model, PacaConfig(**PACA)))
 
 
-def tensor_parallel_refused(folder):
-    model = LlamaForCausalLM.from_pretrained(folder, tp_plan="auto")
-    return refusal(lambda: get_peft_model(model, PacaConfig(**PACA)))
-
-
 def refusal(act):
     try:
         act()
@@ -117,16 +112,13 @@ def all_kinds(rank, folder):
         "pictures": trained_pictures(rank, 2, True),
         "experts": experts_refused(),
         "divided": divided_first_refused(),
-        "tensor parallel": tensor_parallel_refused(f"{folder}/base"),
         "quantized": quantized_refused(rank),
     }
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapter")
-    make_base(intermediate_size=64).save_pretrained(folder / "base")
-    return folder
+    return tmp_path_factory.mktemp("adapter")
 
 
 @pytest.fixture(scope="module")
@@ -153,14 +145,6 @@ def test_a_model_that_was_divided_first_is_refused(found):
     for answers in found:
         assert "is divided over ranks already" in answers["divided"]
         assert "Call get_peft_model first and fully_shard after it." in answers["divided"]
-
-
-def test_tensor_parallelism_is_refused(found):
-    for answers in found:
-        assert "its weight is divided by tensor parallelism (tp_plan)" in answers["tensor parallel"]
-        assert (
-            "Load the model without tp_plan, put the adapter on, and shard with FSDP2." in answers["tensor parallel"]
-        )
 
 
 def test_the_adapter_is_saved_whole(found, folder):

@@ -74,7 +74,7 @@ def updates(model):
 def largest_difference(one, other):
     """Over all tensors of two dictionaries, which must have the same names."""
     assert one.keys() == other.keys()
-    return max(float((one[name].float() - other[name].float()).abs().max()) for name in one)
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
 
 
 def trained_alone(**options):

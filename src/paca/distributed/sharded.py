@@ -39,23 +39,25 @@ def is_gathered(module: nn.Module, name: str) -> bool:
     return type(module._parameters.get(name)) is nn.Parameter and _hooked(module)
 
 
-def divided_problem(weight: Any) -> str | None:
-    """Why a weight that was divided before it was adapted can't be.
+def divided_problem(module: nn.Module) -> str | None:
+    """Why a layer that was divided before it was adapted can't be.
 
     Args:
-        weight: A base layer's parameter.
+        module: A base layer.
 
     Returns:
-        A sentence that says what to do instead; None for a whole weight.
+        A sentence that says what to do instead; None for a layer that is whole on every rank.
     """
-    if not is_sharded(weight):
-        return None
-    names = weight.device_mesh.mesh_dim_names or ()
-    if "tp" in names:
+    divided: list[Any] = [parameter for parameter in module._parameters.values() if is_sharded(parameter)]
+    planned = getattr(module.__dict__.get("forward"), "__module__", "").startswith("transformers.distributed.")
+    if planned or any("tp" in (parameter.device_mesh.mesh_dim_names or ()) for parameter in divided):
         return (
-            "its weight is divided by tensor parallelism (tp_plan), under which an update would have to be divided "
-            "with it and is not. Load the model without tp_plan, put the adapter on, and shard with FSDP2."
+            "tensor parallelism (tp_plan) has planned it; of what that plans, nn.Linear layers that are colwise or "
+            "rowwise can be adapted, and nothing else. Leave it out, or load the model without tp_plan, put the "
+            "adapter on, and shard with FSDP2."
         )
+    if not divided:
+        return None
     return (
         "its weight is divided over ranks already, so that its update would be trained on each rank apart. Call "
         "get_peft_model first and fully_shard after it."

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..distributed.tensor_parallel import is_tensor_parallel
 from .attention import Attention
 from .base import PacaLayer
 from .conv import CONVOLUTIONS, Convolution
 from .embedding import Embedding
 from .linear import Conv1DLinear, Linear, TransposedLinear
 from .quantized import QuantizedLinear, comes_quantized
+from .tensor_parallel import TensorParallelLinear
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,16 @@ def _is_quantized_linear(module: nn.Module) -> bool:
     return comes_quantized(module) and hasattr(module, "in_features") and hasattr(module, "out_features")
 
 
+def _is_tensor_parallel(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) and is_tensor_parallel(module._parameters.get("weight"))
+
+
 # The first that matches: most quantized layers are an nn.Linear as well.
 LAYER_KINDS = (
     LayerKind("quantized linear layers", _is_quantized_linear, QuantizedLinear, "an input feature"),
+    LayerKind(
+        "torch.nn.Linear divided by tensor parallelism", _is_tensor_parallel, TensorParallelLinear, "an input feature"
+    ),
     LayerKind("torch.nn.Linear", lambda module: isinstance(module, nn.Linear), Linear, "an input feature"),
     LayerKind(
         "transformers.pytorch_utils.Conv1D",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..columns import Shown, Term
 from ..dequantized import DequantizedColumns
+from ..distributed.sharded import divided_problem
 from ..errors import PacaError
 from ..packing import keep_packing, packed_as_saved
 from .base import PacaLayer
@@ -92,7 +93,7 @@ def quantized_problem(module: nn.Module) -> str | None:
             "its weight is not in int8; load it with has_fp16_weights=False, and move the model to its device first "
             "(model.to(device))."
         )
-    return None
+    return divided_problem(module)
 
 
 class QuantizedLinear(PacaLayer):

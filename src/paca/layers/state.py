@@ -76,7 +76,7 @@ class LayerState(nn.Module, BaseTunerLayer):  # in this order, or fully_shard co
             return f"its weight is {weight.dtype}, in which no column can be trained."
         if weight.dim() not in cls.weight_dims:
             return f"its weight has the shape {tuple(weight.shape)}, which is not this layer's own."
-        return divided_problem(weight)
+        return divided_problem(base)
 
     @classmethod
     def connections(cls, base: Any) -> int:
