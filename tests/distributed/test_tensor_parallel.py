@@ -236,7 +236,8 @@ def found(folder):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_ranks_train_what_one_process_trains(found, folder, case):
-    alone = CASES[case](folder, None)
+    # Compiling in this process would have all later tests write columns at once.
+    alone = CASES["float64" if case == "compiled" else case](folder, None)
     for answers in found:
         assert largest_difference(answers[case], alone) < (1e-6 if case == "float32" else 1e-12)
     assert min(float(update.abs().max()) for update in alone.values()) > 1e-3
