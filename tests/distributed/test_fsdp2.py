@@ -227,6 +227,28 @@ def test_sharding_frees_the_whole_weights():
     assert on_ranks(originals_alive) == [0, 0]
 
 
+def compiled(rank, sharded_first):
+    model = make_model()
+    calls = count_beside()
+    blocks = model.get_base_model().model.layers
+    model = shard(model) if sharded_first else model
+    for block in blocks:
+        block.compile(backend="aot_eager")
+    model = model if sharded_first else shard(model)
+    train(model, rank, 2)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return updates(model), len(calls), graphs
+
+
+@pytest.mark.parametrize("sharded_first", [False, True])
+def test_compiled_blocks(sharded_first):
+    """Tracing must not put shards in place of what is gathered: the blocks' norms read them too."""
+    for found, beside, graphs in on_ranks(compiled, sharded_first):
+        assert largest_difference(found, trained_alone()[0]) < 1e-6
+        assert beside == 0
+        assert graphs > 0
+
+
 def checkpointed(rank):
     model = make_model()
     model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})

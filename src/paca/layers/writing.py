@@ -149,7 +149,8 @@ def columns_are_current() -> bool:
     if not writes_eagerly():
         write_eagerly()
         for layer in list(LAYERS):
-            layer._follow_change()
+            if not layer.columns.eager:  # those of FSDP2's shards are written, and stay gathered while this is traced
+                layer._follow_change()
     return True
 
 
