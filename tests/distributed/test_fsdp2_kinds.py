@@ -10,9 +10,9 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tests.distributed.launch import on_ranks
-from tests.distributed.tiny import PACA, largest_difference, make_base, make_model, train, updates
+from tests.distributed.tiny import PACA, batch, largest_difference, make_base, make_model, train, updates
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from paca import PacaConfig, PacaError, gathered_adapter
@@ -57,7 +57,7 @@ def trained_pictures(rank, ranks, divide):
     return updates(model)
 
 
-def quantized_model():
+def quantized_base():
     """In NF4, stored as float32 numbers, which FSDP2 can divide."""
     model = make_base(hidden_size=64, intermediate_size=128)
     for name, layer in [(name, layer) for name, layer in model.named_modules() if type(layer) is nn.Linear]:
@@ -68,11 +68,34 @@ def quantized_model():
             )
             packed.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, **options)
             model.set_submodule(name, packed.to("cpu"))
-    return get_peft_model(model, PacaConfig(**PACA))
+    return model
 
 
-def quantized_refused(rank):
-    return refusal(lambda: train(shard(quantized_model()), rank, 2, steps=1))
+def quantized_model():
+    return get_peft_model(quantized_base(), PacaConfig(**PACA))
+
+
+def trained_quantized(rank, ranks, folder=None):
+    """Trained, its outputs with and without the adapter, and what is refused."""
+    model = quantized_model()
+    model = shard(model) if ranks > 1 else model
+    train(model, rank, ranks)
+    found = updates(model)
+    with torch.no_grad():
+        found["outputs"] = model(input_ids=batch(99)).logits
+        with model.disable_adapter():
+            found["disabled"] = model(input_ids=batch(99)).logits
+    if folder is not None:
+        state = gathered_adapter(model)
+        model.save_pretrained(folder, state_dict=state, is_main_process=rank == 0)
+    return found, refusal(model.merge_adapter) if ranks > 1 else None
+
+
+def cast_refused():
+    model = quantized_model()
+    for block in model.get_base_model().model.layers:
+        fully_shard(block, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    return refusal(lambda: model(input_ids=batch(0)))
 
 
 def experts_refused():
@@ -112,7 +135,8 @@ def all_kinds(rank, folder):
         "pictures": trained_pictures(rank, 2, True),
         "experts": experts_refused(),
         "divided": divided_first_refused(),
-        "quantized": quantized_refused(rank),
+        "quantized": trained_quantized(rank, 2, f"{folder}/quantized"),
+        "cast": cast_refused(),
     }
 
 
@@ -130,10 +154,24 @@ def test_convolutions(found):
     assert largest_difference(found[0]["pictures"], trained_pictures(0, 1, False)) < 1e-6
 
 
-def test_four_bit_weights_that_are_divided_are_refused(found):
+def test_four_bit_weights_that_are_divided(found, folder):
+    alone, _ = trained_quantized(0, 1)
+    assert float((alone["outputs"] - alone["disabled"]).abs().max()) > 1e-2
     for answers in found:
-        assert "FSDP2 has divided a 4-bit weight" in answers["quantized"]
-        assert "leave 4-bit weights whole" in answers["quantized"]
+        assert largest_difference(answers["quantized"][0], alone) < 1e-6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # that of other pretrained weights
+        loaded = PeftModel.from_pretrained(quantized_base(), folder / "quantized", is_trainable=True)
+    with torch.no_grad():
+        assert float((loaded(input_ids=batch(99)).logits - alone["outputs"]).abs().max()) < 1e-5
+
+
+def test_what_divided_four_bit_weights_cannot_do(found):
+    for answers in found:
+        assert "Cannot merge into a 4-bit weight that FSDP2 has divided" in answers["quantized"][1]
+        assert "Save the adapter (paca.gathered_adapter)" in answers["quantized"][1]
+        assert "stored as torch.float32, to torch.bfloat16: its bytes are lost" in answers["cast"]
+        assert "bnb_4bit_quant_storage equal to the param_dtype" in answers["cast"]
 
 
 def test_experts_are_refused(found):

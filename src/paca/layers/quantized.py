@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..columns import Shown, Term
 from ..dequantized import DequantizedColumns
-from ..distributed.sharded import divided_problem
+from ..distributed.sharded import divided_problem, is_sharded
 from ..errors import PacaError
 from ..packing import keep_packing, packed_as_saved
 from .base import PacaLayer
@@ -114,6 +114,7 @@ class QuantizedLinear(PacaLayer):
 
     def __init__(self, base_layer: nn.Module, get_apply_tensor_subclass: Callable[[], Any] | None = None) -> None:
         keep_packing(base_layer)
+        _keep_state(base_layer)
         super().__init__(base_layer)
         self.backend = quantization_backend(base_layer, get_apply_tensor_subclass)
         self.merge_error: float | None = None  # of the merged weight, relative, once merged
@@ -247,6 +248,11 @@ class QuantizedLinear(PacaLayer):
         Raises:
             PacaError: If the format cannot be packed again, or a merged value would not be finite.
         """
+        if _is_divided(self.base_layer, self.backend):
+            raise PacaError(
+                "Cannot merge into a 4-bit weight that FSDP2 has divided: a rank cannot pack its part alone. Save the "
+                "adapter (paca.gathered_adapter) and merge it into a model on one process."
+            )
         if not self.backend.supports_merge:
             reason = (
                 "it was quantized outside of transformers, so that torchao's configuration is not known; load the "
@@ -316,13 +322,36 @@ def dequantized_matrix(layer: Any, backend: Any = None) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
         return dequantize_4bit(*packed_as_saved(layer.weight))
-    if backend.backend_name == "bnb 4bit" and not hasattr(layer.weight, "quant_state"):
-        raise PacaError(
-            "FSDP2 has divided a 4-bit weight, which is put together again without what is needed to unpack it. Load "
-            "the model with bnb_4bit_quant_storage='uint8' and leave 4-bit weights whole (fully_shard's "
-            "ignored_params, as accelerate does), or train with DDP."
-        )
+    if _is_divided(layer, backend):
+        return _matrix_of_divided(layer)
     return backend.get_base_weight(layer).detach()
+
+
+def _is_divided(layer: Any, backend: Any) -> bool:
+    """Whether FSDP2 divides a 4-bit weight, which then is bytes without a state, gathered ones or a rank's part."""
+    return backend.backend_name == "bnb 4bit" and getattr(layer.weight, "quant_state", None) is None
+
+
+def _matrix_of_divided(layer: Any) -> Tensor:
+    """The matrix of a 4-bit layer whose weight FSDP2 divides; a collective call where it is not gathered."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    packed = layer.weight.full_tensor() if is_sharded(layer.weight) else layer.weight.data
+    if packed.dtype != layer.quant_storage:
+        raise PacaError(
+            f"FSDP2 has cast a packed 4-bit weight, stored as {layer.quant_storage}, to {packed.dtype}: its bytes are "
+            "lost. Load the model with bnb_4bit_quant_storage equal to the param_dtype of MixedPrecisionPolicy (in "
+            "accelerate: to the dtype of mixed_precision), or leave param_dtype out."
+        )
+    matrix: Tensor = dequantize_4bit(packed, layer.quant_state)
+    return matrix
+
+
+def _keep_state(layer: Any) -> None:
+    """Have a 4-bit layer know how to unpack its weight when FSDP2 has made plain bytes of that."""
+    state = getattr(layer._parameters.get("weight"), "quant_state", None)
+    if state is not None and getattr(layer, "quant_state", state) is None:
+        layer.quant_state = state
 
 
 def unpacked_sizes(model: nn.Module) -> dict[str, int]:
