@@ -89,7 +89,7 @@ def test_a_configuration_with_code_needs_the_flag(config, tmp_path, capsys):
         (["llama3-8b", "--max-seq"], "pass --gpu 80GB"),
         (["llama3-8b", "--optimizer", "adamw_bnb_8bits"], "did you mean 'adamw_bnb_8bit'"),
         (["llama3-8b", "--loss", "chunk"], "did you mean 'chunked'"),
-        (["llama3-8b", "--methods", "qpaca", "--ranks", "2"], "4-bit layers have not been sharded"),
+        (["llama3-8b", "--methods", "qpaca", "--ranks", "2"], "how 4-bit layers lie in shards is not counted"),
         (["no-such.yaml"], "There is no recipe file"),
     ],
 )

@@ -19,6 +19,7 @@ example:
   $ paca plan path/to/config.json --checkpointing --json
 """
 DTYPES = ("bfloat16", "float16", "float32")
+PIPE_WIDTH = 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +112,8 @@ def _print_tables(title: str, rows: list[dict[str, Any]], gpu: Any) -> None:
     from paca.planning.report import memory_table, operations_table, where_lines
 
     console = Console()
+    if not console.is_terminal:  # a pipe or a file has no edge to cut columns at
+        console = Console(width=PIPE_WIDTH)
     console.print(memory_table(f"{title}: peak of a training step, GiB", rows))
     console.print(operations_table(rows, gpu))
     for line in where_lines(rows):

@@ -117,8 +117,8 @@ def settings_of(subject: Subject, typed: Mapping[str, Any]) -> list[Setting]:
 def _shardable(method: Method, ranks: int) -> Method:
     if ranks > 1 and method.packed:
         raise PacaError(
-            f"--ranks {ranks} with {method.name!r} is not planned for: 4-bit layers have not been sharded with FSDP2 "
-            "here. Plan for one rank, or for a method over plain weights."
+            f"--ranks {ranks} with {method.name!r} is not planned for: how 4-bit layers lie in shards is not "
+            "counted. Plan for one rank, or for a method over plain weights."
         )
     return method
 
