@@ -290,7 +290,7 @@ REFUSALS = {
         nothing,
         {"target_modules": ["q_proj", "norm"]},
         r"Target module layers\.0\.norm \(LayerNorm\) is not supported\. PaCA adapts "
-        r"quantized linear layers, torch\.nn\.Linear, transformers\."
+        r"quantized linear layers, torch\.nn\.Linear divided by tensor parallelism, torch\.nn\.Linear, transformers\."
         r"pytorch_utils\.Conv1D, .*exclude_modules",
     ),
     "a tied weight": (
