@@ -10,12 +10,12 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tests.distributed.launch import on_ranks
-from tests.distributed.tiny import PACA, batch, largest_difference, make_base, make_model, train, updates
+from tests.distributed.tiny import PACA, batch, largest_difference, make_base, make_model, refusal, train, updates
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from paca import PacaConfig, PacaError, gathered_adapter
+from paca import PacaConfig, gathered_adapter
 
 
 def shard(model):
@@ -111,14 +111,6 @@ def divided_first_refused():
     model = make_base()
     fully_shard(model)
     return refusal(lambda: get_peft_model(model, PacaConfig(**PACA)))
-
-
-def refusal(act):
-    try:
-        act()
-    except PacaError as error:
-        return str(error)
-    return None
 
 
 def saved(rank, folder):

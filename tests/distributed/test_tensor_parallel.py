@@ -9,13 +9,24 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tests.distributed.launch import on_ranks
-from tests.distributed.tiny import BATCH, PACA, SIZES, batch, largest_difference, make_base, train, trained, updates
+from tests.distributed.tiny import (
+    BATCH,
+    PACA,
+    SIZES,
+    batch,
+    largest_difference,
+    make_base,
+    refusal,
+    train,
+    trained,
+    updates,
+)
 from tests.toys import layers
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.distributed import DistributedConfig
 
-from paca import PacaConfig, PacaError, gathered_adapter, sync
+from paca import PacaConfig, gathered_adapter, sync
 from paca.distributed import count_traffic
 
 # Merged into the default plan: here a layer divides its own input, or gathers its own output.
@@ -173,14 +184,6 @@ def held(folder):
         torch.optim.SGD(trained(model), lr=0.1).step()
         down.show_columns()
     return sizes, len(down.columns.kept.indices), traffic.total
-
-
-def refusal(act):
-    try:
-        act()
-    except PacaError as error:
-        return str(error)
-    return None
 
 
 def refused(folder):

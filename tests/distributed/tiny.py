@@ -4,7 +4,7 @@ import torch
 from peft import get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paca import PacaConfig
+from paca import PacaConfig, PacaError
 
 STEPS = 10
 BATCH = 4  # sequences in the global batch, whatever the number of ranks
@@ -82,3 +82,12 @@ def trained_alone(**options):
     model = make_model(**options)
     losses = train(model)
     return updates(model), losses
+
+
+def refusal(act):
+    """What the refusal of a call says; None if it is not refused."""
+    try:
+        act()
+    except PacaError as error:
+        return str(error)
+    return None
