@@ -4,8 +4,10 @@
     python benchmarks/engines.py --model smollm2
 
 Ten Adam steps in float32 on gloo and CPUs; printed is the largest difference of any element of any update, and the
-largest element, for scale. Mixed precision is compared with FSDP2 on one process, which takes the halves of each batch
-in turn: bfloat16 rounds a whole batch in another way than its halves. DeepSpeed is run where it is installed.
+largest element, for scale. One process takes each batch as a whole, and, apart from that, its halves in turn, as
+gradient accumulation does: sums over the batch are then rounded as two ranks round them, so what is left is the
+engine's own. Mixed precision is compared with FSDP2 on one process, in halves only: bfloat16 rounds a whole batch in
+another way. DeepSpeed is run where it is installed.
 """
 
 import argparse
@@ -13,7 +15,6 @@ import copy
 import functools
 import importlib.util
 import tempfile
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 BATCH = 4  # sequences in the global batch
+WHOLE, HALVES, HALVES_IN_BFLOAT16 = "whole", "halves", "halves in bfloat16"
 ENGINES = ("DDP", "FSDP2", "FSDP2, CPU offload", "FSDP2, bfloat16", "ZeRO-1", "ZeRO-2", "ZeRO-3")
 
 
@@ -69,16 +71,14 @@ def sharded(model: Any, engine: str) -> Any:
     return fully_shard(model, **policies)
 
 
-def parts(step: int, rank: int, ranks: int, engine: str, tokens: int) -> Iterable[Tensor]:
-    """This rank's share of a step's batch, in as many parts as it is computed in."""
+def share(step: int, rank: int, ranks: int, tokens: int) -> Tensor:
+    """This rank's share of a step's batch."""
     whole = torch.randint(0, 256, (BATCH, tokens), generator=torch.Generator().manual_seed(step))
-    if engine == "FSDP2, bfloat16" and ranks == 1:
-        return whole.chunk(2)
-    return [whole.chunk(ranks)[rank]]
+    return whole.chunk(ranks)[rank]
 
 
-def train(engine: str, rank: int, ranks: int, options: argparse.Namespace) -> dict[str, Tensor]:
-    """Ten steps; returns the whole updates by name."""
+def train(engine: str, rank: int, ranks: int, options: argparse.Namespace, chunks: int = 1) -> dict[str, Tensor]:
+    """Ten steps, each share computed in so many chunks; returns the whole updates by name."""
     model = build(options)
     if engine.startswith("ZeRO"):
         return train_zero(model, int(engine[-1]), rank, ranks, options)
@@ -88,9 +88,8 @@ def train(engine: str, rank: int, ranks: int, options: argparse.Namespace) -> di
         model = sharded(model, engine)
     optimizer = torch.optim.Adam(trained(model), lr=options.learning_rate)
     for step in range(options.steps):
-        own = list(parts(step, rank, ranks, engine, options.tokens))
-        for tokens in own:
-            (model(input_ids=tokens, labels=tokens).loss / len(own)).backward()
+        for tokens in share(step, rank, ranks, options.tokens).chunk(chunks):
+            (model(input_ids=tokens, labels=tokens).loss / chunks).backward()
         optimizer.step()
         optimizer.zero_grad()
     return updates(model)
@@ -108,9 +107,9 @@ def train_zero(model: Any, stage: int, rank: int, ranks: int, options: argparse.
     optimizer = torch.optim.Adam(trained(model), lr=options.learning_rate)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     for step in range(options.steps):
-        for tokens in parts(step, rank, ranks, "ZeRO", options.tokens):
-            engine.backward(engine(input_ids=tokens, labels=tokens).loss)
-            engine.step()
+        tokens = share(step, rank, ranks, options.tokens)
+        engine.backward(engine(input_ids=tokens, labels=tokens).loss)
+        engine.step()
     with deepspeed.zero.GatheredParameters(trained(model), enabled=stage == 3):
         return updates(model)
 
@@ -122,12 +121,22 @@ def updates(model: nn.Module) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value.detach().clone() for name, value in whole.items()}
 
 
+def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """The largest difference of any element."""
+    return max(float((found[name] - expected[name]).abs().max()) for name in expected)
+
+
 def measure(rank: int, ranks: int, folder: str, options: argparse.Namespace) -> None:
     """On one process, save what the engines should arrive at; on two, print how far off they are."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store{ranks}", rank=rank, world_size=ranks)
     if ranks == 1:
-        torch.save({name: train(name, 0, 1, options) for name in ("DDP", "FSDP2, bfloat16")}, f"{folder}/alone.pt")
+        alone = {
+            WHOLE: train("DDP", 0, 1, options),
+            HALVES: train("DDP", 0, 1, options, chunks=2),
+            HALVES_IN_BFLOAT16: train("FSDP2, bfloat16", 0, 1, options, chunks=2),
+        }
+        torch.save(alone, f"{folder}/alone.pt")
         return
     alone = torch.load(f"{folder}/alone.pt")
     if importlib.util.find_spec("deepspeed") is not None:
@@ -139,11 +148,12 @@ def measure(rank: int, ranks: int, folder: str, options: argparse.Namespace) -> 
         if engine.startswith("ZeRO") and importlib.util.find_spec("deepspeed") is None:
             continue
         found = train(engine, rank, ranks, options)
-        expected = alone["FSDP2, bfloat16" if "bfloat16" in engine else "DDP"]
-        apart = max(float((found[name] - expected[name]).abs().max()) for name in expected)
-        largest = max(float(expected[name].abs().max()) for name in expected)
+        in_bfloat16 = "bfloat16" in engine
+        whole = "–" if in_bfloat16 else f"{apart(found, alone[WHOLE]):.1e}"
+        halves = apart(found, alone[HALVES_IN_BFLOAT16 if in_bfloat16 else HALVES])
+        largest = max(float(value.abs().max()) for value in found.values())
         if rank == 0:
-            print(f"| {engine} | {apart:.1e} | {largest:.1e} |", flush=True)
+            print(f"| {engine} | {whole} | {halves:.1e} | {largest:.1e} |", flush=True)
 
 
 def main() -> None:
@@ -155,7 +165,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16, help="per sequence, of which a step takes four")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     options = parser.parse_args()
-    print("| engine, two processes | largest difference from one process | largest element |\n|---|---:|---:|")
+    print("| engine, two processes | from one process, whole batch | from one, halves in turn | largest element |")
+    print("|---|---:|---:|---:|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for ranks in (1, 2):
             multiprocessing.spawn(measure, (ranks, folder, options), nprocs=ranks)

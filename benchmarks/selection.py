@@ -42,7 +42,7 @@ class Variant:
         name: What the tables call it.
         description: In one line.
         method: Fields of the method's config, beside the recipe's own.
-        rate: The learning rate; the recipe's own when omitted.
+        rate: The learning rate that suits it; the recipe's own when omitted.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Variant:
 
 PRETRAINED = "pretrained"
 _DATA = {"selection_batches": 8}
+_LARGE_CHANNELS = 5e-4  # Adam moves every value by about the rate, so where inputs are large the outputs move further
 _LORA = {"name": "lora", "r": 8, "lora_alpha": 16}
 
 VARIANTS = {
@@ -62,26 +63,33 @@ VARIANTS = {
         Variant("random", "single connections at random, rank 16", {"r": 16}),
         Variant("runs-8", "random runs of 8 connections, rank 16", {"r": 16, "run_length": 8}),
         Variant("runs-16", "one random run of 16 connections", {"r": 16, "run_length": 16}),
+        Variant("aligned", "random, one set for layers of one input, rank 16", {"r": 16, "aligned": True}),
         Variant("weight", "largest column norm, rank 16", {"r": 16, "selection": "weight"}),
         Variant("weight-smallest", "smallest column norm, rank 16", {"r": 16, "selection": "weight_smallest"}),
-        Variant("gradient", "largest accumulated gradient, rank 16", {"r": 16, "selection": "gradient", **_DATA}),
         Variant(
-            "gradient-1e-3",
-            "the same at a learning rate of 1e-3",
+            "gradient",
+            "largest accumulated gradient, rank 16",
             {"r": 16, "selection": "gradient", **_DATA},
-            rate=1e-3,
+            rate=_LARGE_CHANNELS,
         ),
-        Variant("activation", "largest input channels, rank 16", {"r": 16, "selection": "activation", **_DATA}),
+        Variant(
+            "activation",
+            "largest input channels, rank 16",
+            {"r": 16, "selection": "activation", **_DATA},
+            rate=_LARGE_CHANNELS,
+        ),
         Variant(
             "weight-activation",
             "largest column norm times input channel, rank 16",
             {"r": 16, "selection": "weight_activation", **_DATA},
+            rate=_LARGE_CHANNELS,
         ),
-        Variant("aligned", "random, one set for layers of one input, rank 16", {"r": 16, "aligned": True}),
-        Variant("lora", "LoRA of rank 8", _LORA),
-        Variant("lora-1e-3", "the same at a learning rate of 1e-3", _LORA, rate=1e-3),
-        Variant("fixed-8", "random, rank 8", {"r": 8}),
-        Variant("moving-8", "random, rank 8, moved every 20 steps", {"r": 8, "reselect_every": 20}),
+        Variant("lora", "LoRA of rank 8", _LORA, rate=4e-3),
+        *(Variant(f"fixed-{rank}", f"random, rank {rank}", {"r": rank}) for rank in (1, 2, 8)),
+        *(
+            Variant(f"moving-{rank}", f"random, rank {rank}, moved every 20 steps", {"r": rank, "reselect_every": 20})
+            for rank in (1, 2, 8)
+        ),
         Variant("moving-8-10", "random, rank 8, moved every 10 steps", {"r": 8, "reselect_every": 10}),
         Variant(
             "moving-8-warm",
@@ -105,7 +113,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=positive, default=60, help="training steps of each run (default: %(default)s)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="key=value", help="further keys of the recipe")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="further keys of the recipe; training.learning_rate replaces the variants' own",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="results so far; read, and added to")
     parser.add_argument("--show", action="store_true", help="run nothing, print the table of the file")
     parser.add_argument("--most-runs", type=positive, help="stop after so many new runs")
@@ -129,7 +143,7 @@ def recipe_of(name: str, variant: Variant, seed: int, steps: int, settings: list
     steps = 0 if variant.name == PRETRAINED else steps
     keys = [f"training.max_steps={steps}", "training.save_strategy=no", "training.disable_tqdm=true", f"seed={seed}"]
     rate = [] if variant.rate is None else [f"training.learning_rate={variant.rate}"]
-    recipe = read_recipe(find_recipe(name), [*keys, *settings, *rate], folder)
+    recipe = read_recipe(find_recipe(name), [*keys, *rate, *settings], folder)
     config = {**recipe.method.config, "random_seed": seed, **variant.method}
     method_name = config.pop("name", recipe.method.name)
     if method_name != "paca":

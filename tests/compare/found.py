@@ -60,6 +60,7 @@ def timing(**ratios):
             "backward_ms": 55 * ratio,
             "optimizer_ms": 5 * ratio,
             "to_floor": ratio,
+            "to_floor_error": ratio / 100,
             "tokens_per_second": 1000 / ratio,
         }
         for name, ratio in ratios.items()

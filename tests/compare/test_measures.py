@@ -4,12 +4,13 @@ import os
 import signal
 
 import pytest
+import torch
 
 from paca.compare.failures import KILLED
 from paca.compare.jobs import LONGEST, OPERATIONS, PROFILE, THROUGHPUT, Entry, Job
 from paca.compare.limits import SEQUENCE_STEP, fits, largest
 from paca.compare.losses import unrelated_text
-from paca.compare.measures import nearest_rank, paired_ratio
+from paca.compare.measures import error_of_median, nearest_rank, paired_ratios
 from paca.compare.methods import METHODS as KNOWN
 from paca.compare.methods import Chosen, Setting
 from paca.compare.worker import Elsewhere
@@ -43,7 +44,16 @@ def test_the_nearest_rank_is_found(wanted, rank):
 def test_a_slow_spell_cancels_from_the_ratios():
     speeds = [1.0, 1.0, 3.0, 2.0, 1.0]
     floors = [(10 * speed, 12 * speed) for speed in speeds]
-    assert paired_ratio([22 * speed for speed in speeds], floors) == pytest.approx(2.0)
+    assert paired_ratios([22 * speed for speed in speeds], floors) == pytest.approx([2.0] * 5)
+
+
+def test_the_error_of_a_median_is_how_far_medians_of_many_samples_are_spread():
+    samples = torch.randn(2000, 41, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spread = samples.median(dim=1).values.std()
+    estimated = [error_of_median(sample) for sample in samples.tolist()]
+    assert sum(estimated) / len(estimated) == pytest.approx(float(spread), rel=0.1)
+    assert error_of_median([1.0]) == 0
+    assert error_of_median([1.0, 1.1, 0.9, 1.0, 50.0]) < 0.1, "one slow round does not count"
 
 
 def test_operations_of_a_step(here):

@@ -34,6 +34,7 @@ def test_cells():
     columns = {column.key: column for column in COLUMNS}
     assert cell({"loss": 2.5, "loss_spread": 0.01}, columns["loss"]) == "2.5000 ± 0.0100"
     assert cell({"loss": 2.5}, columns["loss"]) == "2.5000"
+    assert cell({"to_floor": 1.0625, "to_floor_error": 0.01}, columns["to_floor"]) == "1.062 ± 0.010"
     assert cell({}, columns["loss"]) == "–"
     assert cell({"peak_bytes": 3 * 2**20}, columns["peak_bytes"]) == "3.0"
     assert cell({"rate": 5e-3}, columns["rate"]) == "0.005"

@@ -14,12 +14,14 @@ class Column:
         title: What its head says.
         help: What exactly it is, in one line.
         spell: Writes a value.
+        spread: Of a method's row: how far off the value may be, written behind it where there is one.
     """
 
     key: str
     title: str
     help: str
     spell: Callable[[Any], str]
+    spread: str | None = None
 
 
 def _count(value: float) -> str:
@@ -38,15 +40,18 @@ COLUMNS = (
     Column("rank", "rank", "of the adapter", str),
     Column("trained_parameters", "trained", "values that are trained", _count),
     Column("rate", "rate", "learning rate", lambda value: f"{value:.3g}"),
-    Column("loss", "held-out loss", "at the end of training, nats per token; mean over seeds", _fixed(4)),
+    Column(
+        "loss", "held-out loss", "at the end of training, nats per token; mean over seeds", _fixed(4), "loss_spread"
+    ),
     Column("accuracy", "accuracy %", "next-token, on the held-out data", lambda value: f"{100 * value:.2f}"),
     Column("forgotten", "forgotten", "rise of the loss on a text that has nothing to do with the task", _fixed(4)),
     Column("step_ms", "step ms", "one step, methods in turns; lower quartile", _fixed(1)),
     Column(
         "to_floor",
         "× floor",
-        "step over the frozen model's forward and input gradients; median over rounds",
+        "step over the frozen model's forward and input gradients; median over rounds, and its standard error",
         _fixed(3),
+        "to_floor_error",
     ),
     Column("tokens_per_second", "tokens/s", "in training, from the step time", _count),
     Column("kept_bytes", "kept MiB", "activations that forward keeps for backward", _mib),
@@ -73,10 +78,10 @@ def cell(row: Mapping[str, Any], column: Column) -> str:
         column: The column.
 
     Returns:
-        The value, with its spread over seeds where there is one; a dash where there is none.
+        The value, with its spread where there is one; a dash where there is no value.
     """
     value = row.get(column.key)
     if value is None:
         return "–"
-    spread = row.get("loss_spread") if column.key == "loss" else None
-    return column.spell(value) + (f" ± {spread:.4f}" if spread is not None else "")
+    spread = row.get(column.spread) if column.spread else None
+    return column.spell(value) + (f" ± {column.spell(spread)}" if spread is not None else "")

@@ -54,7 +54,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 def summary_csv(results: Mapping[str, Any]) -> str:
     """The summary's numbers, unrounded, as comma-separated values."""
-    keys = ["method", *(column.key for column in COLUMNS), "loss_spread", "error"]
+    keys = ["method", *(column.key for column in COLUMNS), "loss_spread", "to_floor_error", "error"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, keys, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -1,5 +1,6 @@
 """Units that train nothing for good: memory of a step, its time beside other methods', its operations, and ranks."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -106,7 +107,7 @@ def _time_group(workload: Workload, floor: Entry, others: list[Entry], rounds: i
     return {
         name: row
         | {
-            "to_floor": paired_ratio(totals[name], floors),
+            **_to_floor(totals[name], floors),
             "tokens_per_second": 1000 * tokens / row["step_ms"],
             "steps_ms": [1000 * total for total in totals[name]],
         }
@@ -114,7 +115,12 @@ def _time_group(workload: Workload, floor: Entry, others: list[Entry], rounds: i
     }
 
 
-def paired_ratio(times: Sequence[float], references: Sequence[Sequence[float]]) -> float:
+def _to_floor(times: Sequence[float], floors: Sequence[Sequence[float]]) -> dict[str, float]:
+    ratios = paired_ratios(times, floors)
+    return {"to_floor": statistics.median(ratios), "to_floor_error": error_of_median(ratios)}
+
+
+def paired_ratios(times: Sequence[float], references: Sequence[Sequence[float]]) -> list[float]:
     """Compare times with references that were taken in the same round, so that a slow spell of the machine cancels.
 
     Args:
@@ -122,9 +128,26 @@ def paired_ratio(times: Sequence[float], references: Sequence[Sequence[float]]) 
         references: Of each round, those whose mean it is compared with.
 
     Returns:
-        The median over the rounds.
+        The ratio of each round.
     """
-    return statistics.median(time / statistics.fmean(same) for time, same in zip(times, references, strict=True))
+    return [time / statistics.fmean(same) for time, same in zip(times, references, strict=True)]
+
+
+def error_of_median(values: Sequence[float]) -> float:
+    """Estimate how far the median of a few values may be from that of many: `1.253 · 1.483 · MAD / √n`.
+
+    The median's standard error for normal noise, whose width is taken from the median absolute deviation (MAD), so
+    that single slow rounds do not count.
+
+    Args:
+        values: At least one.
+
+    Returns:
+        One standard error, in the unit of the values.
+    """
+    middle = statistics.median(values)
+    width = 1.4826 * statistics.median(abs(value - middle) for value in values)
+    return math.sqrt(math.pi / 2) * width / math.sqrt(len(values))
 
 
 def _phases(times: list[StepTime]) -> dict[str, float]:
