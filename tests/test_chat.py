@@ -3,12 +3,10 @@
 import io
 
 import pytest
-import torch
-from peft import get_peft_model
-from tests.training.tiny import make_tokenizer, save_model
+from tests.training.tiny import make_tokenizer, save_adapted
 from transformers import AutoModelForCausalLM
 
-from paca import PacaConfig, PacaError
+from paca import PacaError
 from paca.chat import Conversation, Sampling, context_length, converse, end_marks
 from paca.cli.main import main
 
@@ -18,17 +16,7 @@ GREEDY = Sampling(temperature=0, max_new_tokens=30)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model with an adapter that changes what it says."""
-    path = tmp_path_factory.mktemp("chat")
-    save_model(path / "model")
-    model = AutoModelForCausalLM.from_pretrained(path / "model", max_position_embeddings=1024)
-    model.save_pretrained(path / "model")
-    adapted = get_peft_model(model, PacaConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-    torch.manual_seed(0)
-    for name, parameter in adapted.named_parameters():
-        if "paca_delta" in name:
-            parameter.data.normal_(0, 0.5)
-    adapted.save_pretrained(path / "adapter")
-    return path
+    return save_adapted(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture

@@ -3,30 +3,15 @@
 import csv
 
 import pytest
-import torch
-from peft import get_peft_model
-from tests.training.tiny import SENTENCES, recipe_content, save_model, write_jsonl, write_text
-from transformers import AutoModelForCausalLM
-
-from paca import PacaConfig
+from tests.training.tiny import SENTENCES, recipe_content, save_adapted, write_jsonl, write_text
 
 SUBJECTS = {"anatomy": 3, "astronomy": 2, "philosophy": 2, "marketing": 4}
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """A model that reads 1,024 tokens, and an adapter that changes what it says."""
-    path = tmp_path_factory.mktemp("evaluated")
-    save_model(path / "model")
-    model = AutoModelForCausalLM.from_pretrained(path / "model", max_position_embeddings=2048)
-    model.save_pretrained(path / "model")
-    adapted = get_peft_model(model, PacaConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-    torch.manual_seed(0)
-    for name, parameter in adapted.named_parameters():
-        if "paca_delta" in name:
-            parameter.data.normal_(0, 0.5)
-    adapted.save_pretrained(path / "adapter")
-    return path
+    """A model, and an adapter that changes what it says."""
+    return save_adapted(tmp_path_factory.mktemp("evaluated"))
 
 
 @pytest.fixture

@@ -3,9 +3,13 @@
 import json
 from pathlib import Path
 
+import torch
 import yaml
+from peft import get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from paca import PacaConfig
 
 # What SmolLM2 ships: no `{% generation %}` markers.
 CHAT_TEMPLATE = (
@@ -55,6 +59,20 @@ def save_model(folder: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_adapted(folder: Path) -> Path:
+    """That model, for 2,048 positions, in `model`; and in `adapter` an adapter that changes what it says."""
+    save_model(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", max_position_embeddings=2048)
+    model.save_pretrained(folder / "model")
+    adapted = get_peft_model(model, PacaConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "paca_delta" in name:
+            parameter.data.normal_(0, 0.5)
+    adapted.save_pretrained(folder / "adapter")
     return folder
 
 
