@@ -3,6 +3,7 @@
     python benchmarks/selection.py --variants random weight                    two strategies, three seeds each
     python benchmarks/selection.py --variants fixed-8 moving-8 --steps 60      moving against fixed connections
     python benchmarks/selection.py --set data.train=train.jsonl data.eval=eval.jsonl data.holdout_every=null
+    python benchmarks/selection.py --random-weights --variants fixed-8 moving-8 --steps 400
     python benchmarks/selection.py --json results.json --show                  only the table of what was run
 
 Every run trains the same recipe on a copy of the same base model; a seed fixes the connections and the order of the
@@ -31,6 +32,7 @@ from paca.training.progress import quiet_libraries
 from paca.training.recipe import Recipe, find_recipe, read_recipe
 from paca.training.stages import train
 from paca.training.trainer_arguments import training_arguments
+from random_llama import save_random_llama
 from step import positive
 
 
@@ -120,6 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="key=value",
         help="further keys of the recipe; training.learning_rate replaces the variants' own",
     )
+    parser.add_argument(
+        "--random-weights", action="store_true", help="a small Llama of random weights in place of the recipe's model"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="results so far; read, and added to")
     parser.add_argument("--show", action="store_true", help="run nothing, print the table of the file")
     parser.add_argument("--most-runs", type=positive, help="stop after so many new runs")
@@ -179,7 +184,7 @@ def run_once(recipe: Recipe, loaded: Loaded) -> dict[str, Any]:
 
 def key_of(arguments: argparse.Namespace, variant: str, seed: int) -> str:
     """What a run's result is filed under."""
-    return " ".join([arguments.recipe, *arguments.set, f"steps={arguments.steps}", variant, f"seed={seed}"])
+    return " ".join([_title(arguments), *arguments.set, f"steps={arguments.steps}", variant, f"seed={seed}"])
 
 
 def table(arguments: argparse.Namespace, results: dict[str, Any]) -> str:
@@ -206,6 +211,10 @@ def table(arguments: argparse.Namespace, results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _title(arguments: argparse.Namespace) -> str:
+    return f"{arguments.recipe} random-weights" if arguments.random_weights else str(arguments.recipe)
+
+
 def _load(recipe: Recipe) -> Loaded:
     arguments = training_arguments(recipe.training, recipe.output_dir, recipe.seed)
     return load_recipe(recipe, read_data(recipe.data), arguments)
@@ -228,16 +237,21 @@ def main(argv: list[str] | None = None) -> int:
     jobs = [(name, seed) for name, seed in jobs if name != PRETRAINED or seed == arguments.seeds[0]]
     missing = [job for job in jobs if key_of(arguments, *job) not in results]
     loaded = None
+    own_model: list[str] = []
+    if arguments.random_weights:
+        own_folder = tempfile.TemporaryDirectory()
+        own_model = [f"model.name={save_random_llama(Path(own_folder.name))}"]
     for done, (name, seed) in enumerate([] if arguments.show else missing[: arguments.most_runs]):
         print(f"{done + 1} of {len(missing)}: {name}, seed {seed}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-            recipe = recipe_of(arguments.recipe, VARIANTS[name], seed, arguments.steps, arguments.set, folder)
+            settings = [*own_model, *arguments.set]
+            recipe = recipe_of(arguments.recipe, VARIANTS[name], seed, arguments.steps, settings, folder)
             loaded = loaded or _load(recipe)
             results[key_of(arguments, name, seed)] = run_once(recipe, loaded)
         if arguments.json:
             write_json(arguments.json, results)
-    settings = ", ".join([f"{arguments.steps} steps", *arguments.set])
-    print(f"{arguments.recipe}, {settings}, seeds {', '.join(map(str, arguments.seeds))}\n")
+    described = ", ".join([f"{arguments.steps} steps", *arguments.set])
+    print(f"{_title(arguments)}, {described}, seeds {', '.join(map(str, arguments.seeds))}\n")
     print(table(arguments, results))
     return 0
 

@@ -1,6 +1,7 @@
 """The benchmarks of selection: what they run, what they keep, and what they print."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -62,6 +63,17 @@ def test_variants_train_what_they_say(recipe, tmp_path):
     assert len({results[name]["loss"] for name in names}) == len(names) - 1
     assert not results[PRETRAINED]["train_losses"]
     assert all(VARIANTS[name].description for name in VARIANTS)
+
+
+def test_random_weights_take_the_place_of_the_recipes_model(recipe, tmp_path):
+    file = tmp_path / "results.json"
+    words = ["--random-weights", "--variants", PRETRAINED, "fixed-8", "--seeds", "0"]
+    run(recipe, file, *words, "--set", "training.learning_rate=0.01")
+    untrained, trained = json.loads(file.read_text()).items()
+    assert " random-weights " in untrained[0]
+    assert math.log(257) / 2 < trained[1]["loss"] < untrained[1]["loss"]
+    run(recipe, file, *words, "--set", "training.learning_rate=0.01")
+    assert len(json.loads(file.read_text())) == 2, "found again, wherever the model lies"
 
 
 def test_time_is_a_ratio_to_full_steps(capsys):
