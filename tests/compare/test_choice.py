@@ -22,6 +22,15 @@ def test_methods_of_peft_go_by_name_and_by_config_class_with_arguments():
     assert configs[2].target_modules == "all-linear"
 
 
+def test_an_argument_may_be_a_list_or_a_mapping():
+    text = "paca(r=4,rank_pattern={q_proj: 8, up_proj: 2}),lora(target_modules=[q_proj, v_proj],r=2)"
+    paca, lora = choose_methods(text)[1:]
+    assert paca.arguments == {"r": 4, "rank_pattern": {"q_proj": 8, "up_proj": 2}}
+    assert lora.arguments == {"target_modules": ["q_proj", "v_proj"], "r": 2}
+    assert f"{paca.label},{lora.label}" == text
+    assert read_rates([f"{paca.label}=5e-3"], [paca.label, lora.label]) == {paca.label: [5e-3]}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -15,6 +15,7 @@ from paca.training.trainer_arguments import known_methods, method_problems
 
 DEFAULT = "paca,lora,miss,lora-fa"
 _WORD = re.compile(r"\s*([^,()\s]+)\s*(?:\(([^()]*)\))?\s*(?:,|$)")
+_COMMA_OUTSIDE_BRACKETS = re.compile(r",(?![^\[\]{}]*[\]}])")
 
 
 def choose_methods(text: str) -> list[Chosen]:
@@ -81,7 +82,7 @@ def _same(cls: Any) -> Any:
 
 def _arguments(name: str, given: str, problems: list[str]) -> dict[str, Any] | None:
     arguments: dict[str, Any] = {}
-    for pair in filter(None, (part.strip() for part in given.split(","))):
+    for pair in filter(None, (part.strip() for part in _COMMA_OUTSIDE_BRACKETS.split(given))):
         key, equals, value = pair.partition("=")
         try:
             arguments[key.strip()] = yaml_scalars.parse(value)
