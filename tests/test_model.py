@@ -102,8 +102,20 @@ def test_rank_and_alpha_patterns():
         "layers.1.v_proj": 2,
         "layers.2.v_proj": 1,
     }
-    scalings = {name: layer.scaling["default"] for name, layer in layers(model).items()}
-    assert scalings == {name: (20 if name == "layers.0.q_proj" else 2) / r for name, r in ranks.items()}
+    assert scalings(model) == {name: 4 if name == "layers.0.q_proj" else 1 for name in ranks}
+    model = stack(paca_alpha=2, rank_pattern=model.peft_config["default"].rank_pattern)
+    assert scalings(model) == {name: 2 / rank for name, rank in ranks.items()}
+
+
+def scalings(model):
+    return {name: layer.scaling["default"] for name, layer in layers(model).items()}
+
+
+def test_without_an_alpha_no_rank_scales_its_updates_after_loading_either(tmp_path):
+    ranks = {"q_proj": 5, r"layers\.2\.v_proj": 1}
+    PacaConfig(r=4, target_modules=["q_proj", "v_proj"], rank_pattern=ranks).save_pretrained(tmp_path)
+    assert set(scalings(get_peft_model(Stack(), PacaConfig.from_pretrained(tmp_path))).values()) == {1}
+    assert PacaConfig(r=4, paca_alpha=4, rank_pattern=ranks).alpha_pattern == {}, "an alpha that is given is kept"
 
 
 def test_a_layer_at_two_places_is_adapted_once_and_stays_shared():

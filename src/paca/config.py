@@ -31,7 +31,7 @@ class PacaConfig(PeftConfig):
     Args:
         r: Connections trained per layer.
         paca_alpha: Updates are scaled by `paca_alpha / r`, which acts as a multiplier of the learning rate. None
-            means `r`: no scaling.
+            means the rank, also where `rank_pattern` says another one: no scaling.
         target_modules: Names of the layers to adapt (each matches whole names or their ends), a regular expression,
             `"all-linear"`, or `"all-weights"`: convolutions, attention modules and experts as well, heads never. None
             means the usual ones of a known architecture.
@@ -139,8 +139,10 @@ class PacaConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType.PACA
         self._saved_as: dict[str, Any] = {}  # fields that the file has other values of; no field, so never saved
-        if self.paca_alpha is None:
+        if self.paca_alpha is None:  # no scaling, whatever rank a layer has
             self.paca_alpha = self.r
+            own = {name: rank for name, rank in self.rank_pattern.items() if _is_rank(rank)}
+            self.alpha_pattern = self.alpha_pattern | {key: own[key] for key in own if key not in self.alpha_pattern}
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)

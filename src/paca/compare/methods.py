@@ -91,12 +91,11 @@ class Method:
         usual = {
             "r": setting.rank,
             "lora_alpha": setting.rank,
-            "paca_alpha": setting.rank,
             "target_modules": setting.targets,
             "random_seed": setting.seed,
         }
         if "r" in setting.arguments:  # the usual scale follows the rank that was given
-            usual |= {"lora_alpha": setting.arguments["r"], "paca_alpha": setting.arguments["r"]}
+            usual["lora_alpha"] = setting.arguments["r"]
         fitting = {key: value for key, value in usual.items() if key in known}
         return cls(**{**fitting, **self.fields, **setting.arguments, "task_type": TaskType.CAUSAL_LM})
 
