@@ -14,6 +14,7 @@ import argparse
 import copy
 import functools
 import importlib.util
+import os
 import tempfile
 from typing import Any
 
@@ -129,6 +130,7 @@ def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 def measure(rank: int, ranks: int, folder: str, options: argparse.Namespace) -> None:
     """On one process, save what the engines should arrive at; on two, print how far off they are."""
     torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}  # DeepSpeed reads them
     dist.init_process_group("gloo", f"file://{folder}/store{ranks}", rank=rank, world_size=ranks)
     if ranks == 1:
         alone = {
@@ -144,7 +146,7 @@ def measure(rank: int, ranks: int, folder: str, options: argparse.Namespace) -> 
 
         deepspeed.comm.torch.build_shm_op = lambda: None  # else it compiles C++ first, for minutes
         deepspeed.init_distributed(dist_backend="gloo")
-    for engine in ENGINES:
+    for engine in options.engines:
         if engine.startswith("ZeRO") and importlib.util.find_spec("deepspeed") is None:
             continue
         found = train(engine, rank, ranks, options)
@@ -160,6 +162,7 @@ def main() -> None:
     """Run all engines and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
+    parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES, metavar="NAME", help=str(ENGINES))
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=16, help="per sequence, of which a step takes four")
