@@ -237,14 +237,11 @@ def main(argv: list[str] | None = None) -> int:
     jobs = [(name, seed) for name, seed in jobs if name != PRETRAINED or seed == arguments.seeds[0]]
     missing = [job for job in jobs if key_of(arguments, *job) not in results]
     loaded = None
-    own_model: list[str] = []
-    if arguments.random_weights:
-        own_folder = tempfile.TemporaryDirectory()
-        own_model = [f"model.name={save_random_llama(Path(own_folder.name))}"]
     for done, (name, seed) in enumerate([] if arguments.show else missing[: arguments.most_runs]):
         print(f"{done + 1} of {len(missing)}: {name}, seed {seed}", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory() as folder, quiet_libraries():
-            settings = [*own_model, *arguments.set]
+            model = [f"model.name={save_random_llama(Path(folder) / 'model')}"] if arguments.random_weights else []
+            settings = [*model, *arguments.set]
             recipe = recipe_of(arguments.recipe, VARIANTS[name], seed, arguments.steps, settings, folder)
             loaded = loaded or _load(recipe)
             results[key_of(arguments, name, seed)] = run_once(recipe, loaded)

@@ -78,7 +78,7 @@ class PacaConfig(PeftConfig):
 
     r: int = field(default=8, metadata={"help": "Connections (input columns) trained per layer."})
     paca_alpha: float | None = field(
-        default=None, metadata={"help": "Updates are scaled by paca_alpha / r; None means r."}
+        default=None, metadata={"help": "Updates are scaled by paca_alpha / r; None: not at all."}
     )
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Names of the layers, a regular expression, 'all-linear' or 'all-weights'."}
@@ -139,21 +139,20 @@ class PacaConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = PeftType.PACA
         self._saved_as: dict[str, Any] = {}  # fields that the file has other values of; no field, so never saved
-        if self.paca_alpha is None:  # no scaling, whatever rank a layer has
-            self.paca_alpha = self.r
-            own = {name: rank for name, rank in self.rank_pattern.items() if _is_rank(rank)}
-            self.alpha_pattern = self.alpha_pattern | {key: own[key] for key in own if key not in self.alpha_pattern}
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
         problems = [*self._number_problems(), *self._choice_problems(), *config_problems(self)]
         if problems:
             raise PacaError("PacaConfig: " + " ".join(problems))
+        if self.paca_alpha is None:  # no scaling, whatever rank a layer has; the first key that fits a layer counts
+            self.paca_alpha = self.r
+            self.alpha_pattern = {**self.alpha_pattern, **self.rank_pattern, **self.alpha_pattern}
 
     def _number_problems(self) -> Iterator[str]:
         if not _is_rank(self.r):
             yield f"`r` should be a positive integer value but the value passed is {self.r!r}."
-        if not _is_alpha(self.paca_alpha):
+        if self.paca_alpha is not None and not _is_alpha(self.paca_alpha):
             yield f"paca_alpha={self.paca_alpha!r} is not a finite number other than 0; leave it out to use r."
         for pattern, rank in self.rank_pattern.items():
             if not _is_rank(rank):

@@ -54,7 +54,8 @@ def page(results: Mapping[str, Any]) -> str:
 
 def summary_csv(results: Mapping[str, Any]) -> str:
     """The summary's numbers, unrounded, as comma-separated values."""
-    keys = ["method", *(column.key for column in COLUMNS), "loss_spread", "to_floor_error", "error"]
+    spreads = [column.spread for column in COLUMNS if column.spread]
+    keys = ["method", *(column.key for column in COLUMNS), *spreads, "error"]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, keys, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
