@@ -33,7 +33,7 @@ def base_model(name: str) -> Any:
     """The base model, the same in every process."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from paca.training.models import SMOLLM2, load_model
+    from paca.workbench.models.load import SMOLLM2, load_model
 
     torch.manual_seed(0)
     if name == "smollm2":

@@ -13,8 +13,8 @@ from peft import ShiraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from paca.compare.methods import METHODS as COMPARED
-from paca.compare.methods import Setting
+from paca.workbench.compare.methods import METHODS as COMPARED
+from paca.workbench.compare.methods import Setting
 from swap import SwapLinear
 
 FLOOR = "floor"

@@ -14,9 +14,9 @@ import time
 import warnings
 from dataclasses import replace
 
-from paca.planning.models import find_config
-from paca.planning.setting import Setting
-from paca.planning.simulate import Planner
+from paca.workbench.planning.models import find_config
+from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.simulate import Planner
 
 COMMANDS = {
     "plan llama3-8b": 60,
@@ -47,7 +47,7 @@ def main() -> int:
 def _run(words: list[str]) -> tuple[float, float, int]:
     """Seconds, processor seconds, and most resident bytes of a command."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "paca.cli", *words], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "paca.workbench.cli", *words], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"paca {' '.join(words)} failed")

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, Qwen2Config
 
-from paca.planning.methods import METHODS
-from paca.planning.models import find_config
-from paca.planning.setting import Setting
-from paca.planning.simulate import build, measure, simulate
+from paca.workbench.planning.methods import METHODS
+from paca.workbench.planning.models import find_config
+from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.simulate import build, measure, simulate
 from step import positive
 
 SMALLER = {

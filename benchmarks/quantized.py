@@ -21,11 +21,11 @@ from transformers.utils import logging as transformers_logging
 
 from methods import FLOOR, FLOOR_AGAIN, METHODS
 from models import SMOLLM2, load_base
-from paca.compare.machine import machine
-from paca.compare.steps import TrainingStep, interleave
-from paca.memory import track
-from paca.training.models import save_merged
-from paca.training.quantization import quantization_config
+from paca.profiling import track
+from paca.profiling.machine import machine
+from paca.profiling.steps import TrainingStep, interleave
+from paca.workbench.models.load import save_merged
+from paca.workbench.models.quantization import quantization_config
 from report import Figures, figures, versions
 from step import describe, positive, prepare
 
@@ -69,7 +69,7 @@ def load_quantized(which: str, dtype: str, quantization: str) -> PreTrainedModel
     Args:
         which: As for `models.load_base`.
         dtype: What the layers compute in.
-        quantization: A name in `paca.training.quantization.QUANTIZATIONS`.
+        quantization: A name in `paca.workbench.models.quantization.QUANTIZATIONS`.
 
     Returns:
         The model in training mode, without a key-value cache.

@@ -19,9 +19,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from paca.training.files import write_json
-from paca.training.finetune import finetune
-from paca.training.recipe import find_recipe, read_recipe
+from paca.workbench.base.files import write_json
+from paca.workbench.recipe.recipe import find_recipe, read_recipe
+from paca.workbench.training.text import finetune
 from step import positive
 
 RECIPE = "smollm2-qpaca"

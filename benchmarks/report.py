@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from methods import FLOOR, FLOOR_AGAIN
-from paca.compare.steps import StepTime, lower_quartile
-from paca.versions import versions as installed_versions
+from paca.profiling.environment import versions as installed_versions
+from paca.profiling.steps import StepTime, lower_quartile
 
 _VERSIONS = ("torch", "transformers", "peft", "paca")
 _COLUMNS = (

@@ -59,7 +59,7 @@ def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
 
 def measure(rank: int, ranks: int, store: str, engine: str, options: argparse.Namespace, answers: Any) -> None:
     """Train on one rank; rank 0 answers."""
-    from paca.distributed import count_traffic
+    from paca.profiling.traffic import count_traffic
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=ranks)

@@ -24,14 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paca.training.data import read_data
-from paca.training.files import write_json
-from paca.training.finetune import Loaded, load_recipe, make_trainer
-from paca.training.held_out import evaluate
-from paca.training.progress import quiet_libraries
-from paca.training.recipe import Recipe, find_recipe, read_recipe
-from paca.training.stages import train
-from paca.training.trainer_arguments import training_arguments
+from paca.workbench.base.files import write_json
+from paca.workbench.base.progress import quiet_libraries
+from paca.workbench.data.prepare import read_data
+from paca.workbench.recipe.recipe import Recipe, find_recipe, read_recipe
+from paca.workbench.recipe.text_arguments import training_arguments
+from paca.workbench.training.held_out import evaluate
+from paca.workbench.training.stages import train
+from paca.workbench.training.text import Loaded, load_recipe, make_trainer
 from random_llama import save_random_llama
 from step import positive
 

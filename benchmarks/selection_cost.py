@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 import paca
 from models import SMOLLM2, load_base
 from paca import PacaConfig, PacaLayer
-from paca.memory import track
+from paca.profiling import track
 from step import positive
 
 STRATEGIES: dict[str, dict[str, Any]] = {

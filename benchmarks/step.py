@@ -25,8 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from methods import METHODS, Method, check_that_methods_differ, choose_methods
 from models import SMOLLM2, load_base
-from paca.compare.machine import machine
-from paca.compare.steps import TrainingStep, interleave
+from paca.profiling.machine import machine
+from paca.profiling.steps import TrainingStep, interleave
 from report import Figures, figures, noise, table, versions, with_ratios
 
 _WARM_UP_STEPS = 2

@@ -28,9 +28,9 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from transformers.utils import logging as transformers_logging
 
 from methods import FLOOR, FLOOR_AGAIN
-from paca.compare.machine import cpu_name
-from paca.compare.steps import TrainingStep, interleave, lower_quartile
-from paca.memory import track
+from paca.profiling import track
+from paca.profiling.machine import cpu_name
+from paca.profiling.steps import TrainingStep, interleave, lower_quartile
 from report import versions
 from step import positive
 from vision_methods import CLASSES, METHODS, NETWORKS, Network, logits_of

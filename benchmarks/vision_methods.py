@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from methods import FLOOR, FLOOR_AGAIN
 from paca import PacaConfig
-from paca.training.vision.batch_norm import FrozenBatchNorm, freeze_batch_norm
+from paca.workbench.vision.batch_norm import FrozenBatchNorm, freeze_batch_norm
 
 CLASSES = 10
 _LORA_RANK = 8

@@ -24,17 +24,17 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from paca.compare.machine import machine
-from paca.training.files import write_json
-from paca.training.progress import quiet_libraries
-from paca.training.recipe import DataSection, MethodSection, ModelSection, Recipe
-from paca.training.report import count_parameters
-from paca.training.vision.arguments import image_training_arguments
-from paca.training.vision.data import ImageData, read_data
-from paca.training.vision.finetune import make_trainer, with_method
-from paca.training.vision.measure import answer
-from paca.training.vision.models import EFFICIENTNET_LITE0, load_classifier, pixel_format
-from paca.training.vision.section import ImagesSection
+from paca.profiling.machine import machine
+from paca.workbench.base.files import write_json
+from paca.workbench.base.progress import quiet_libraries
+from paca.workbench.recipe.recipe import DataSection, MethodSection, ModelSection, Recipe
+from paca.workbench.training.images import make_trainer, with_method
+from paca.workbench.training.report import count_parameters
+from paca.workbench.vision.arguments import image_training_arguments
+from paca.workbench.vision.data import ImageData, read_data
+from paca.workbench.vision.measure import answer
+from paca.workbench.vision.models import EFFICIENTNET_LITE0, load_classifier, pixel_format
+from paca.workbench.vision.section import ImagesSection
 from report import versions
 
 FULL = "full"

@@ -9,17 +9,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from ._import_hook import after_import
 from .errors import PacaError
+from .tuner.import_hook import after_import
 
 if TYPE_CHECKING:
-    from .config import PacaConfig
-    from .layers import PacaLayer, sync
-    from .model import PacaModel
-    from .model_files import gathered_adapter
-    from .moving import MovingConnections, reselect
-    from .selection import LayerFacts, register_selection
-    from .selection.data_driven import select_connections
+    from .tuner.config import PacaConfig
+    from .tuner.layers import PacaLayer, sync
+    from .tuner.model import PacaModel
+    from .tuner.reselect import MovingConnections, reselect
+    from .tuner.saving import gathered_adapter
+    from .tuner.select_connections import select_connections
+    from .tuner.selection import LayerFacts, register_selection
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,21 +38,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LayerFacts": "selection",
-    "MovingConnections": "moving",
-    "PacaConfig": "config",
-    "PacaLayer": "layers",
-    "PacaModel": "model",
-    "gathered_adapter": "model_files",
-    "register_selection": "selection",
-    "reselect": "moving",
-    "select_connections": "selection.data_driven",
-    "sync": "layers",
+    "LayerFacts": "tuner.selection",
+    "MovingConnections": "tuner.reselect",
+    "PacaConfig": "tuner.config",
+    "PacaLayer": "tuner.layers",
+    "PacaModel": "tuner.model",
+    "gathered_adapter": "tuner.saving",
+    "register_selection": "tuner.selection",
+    "reselect": "tuner.reselect",
+    "select_connections": "tuner.select_connections",
+    "sync": "tuner.layers",
 }
 
 
 def _register() -> None:
-    from .peft_plugin import register
+    from .tuner.registration import register
 
     register()
 

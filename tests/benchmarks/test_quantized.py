@@ -8,7 +8,7 @@ import torch
 import quantized
 import quantized_quality
 from methods import FLOOR, FLOOR_AGAIN
-from paca.layers import QuantizedLinear
+from paca.tuner.layers import QuantizedLinear
 from quantized import load_quantized, main, measure
 from step import prepare
 

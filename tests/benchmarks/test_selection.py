@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from tests.training.tiny import recipe_content, save_model, write_recipe, write_text
+from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
 
 import selection
 import selection_cost

@@ -10,7 +10,7 @@ from torch import nn
 
 from methods import FLOOR, METHODS, check_that_methods_differ, choose_methods, trained_set
 from models import load_base
-from paca.compare.steps import StepTime
+from paca.profiling.steps import StepTime
 from report import Figures, figures, noise, table, with_ratios
 from step import main, prepare, setting
 from swap import SwapLinear

@@ -1,4 +1,4 @@
-"""`paca` of which one worker kills itself once: what `python -m paca.cli` runs, and a callback."""
+"""`paca` of which one worker kills itself once: what `python -m paca.workbench.cli` runs, and a callback."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
-from paca.training import finetune
+from paca.workbench.training import text as finetune
 
 
 class Kill(TrainerCallback):
@@ -46,7 +46,7 @@ def kill_in(step, moment):
 
 
 if __name__ == "__main__":
-    from paca.cli.main import main
+    from paca.workbench.cli.main import main
 
     mark = Path(os.environ["DIED"])
     if os.environ["RANK"] == "1" and not mark.exists():

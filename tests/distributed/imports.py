@@ -10,5 +10,5 @@ import torch.distributed.fsdp  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 import trl  # noqa: F401
 
-import paca.model
-import paca.training.finetune  # noqa: F401
+import paca.tuner.model
+import paca.workbench.training.text  # noqa: F401

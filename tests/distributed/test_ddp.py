@@ -8,7 +8,7 @@ from tests.distributed.tiny import PACA, largest_difference, make_model, train, 
 from torch.nn.parallel import DistributedDataParallel
 
 from paca import PacaConfig
-from paca.distributed import count_traffic
+from paca.profiling.traffic import count_traffic
 
 
 def ddp_run(rank, options):

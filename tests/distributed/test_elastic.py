@@ -4,17 +4,16 @@ import os
 import random
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from tests.distributed.dying import kill_in
 from tests.distributed.launch import on_ranks
-from tests.training.tiny import recipe_content, save_model, write_recipe, write_text
+from tests.paths import ROOT
+from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
 
-from paca.training.finetune import finetune
-from paca.training.recipe import read_recipe
+from paca.workbench.recipe.recipe import read_recipe
+from paca.workbench.training.text import finetune
 
-ROOT = Path(__file__).parents[2]
 STEPS, KILLS = 24, 10
 
 

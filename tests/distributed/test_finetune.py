@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tests.distributed.launch import on_ranks
-from tests.training.tiny import recipe_content, save_model, write_recipe, write_text
+from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
 
 from paca import PacaError
-from paca.training.finetune import finetune
-from paca.training.recipe import read_recipe
+from paca.workbench.recipe.recipe import read_recipe
+from paca.workbench.training.text import finetune
 
 AS_TWO = "training.gradient_accumulation_steps=2"
 FSDP2 = {

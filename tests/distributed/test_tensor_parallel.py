@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralFo
 from transformers.distributed import DistributedConfig
 
 from paca import PacaConfig, gathered_adapter, sync
-from paca.distributed import count_traffic
+from paca.profiling.traffic import count_traffic
 
 # Merged into the default plan: here a layer divides its own input, or gathers its own output.
 OTHER_STYLES = {

@@ -1,0 +1,1 @@
+"""The method, in torch alone: the mathematics, and where columns are written."""

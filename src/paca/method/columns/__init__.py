@@ -1,0 +1,1 @@
+"""Where columns are written into base weights and put back."""

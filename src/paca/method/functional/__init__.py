@@ -1,0 +1,1 @@
+"""The mathematics: one file per kind of layer, autograd functions over plain tensors."""

@@ -1,5 +1,0 @@
-"""What would go wrong in a run, found out in seconds before it begins."""
-
-from paca.training.doctor.examine import examine as examine
-from paca.training.doctor.findings import Finding as Finding
-from paca.training.doctor.findings import refuse_problems as refuse_problems

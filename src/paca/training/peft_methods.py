@@ -1,9 +1,0 @@
-"""Has PEFT know the methods that this package brings."""
-
-
-def register_methods() -> None:
-    """Register PaCA and MosLoRA, so that PEFT makes and loads their adapters by name."""
-    import paca.compare.moslora  # noqa: F401 - to import it is to register it
-    from paca.peft_plugin import register
-
-    register()

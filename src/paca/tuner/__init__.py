@@ -1,0 +1,1 @@
+"""The PEFT method: what PEFT calls, from the configuration to the files."""

@@ -1,0 +1,239 @@
+"""`PacaConfig`: what a user says about an adapter."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft.config import PeftConfig
+from peft.utils import PeftType
+from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+
+from ..errors import PacaError
+from .selection_problems import config_problems
+
+BIAS_CHOICES = ("none", "all", "paca_only")
+
+
+@dataclass
+class PacaConfig(PeftConfig):
+    """Configuration of Partial Connection Adaptation (https://arxiv.org/abs/2503.01905).
+
+    In each targeted weight, `r` of the connections (the input columns) are trained in place. The fields have the
+    meaning they have in `LoraConfig`, where that has them. At the same rank PaCA trains `out · r` parameters per
+    layer where LoRA trains `(in + out) · r`, so rank 16 here costs about what rank 8 costs there.
+
+    Args:
+        r: Connections trained per layer.
+        paca_alpha: Updates are scaled by `paca_alpha / r`, which acts as a multiplier of the learning rate. None
+            means the rank, also where `rank_pattern` says another one: no scaling.
+        target_modules: Names of the layers to adapt (each matches whole names or their ends), a regular expression,
+            `"all-linear"`, or `"all-weights"`: convolutions, attention modules and experts as well, heads never. None
+            means the usual ones of a known architecture.
+        target_parameters: Names of fused expert weights to adapt, such as `"mlp.experts.down_proj"` (each matches
+            whole names or their ends); a connection is an input feature, the same ones for every expert.
+        exclude_modules: Names, or a regular expression, of layers to leave out.
+        layers_to_transform: Indices of the blocks whose layers are adapted; None means all.
+        layers_pattern: Name of the list that holds the blocks, if `layers_to_transform` does not find it.
+        rank_pattern: Other ranks for some layers: `{name or regular expression: r}`.
+        clamp_rank: Cap `r` at a layer's number of connections, and log which layers these are. By default a rank that
+            is too large is an error.
+        alpha_pattern: Other `paca_alpha` for some layers: `{name or regular expression: alpha}`.
+        bias: Which biases are trained as well: `"none"`, `"all"`, or `"paca_only"`, those of the adapted layers.
+        modules_to_save: Further modules that are trained whole and saved with the adapter, a new head for instance.
+        random_seed: Seed of the connections. Each layer derives its own from its name, so the choice does not depend
+            on machine or module order. None draws from torch's global generator. The chosen indices are saved
+            either way; loading needs no seed.
+        selection: How the connections are chosen: `"random"`, `"weight"`, `"weight_smallest"`, `"gradient"`,
+            `"activation"`, `"weight_activation"`, `"indices"`, or a name given to `paca.register_selection`. Those
+            that need data choose in `paca.select_connections(model, dataloader)`, before training.
+        selection_batches: For a strategy that needs data: how many batches of it to see.
+        gradient_mode: For `"gradient"`: `"sum"` ranks columns by the norm of their accumulated gradient, as the
+            paper does, and keeps the sums on the CPU; `"norm"` by the accumulated squares of the batches' norms,
+            which are `in` numbers a layer.
+        selection_indices: For `"indices"`: `{name or regular expression: [indices]}`, or a JSON file that holds it.
+        run_length: Connections come in contiguous runs of so many, those with the largest summed score; `r` has to
+            be a multiple of it.
+        aligned: Layers that read the same input (query, key and value; gate and up) share one index set. True for
+            those known by name, or groups of last names: `[["q_proj", "k_proj", "v_proj"]]`.
+        reselect_every: Move to other connections every so many steps, by `paca.MovingConnections()`, a Trainer
+            callback, or `paca.reselect(model, optimizer)`. Memory stays that of rank `r`; the saved adapter holds all
+            connections that were trained. None: they stay.
+        reselect_warmup: Steps over which the learning rate rises again after each move, in a Trainer.
+        init_weights: Start from the pretrained model. False starts from random updates, for tests.
+        column_source: For a quantized base model: the unquantized checkpoint, a folder or a Hub name, whose
+            safetensors files the selected columns are read from when the adapter is made. None takes the dequantized
+            columns. They are saved with the adapter, so loading it does not need the checkpoint.
+        fan_in_fan_out: Accepted for configurations written for LoRA. The layout of a weight is known from its layer,
+            so that True is ignored, with a warning, on layers that store `(out, in)`.
+
+    Raises:
+        PacaError: If a value makes no sense; the message repeats it.
+    """
+
+    r: int = field(default=8, metadata={"help": "Connections (input columns) trained per layer."})
+    paca_alpha: float | None = field(
+        default=None, metadata={"help": "Updates are scaled by paca_alpha / r; None: not at all."}
+    )
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names of the layers, a regular expression, 'all-linear' or 'all-weights'."}
+    )
+    target_parameters: list[str] | None = field(
+        default=None, metadata={"help": "Names of the fused expert weights to adapt."}
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Names, or a regular expression, of layers to leave out."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the blocks whose layers are adapted."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list that holds the blocks."}
+    )
+    rank_pattern: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "Other ranks for some layers: {name or regular expression: r}."}
+    )
+    clamp_rank: bool = field(default=False, metadata={"help": "Cap r at a layer's number of connections."})
+    alpha_pattern: dict[str, float] = field(
+        default_factory=dict,
+        metadata={"help": "Other paca_alpha for some layers: {name or regular expression: alpha}."},
+    )
+    bias: str = field(default="none", metadata={"help": "Which biases are trained: 'none', 'all' or 'paca_only'."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Further modules that are trained whole and saved with the adapter."}
+    )
+    random_seed: int | None = field(default=None, metadata={"help": "Seed of the random connections."})
+    selection: str = field(default="random", metadata={"help": "Name of the strategy that chooses the connections."})
+    selection_indices: dict[str, list[int]] | str | None = field(
+        default=None, metadata={"help": "For selection='indices': {name or regular expression: [indices]}, or a file."}
+    )
+    selection_batches: int = field(default=100, metadata={"help": "Batches that a strategy sees that needs data."})
+    gradient_mode: str = field(default="sum", metadata={"help": "For selection='gradient': 'sum' or 'norm'."})
+    run_length: int = field(default=1, metadata={"help": "Connections come in contiguous runs of so many."})
+    aligned: bool | list[list[str]] = field(
+        default=False, metadata={"help": "Layers that read the same input share one index set."}
+    )
+    reselect_every: int | None = field(
+        default=None, metadata={"help": "Move to other connections every so many steps."}
+    )
+    reselect_warmup: int = field(
+        default=0, metadata={"help": "Steps over which the learning rate rises after a move."}
+    )
+    init_weights: bool = field(default=True, metadata={"help": "Start from the pretrained model."})
+    column_source: str | None = field(
+        default=None,
+        metadata={
+            "help": "Quantized base: folder or Hub name of the unquantized checkpoint to read the columns from."
+        },
+    )
+    fan_in_fan_out: bool = field(default=False, metadata={"help": "Accepted for compatibility; layouts are known."})
+
+    _being_loaded = False  # read from a saved adapter, whose weights are not loaded yet; no field, so never saved
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType.PACA
+        self._saved_as: dict[str, Any] = {}  # fields that the file has other values of; no field, so never saved
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
+        problems = [*self._number_problems(), *self._choice_problems(), *config_problems(self)]
+        if problems:
+            raise PacaError("PacaConfig: " + " ".join(problems))
+        if self.paca_alpha is None:  # no scaling, whatever rank a layer has; the first key that fits a layer counts
+            self.paca_alpha = self.r
+            self.alpha_pattern = {**self.alpha_pattern, **self.rank_pattern, **self.alpha_pattern}
+
+    def _number_problems(self) -> Iterator[str]:
+        if not _is_rank(self.r):
+            yield f"`r` should be a positive integer value but the value passed is {self.r!r}."
+        if self.paca_alpha is not None and not _is_alpha(self.paca_alpha):
+            yield f"paca_alpha={self.paca_alpha!r} is not a finite number other than 0; leave it out to use r."
+        for pattern, rank in self.rank_pattern.items():
+            if not _is_rank(rank):
+                yield f"rank_pattern[{pattern!r}]={rank!r} is not a positive integer."
+        for pattern, alpha in self.alpha_pattern.items():
+            if not _is_alpha(alpha):
+                yield f"alpha_pattern[{pattern!r}]={alpha!r} is not a finite number other than 0."
+        if self.random_seed is not None and (not isinstance(self.random_seed, int) or self.random_seed < 0):
+            yield f"random_seed={self.random_seed!r} is not an integer of 0 or more; leave it out for any connections."
+
+    def _choice_problems(self) -> Iterator[str]:
+        if self.bias not in BIAS_CHOICES:
+            yield f"bias={self.bias!r} is unknown; pass one of {', '.join(map(repr, BIAS_CHOICES))}."
+        if self.column_source is not None and (not isinstance(self.column_source, str) or not self.column_source):
+            yield f"column_source={self.column_source!r} is not the name of a folder or a Hub repository."
+        if isinstance(self.target_parameters, str):
+            yield f"target_parameters={self.target_parameters!r} is a str; pass a list: [{self.target_parameters!r}]."
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            yield "`layers_to_transform` cannot be used when `target_modules` is a str; pass a list of names."
+        if isinstance(self.target_modules, str) and self.layers_pattern:
+            yield "`layers_pattern` cannot be used when `target_modules` is a str; pass a list of names."
+        if self.layers_pattern and self.layers_to_transform is None:
+            yield "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save it; that of an adapter whose connections have moved with the ranks that its file has.
+
+        Args:
+            save_directory: The folder.
+            **kwargs: Passed on to PEFT.
+        """
+        saved = copy.copy(self)
+        saved.__dict__.update(self._saved_as)
+        super(PacaConfig, saved).save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """Load the configuration of a saved adapter, after a look at whether its weights file is whole.
+
+        PEFT reads the configuration before it touches the model, and the weights after. A file that cannot be read
+        must be found here, or the model would be left half adapted.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or the name of a repository on the Hub.
+            subfolder: Folder within it.
+            **kwargs: Passed on to PEFT.
+
+        Returns:
+            The configuration.
+        """
+        folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
+        check_adapter_file(os.path.join(folder, SAFETENSORS_WEIGHTS_NAME))
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        config._being_loaded = True
+        return config
+
+
+def check_adapter_file(path: str) -> None:
+    """Refuse a weights file that is truncated or is no safetensors file.
+
+    Args:
+        path: The file; one that does not exist is not this function's business.
+
+    Raises:
+        PacaError: If it cannot be read.
+    """
+    if not os.path.isfile(path):
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise PacaError(
+            f"{path} ({os.path.getsize(path):,} bytes) is no whole safetensors file: {error}. It was cut short or "
+            "damaged; copy, download or save the adapter again."
+        ) from error
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0 and math.isfinite(value)

@@ -1,0 +1,107 @@
+"""Checks at the start of a run that all ranks train the same thing.
+
+Gradients of `Δ` are summed across ranks element by element. That is right only if element `(j, k)` belongs to the same
+connection `I[k]` everywhere; if not, nothing fails, and the model learns nonsense.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import PacaError
+from ..profiling.environment import versions
+
+VERSIONED = ("paca", "torch", "transformers", "peft", "accelerate")
+_INDICES = ".paca_indices."
+
+
+def check_ranks(model: nn.Module) -> None:
+    """Refuse to start unless all ranks have the same connections, scalings and package versions.
+
+    A collective call: every rank makes it, and every rank raises the same error. Without a process group, or with a
+    single rank, it does nothing.
+
+    Args:
+        model: A model with PaCA adapters.
+
+    Raises:
+        PacaError: If ranks differ; says in what, and which ranks have what.
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    facts: list[dict[str, str]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(facts, {**versions(VERSIONED), **adapter_facts(model)})
+    problems = differences(facts)
+    if problems:
+        shown = [*problems[:10], *([f"… and {len(problems) - 10} more."] if len(problems) > 10 else [])]
+        raise PacaError("\n".join(["The ranks of this run do not fit together:", *(f"  {line}" for line in shown)]))
+
+
+def adapter_facts(model: nn.Module) -> dict[str, str]:
+    """What has to be the same on all ranks, in short: of each layer's adapters, the connections and the scaling.
+
+    Args:
+        model: A model with PaCA adapters.
+
+    Returns:
+        A line of text by `<layer> (adapter <name>)`.
+    """
+    facts = {}
+    for name, buffer in model.named_buffers():
+        if _INDICES in f".{name}" and buffer.device.type != "meta":
+            layer, _, adapter = name.rpartition(_INDICES)
+            scaling = _scalings(model.get_submodule(layer))[adapter]
+            facts[f"{layer} (adapter {adapter})"] = f"connections {_digest(buffer)}, scaling {scaling:g}"
+    return facts
+
+
+def _scalings(layer: Any) -> dict[str, float]:
+    return layer.scaling
+
+
+def differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
+    """Compare what the ranks have.
+
+    Args:
+        facts: Per rank, texts by name.
+
+    Returns:
+        One sentence per name in which ranks differ; names the ranks.
+    """
+    problems = []
+    for name in dict.fromkeys(name for own in facts for name in own):
+        ranks: dict[str, list[int]] = {}
+        for rank, own in enumerate(facts):
+            ranks.setdefault(own.get(name, "nothing"), []).append(rank)
+        if len(ranks) > 1:
+            has = "; ".join(f"{_ranks(numbers)} {value}" for value, numbers in ranks.items())
+            problems.append(f"{name}: {has}. {_remedy(name)}")
+    return problems
+
+
+def _remedy(name: str) -> str:
+    if "(adapter " in name:
+        return (
+            "Give PacaConfig a random_seed, or load the same adapter on every rank, before the model is handed to the "
+            "engine."
+        )
+    return "Install the same packages on every machine."
+
+
+def _ranks(numbers: Sequence[int]) -> str:
+    if len(numbers) == 1:
+        return f"rank {numbers[0]} has"
+    listed = ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
+    return f"ranks {listed} have"
+
+
+def _digest(indices: Tensor) -> str:
+    """The first connections, for people, and a hash of all, for comparing."""
+    values = indices.tolist()
+    digest = hashlib.sha256(repr(values).encode()).hexdigest()[:8]
+    return f"[{', '.join(map(str, values[:3]))}{', …' if len(values) > 3 else ''}] #{digest}"

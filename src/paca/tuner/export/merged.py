@@ -1,0 +1,237 @@
+"""An adapter merged into an ordinary model folder: sharded safetensors, one shard in memory at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from paca.tuner.layers import PacaLayer, QuantizedLinear
+from paca.tuner.layers.quantized import comes_quantized, dequantized_matrix
+from paca.tuner.layers.unquantized import unquantize, unquantized_linear
+
+Producer = Callable[[], Tensor]
+Seen = Callable[[str, Tensor], None]
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def shard_bytes(size: str) -> int:
+    """Read a shard's size as transformers spells it.
+
+    Args:
+        size: `5GB`, `200MB`; or a number of bytes.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    unit = UNITS.get(size[-2:].upper())
+    return int(float(size[:-2]) * unit) if unit else int(size)
+
+
+def _ignore(name: str, tensor: Tensor) -> None:
+    """Look at a tensor and do nothing."""
+
+
+def write_merged(model: Any, folder: Path, max_shard_size: str = "5GB", seen: Seen = _ignore) -> None:
+    """Merge the active adapters and write an ordinary model.
+
+    Plain weights are merged in place, which copies nothing. Quantized ones are dequantized as they are written, those
+    of one shard at a time.
+
+    Args:
+        model: A `PeftModel`; it is used up.
+        folder: Where config, generation config and weights go.
+        max_shard_size: `5GB`, `200MB`; a tensor that is larger has a shard of its own.
+        seen: Called with the name, as a reloaded model's `state_dict` spells it, and the value of each tensor written.
+    """
+    if any(isinstance(module, QuantizedLinear) or comes_quantized(module) for module in model.modules()):
+        _write_dequantized(model, folder, max_shard_size, seen)
+        return
+    merged = model.merge_and_unload(safe_merge=True)
+    match_tie_flag(merged)
+    for name, tensor in merged.state_dict().items():
+        seen(name, tensor)
+    merged.save_pretrained(folder, max_shard_size=max_shard_size)
+
+
+def match_tie_flag(model: Any) -> None:
+    """Make the configuration say whether input and output embeddings are one tensor.
+
+    An adapter may have trained a copy of one of them whole. Saved with the base model's flag, it would be dropped.
+
+    Args:
+        model: A model without adapters.
+    """
+    if model.config.get_text_config().tie_word_embeddings and not embeddings_are_tied(model):
+        model.config.get_text_config().tie_word_embeddings = False
+        model.config.tie_word_embeddings = False
+        model.all_tied_weights_keys = {}
+
+
+def embeddings_are_tied(model: Any) -> bool:
+    """Whether a model's input and output embeddings are one tensor.
+
+    Args:
+        model: Any transformers model.
+
+    Returns:
+        False also where it has no output embeddings.
+    """
+    inputs, outputs = map(_in_use, (model.get_input_embeddings(), model.get_output_embeddings()))
+    if inputs is None or outputs is None:
+        return False
+    return inputs.weight is outputs.weight or inputs.weight.data_ptr() == outputs.weight.data_ptr() != 0
+
+
+def _in_use(module: Any) -> Any:
+    """The module itself, or the copy of it that an adapter trained whole."""
+    copies, names = getattr(module, "modules_to_save", None), getattr(module, "active_adapters", None)
+    return copies[names[0]] if copies and names and names[0] in copies else module
+
+
+def _write_dequantized(model: Any, folder: Path, max_shard_size: str, seen: Seen) -> None:
+    from transformers.core_model_loading import revert_weight_conversion
+
+    dtype = model.dtype if model.dtype.is_floating_point else torch.bfloat16
+    skeleton, producers = _dequantized_on_demand(model, dtype)
+    match_tie_flag(skeleton)
+    state = {name: tensor for name, tensor in skeleton.state_dict().items() if not _is_tied_copy(skeleton, name)}
+    if set(revert_weight_conversion(skeleton, dict(state))) != set(state):  # names of files are not those of modules
+        for name, produce in producers.items():
+            module = skeleton.get_submodule(name.rpartition(".")[0])
+            module.weight = nn.Parameter(produce(), requires_grad=False)
+        for name, tensor in skeleton.state_dict().items():
+            seen(name, tensor)
+        skeleton.save_pretrained(folder, max_shard_size=max_shard_size)
+        return
+    skeleton.config.architectures = [type(skeleton).__name__]
+    skeleton.config.save_pretrained(folder)
+    if skeleton.can_generate():
+        skeleton.generation_config.save_pretrained(folder)
+    write_shards(
+        {**{name: _constant(tensor) for name, tensor in state.items()}, **producers},
+        _sizes(state),
+        folder,
+        max_shard_size,
+        seen,
+    )
+
+
+def _constant(tensor: Tensor) -> Producer:
+    return lambda: tensor
+
+
+def _sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
+
+
+def _is_tied_copy(model: Any, name: str) -> bool:
+    return embeddings_are_tied(model) and name == _name_of(model, model.get_output_embeddings())
+
+
+def _name_of(model: nn.Module, module: nn.Module) -> str:
+    return next(f"{name}.weight" for name, other in model.named_modules() if other is module)
+
+
+def _dequantized_on_demand(model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Producer]]:
+    """A quantized `PeftModel` as a plain model, its packed weights on the meta device; and by name what makes each."""
+    packed: dict[int, Producer] = {}
+    originals: list[tuple[QuantizedLinear, Any]] = []
+    for layer in [module for module in model.modules() if isinstance(module, PacaLayer)]:
+        if isinstance(layer, QuantizedLinear):
+            layer.check_finite(None, dtype)
+            names = list(layer.active_adapters)
+            originals.append((layer, layer.base_layer))
+            layer.base_layer = _hollow(layer.base_layer, (layer.out_features, layer.in_features), dtype)
+            packed[id(layer.base_layer)] = _adapted(layer, dtype, names)
+        else:
+            layer.merge(safe_merge=True)
+    base = model.base_model.unload()
+    for layer, original in originals:
+        layer.base_layer = original  # out of the model by now, it goes on holding its packed weight
+    for parent in list(base.modules()):
+        for name, child in list(parent.named_children()):
+            if comes_quantized(child) and hasattr(child, "in_features"):
+                hollow = _hollow(child, (child.out_features, child.in_features), dtype)
+                packed[id(hollow)] = _dequantized(child, dtype)
+                setattr(parent, name, hollow)
+    skeleton = unquantize(base, dtype)
+    return skeleton, {
+        f"{name}.weight": packed[id(module)] for name, module in skeleton.named_modules() if id(module) in packed
+    }
+
+
+def _hollow(base: Any, shape: tuple[int, int], dtype: torch.dtype) -> nn.Linear:
+    linear = unquantized_linear(base, torch.empty(shape, dtype=dtype, device="meta"))
+    if getattr(base, "bias", None) is not None:
+        linear.bias = nn.Parameter(base.bias.detach().to(dtype), requires_grad=False)
+    return linear
+
+
+def _adapted(layer: QuantizedLinear, dtype: torch.dtype, names: list[str]) -> Producer:
+    return lambda: layer.adapted_matrix(dtype, names)
+
+
+def _dequantized(layer: Any, dtype: torch.dtype) -> Producer:
+    return lambda: dequantized_matrix(layer).to(dtype)
+
+
+def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Split names into groups, in their order, each of at most `limit` bytes unless a single one is larger.
+
+    Args:
+        sizes: Bytes by name.
+        limit: Bytes.
+
+    Returns:
+        The names of each shard.
+    """
+    groups: list[list[str]] = []
+    total = limit + 1
+    for name, size in sizes.items():
+        if total + size > limit:
+            groups.append([])
+            total = 0
+        groups[-1].append(name)
+        total += size
+    return groups
+
+
+def write_shards(
+    producers: Mapping[str, Producer],
+    sizes: Mapping[str, int],
+    folder: Path,
+    max_shard_size: str,
+    seen: Seen,
+) -> None:
+    """Write tensors as transformers names its files, making those of one shard at a time.
+
+    Args:
+        producers: What makes each tensor, by name.
+        sizes: Bytes of each tensor.
+        folder: Where the files go.
+        max_shard_size: As `shard_bytes` reads it.
+        seen: Called with the name and the value of each tensor written.
+    """
+    groups = shards(sizes, shard_bytes(max_shard_size))
+    files = [f"model-{number:05}-of-{len(groups):05}.safetensors" for number in range(1, len(groups) + 1)]
+    files = files if len(groups) > 1 else ["model.safetensors"]
+    for file, names in zip(files, groups, strict=True):
+        tensors = {name: producers[name]().detach().cpu().contiguous() for name in names}
+        for name, tensor in tensors.items():
+            seen(name, tensor)
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        del tensors
+    if len(groups) > 1:
+        weight_map = {name: file for file, names in zip(files, groups, strict=True) for name in names}
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

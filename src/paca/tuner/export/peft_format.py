@@ -1,0 +1,92 @@
+"""An adapter in the format of PEFT 0.22's own PaCA, and in nothing but that.
+
+An adapter that `save_pretrained` writes is of this format already, with more beside it (fingerprints, columns of a
+quantized model) and fields that PEFT does not know (ranks per layer, biases). Here all of it is said in PEFT's terms.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from paca.errors import PacaError
+from paca.tuner.export.lora import padded
+from paca.tuner.export.updates import (
+    PEFT_PREFIX,
+    LinearUpdate,
+    common_scaling,
+    largest_rank,
+    linear_updates,
+    other_tensors,
+    rescaled,
+    shared_fields,
+    target_names,
+    whole_number,
+)
+
+
+def padded_indices(indices: Tensor, in_features: int, rank: int) -> tuple[Tensor, Tensor]:
+    """Add connections that are not selected yet, the first ones, up to a rank.
+
+    Args:
+        indices: Shape `(r,)`, ascending.
+        in_features: How many connections there are.
+        rank: At least `r`, at most `in_features`.
+
+    Returns:
+        All connections, ascending, shape `(rank,)`; and where each of `indices` is among them, shape `(r,)`.
+    """
+    free = torch.ones(in_features, dtype=torch.bool)
+    free[indices] = False
+    every = torch.cat([indices, free.nonzero().flatten()[: rank - len(indices)]]).sort().values
+    return every, torch.searchsorted(every, indices)
+
+
+def write_peft(model: Any, folder: Path) -> None:
+    """Write the active adapter as PEFT 0.22's PaCA.
+
+    Args:
+        model: A `PeftModel` whose active adapter is a PaCA.
+        folder: Where the two files go.
+
+    Raises:
+        PacaError: If PEFT's PaCA can't express the adapter.
+    """
+    updates = linear_updates(model, "peft")
+    rank, scaling = largest_rank(updates), common_scaling(updates)
+    problems = [f"{u.name} stores its weight as (in, out)" for u in updates if u.transposed]
+    problems += [f"{u.name} has only {u.in_features} inputs" for u in updates if u.in_features < rank]
+    if problems:
+        raise PacaError(
+            f"This adapter can't be written as 'peft': PEFT's PaCA has one rank, here {rank}, for nn.Linear only, but "
+            f"{'; '.join(problems[:5])}{'; …' if len(problems) > 5 else ''}. Use --to lora or --to merged."
+        )
+    tensors = {key: value.detach().cpu().contiguous() for key, value in other_tensors(model).items()}
+    for update in updates:
+        tensors.update(_tensors(update, rank, scaling))
+    modules = dict(model.get_base_model().named_modules())
+    config = {
+        "peft_type": "PACA",
+        **shared_fields(model),
+        "inference_mode": True,
+        "r": rank,
+        "paca_alpha": whole_number(scaling * rank),
+        "target_modules": target_names([update.name for update in updates], modules),
+        "random_seed": model.peft_config[model.active_adapters[0]].random_seed,
+        "init_weights": True,
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _tensors(update: LinearUpdate, rank: int, scaling: float) -> dict[str, Tensor]:
+    indices, places = padded_indices(update.indices.cpu(), update.in_features, rank)
+    delta = padded(torch.empty(len(update.delta), 0, dtype=update.delta.dtype), rank)
+    delta[:, places] = rescaled(update, scaling).cpu()
+    name = f"{PEFT_PREFIX}{update.name}"
+    return {f"{name}.paca_delta": delta, f"{name}.paca_indices": indices}

@@ -1,0 +1,182 @@
+"""What an adapter changes in each linear layer, as numbers that any other format can be made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from paca.errors import PacaError
+from paca.tuner.layers import Conv1DLinear, Linear, PacaLayer, QuantizedLinear
+
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class LinearUpdate:
+    """One layer's update, `Y += s·X[..., I] Δᵀ`.
+
+    Args:
+        name: The layer's full name in the base model.
+        indices: `I`, shape `(r,)`, ascending.
+        delta: `Δ`, shape `(out, r)`.
+        scaling: `s`.
+        in_features: How many connections the layer has.
+        transposed: Whether the base layer stores its weight as `(in, out)`.
+    """
+
+    name: str
+    indices: Tensor
+    delta: Tensor
+    scaling: float
+    in_features: int
+    transposed: bool = False
+
+
+def linear_updates(model: Any, target: str) -> list[LinearUpdate]:
+    """Read the updates of a model's active adapter, of connections that have moved all that were trained.
+
+    On a quantized layer whose adapter brought its own columns `C`, the update is what is added to the dequantized
+    ones: `Δ + (C − W₀[:, I]) / s`.
+
+    Args:
+        model: A `PeftModel` with one active adapter, which is a PaCA.
+        target: The format that is asked for, for messages.
+
+    Returns:
+        One update per adapted layer.
+
+    Raises:
+        PacaError: If the adapter trains something that such an update can't express; names all of it.
+    """
+    adapter = model.active_adapters[0]
+    config = model.peft_config[adapter]
+    layers = {
+        name.removeprefix(PEFT_PREFIX): layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, PacaLayer) and adapter in layer.paca_delta
+    }
+    problems = [
+        f"{name} is a {type(layer.get_base_layer()).__name__}"
+        for name, layer in layers.items()
+        if not isinstance(layer, (Linear, Conv1DLinear, QuantizedLinear))
+    ]
+    problems += [f"biases are trained (bias={config.bias!r})"] if config.bias != "none" else []
+    problems += [] if layers else ["it adapts no layer"]
+    if problems:
+        more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise PacaError(
+            f"This adapter can't be written as {target!r}, which holds updates of linear layers only: "
+            f"{'; '.join(problems[:5])}{more}. Use --to merged."
+        )
+    return [_update(name, layer, adapter) for name, layer in layers.items()]
+
+
+def _update(name: str, layer: Any, adapter: str) -> LinearUpdate:
+    term = layer._terms([adapter])[0]
+    indices, delta = layer.whole_update(adapter)
+    delta = delta.detach()
+    if term.pretrained is not None:
+        beside = term.pretrained.double() - layer.columns.pretrained_columns(indices).t().double()
+        delta = (delta.double() + beside / term.scaling).to(delta.dtype)
+    return LinearUpdate(
+        name, indices, delta, term.scaling, layer.in_features, transposed=isinstance(layer, Conv1DLinear)
+    )
+
+
+def common_scaling(updates: Sequence[LinearUpdate]) -> float:
+    """Choose the scaling that most layers have; the others' is multiplied into their `Δ`.
+
+    Args:
+        updates: At least one.
+
+    Returns:
+        The most frequent scaling.
+    """
+    return Counter(update.scaling for update in updates).most_common(1)[0][0]
+
+
+def largest_rank(updates: Iterable[LinearUpdate]) -> int:
+    """Find the rank to which smaller ones are padded.
+
+    Args:
+        updates: At least one.
+
+    Returns:
+        The largest number of connections.
+    """
+    return max(len(update.indices) for update in updates)
+
+
+def rescaled(update: LinearUpdate, scaling: float) -> Tensor:
+    """The `Δ` that stands for the same update under another scaling.
+
+    Args:
+        update: One layer's update.
+        scaling: The scaling that a reader will apply.
+
+    Returns:
+        `Δ` itself where the scaling is the layer's own, else `Δ·s / scaling`; shape `(out, r)`.
+    """
+    if update.scaling == scaling:
+        return update.delta
+    return (update.delta.double() * (update.scaling / scaling)).to(update.delta.dtype)
+
+
+def target_names(names: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str]:
+    """Name layers as briefly as `target_modules` allows.
+
+    Args:
+        names: Full names of the adapted layers.
+        modules: The base model's modules by name.
+
+    Returns:
+        Their last parts (`q_proj`), or the full names where a last part would match other layers, too.
+    """
+    last = {name.rsplit(".", 1)[-1] for name in names}
+    matched = {name for name in modules if name.rsplit(".", 1)[-1] in last}
+    return sorted(last) if matched == set(names) else sorted(names)
+
+
+def other_tensors(model: Any) -> dict[str, Tensor]:
+    """What the adapter trains beside its updates: the modules that are saved whole.
+
+    Args:
+        model: A `PeftModel` with one active adapter.
+
+    Returns:
+        Tensors by their names in an adapter's file.
+    """
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=False)
+    return {key: value for key, value in state.items() if ".paca_" not in key}
+
+
+def whole_number(value: float) -> float | int:
+    """An alpha as readers expect it: an int where it is one.
+
+    Args:
+        value: The alpha.
+
+    Returns:
+        The same number.
+    """
+    return int(value) if float(value).is_integer() else value
+
+
+def shared_fields(model: Any) -> dict[str, Any]:
+    """Fields of an adapter's configuration that every format has.
+
+    Args:
+        model: A `PeftModel` with one active adapter.
+
+    Returns:
+        Fields by name.
+    """
+    config = model.peft_config[model.active_adapters[0]]
+    names = ("base_model_name_or_path", "revision", "task_type", "auto_mapping", "modules_to_save")
+    return {name: getattr(config, name) for name in names}

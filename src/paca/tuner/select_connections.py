@@ -1,0 +1,259 @@
+"""`select_connections`: choosing connections by what the model does on data, in one call before training."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..errors import PacaError
+from .select import choose, given_connections, layer_scores
+from .selection.activation import MeanSquares
+from .selection.gradient import GradientNorms, SummedGradients, recomputed, tapped
+from .selection.registry import INDICES, find_strategy
+
+if TYPE_CHECKING:
+    from .config import PacaConfig
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def select_connections(
+    model: nn.Module,
+    dataloader: Iterable[Any] | None = None,
+    loss: Loss | None = None,
+    adapter_name: str = "default",
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """Choose an adapter's connections anew, by the strategy of its configuration.
+
+        config = PacaConfig(r=16, selection="gradient", target_modules="all-linear")
+        model = get_peft_model(model, config)
+        paca.select_connections(model, dataloader)
+
+    The pretrained model sees up to `selection_batches` batches; nothing is trained. The model's random numbers are
+    drawn from a generator of their own, seeded with `random_seed`.
+
+    Args:
+        model: What `get_peft_model` returned; its updates have to be untrained.
+        dataloader: Batches, for a strategy that needs data.
+        loss: Computes the loss to be differentiated from the model and a batch; by default `model(**batch).loss`.
+        adapter_name: The adapter.
+        progress: Whether to show a bar with the time left.
+
+    Returns:
+        The chosen indices by layer, ascending, shape `(r,)` each.
+
+    Raises:
+        PacaError: If the model has no such adapter, if it was trained already, or if data or loss are missing.
+    """
+    tuner = tuner_of(model, adapter_name)
+    config = tuner.peft_config[adapter_name]
+    layers = tuner.adapter_layers(adapter_name)
+    _check_untrained(layers, config, adapter_name)
+    strategy = find_strategy(config.selection)
+    statistics = None
+    if strategy.data is not None:
+        _check_layers(layers, config.selection)
+        batches = _first(dataloader, config, progress)
+        statistics = _measure(model, tuner, config, strategy.data, layers, batches, loss or model_loss)
+    ranks = {name: layer.r[adapter_name] for name, layer in layers.items()}
+    if config.selection == INDICES:
+        chosen = given_connections(config, layers)
+    else:
+        scores = layer_scores(config, layers, statistics)
+        chosen = choose(config, scores, ranks)
+        if config.reselect_every is not None:
+            tuner.selection_scores[adapter_name] = scores
+    tuner.set_connections(adapter_name, chosen)
+    return chosen
+
+
+def model_loss(model: Any, batch: Any) -> Tensor:
+    """The loss that a model of transformers computes itself.
+
+    Args:
+        model: The model.
+        batch: Its arguments by name.
+
+    Returns:
+        A scalar; nothing that can be differentiated where the batch has no labels.
+
+    Raises:
+        PacaError: If the batch is no mapping.
+    """
+    if not isinstance(batch, Mapping):
+        raise PacaError(
+            f"select_connections: a batch is a {type(batch).__name__}, but the model is called with a mapping's "
+            "entries by name; pass loss=lambda model, batch: … to compute the loss yourself."
+        )
+    value: Any = getattr(model(**batch), "loss", None)
+    return value
+
+
+def tuner_of(model: nn.Module, adapter_name: str) -> Any:
+    """The `PacaModel` of an adapter.
+
+    Args:
+        model: What `get_peft_model` returned, or what it wraps.
+        adapter_name: The adapter.
+
+    Returns:
+        The `PacaModel`.
+
+    Raises:
+        PacaError: If there is none, or no such adapter.
+    """
+    from .model import PacaModel
+
+    tuner = getattr(model, "base_model", model)
+    if not isinstance(tuner, PacaModel):
+        raise PacaError(
+            f"{type(model).__name__} has no PaCA adapter; pass what get_peft_model(model, PacaConfig(…)) returned."
+        )
+    if adapter_name not in tuner.peft_config:
+        raise PacaError(f"There is no adapter {adapter_name!r}; known are {', '.join(map(repr, tuner.peft_config))}.")
+    return tuner
+
+
+def _check_untrained(layers: Mapping[str, Any], config: PacaConfig, adapter_name: str) -> None:
+    trained = [name for name, layer in layers.items() if layer.paca_delta[adapter_name].detach().any()]
+    if trained and config.init_weights:
+        raise PacaError(
+            f"select_connections: adapter {adapter_name!r} was trained already ({trained[0]} has updates), and "
+            "they belong to its connections. Select before training."
+        )
+
+
+def _check_layers(layers: Mapping[str, Any], selection: str) -> None:
+    others = [name for name, layer in layers.items() if not layer.reads_features_last]
+    if others:
+        kind = type(layers[others[0]].get_base_layer()).__name__
+        raise PacaError(
+            f"selection={selection!r} measures linear layers only, and {others[0]} is a {kind}; leave such layers out "
+            "with exclude_modules, or take selection='weight'."
+        )
+
+
+def _first(dataloader: Iterable[Any] | None, config: PacaConfig, progress: bool) -> Iterable[Any]:
+    if dataloader is None:
+        raise PacaError(
+            f"selection={config.selection!r} needs data: pass a dataloader, "
+            "paca.select_connections(model, dataloader)."
+        )
+    most = config.selection_batches
+    total = min(most, len(dataloader)) if isinstance(dataloader, Sized) else most
+    batches = itertools.islice(dataloader, most)
+    return tqdm(batches, desc="selecting", total=total, disable=not progress, leave=False)
+
+
+def _measure(
+    model: Any,
+    tuner: Any,
+    config: PacaConfig,
+    data: str,
+    layers: dict[str, Any],
+    batches: Iterable[Any],
+    loss: Loss,
+) -> dict[str, Tensor]:
+    """Run the pretrained model over the batches and return what its layers' strategy asks for."""
+    base = tuner.model
+    device = next(iter(layers.values())).weight_device()
+    with ExitStack() as stack:
+        stack.enter_context(_pretrained(tuner))
+        stack.enter_context(_own_random_numbers(config.random_seed))
+        stack.enter_context(_mode(model, training=data == "gradient"))
+        statistic = _watch(stack, base, config, data, layers)
+        seen = 0
+        for batch in batches:
+            value = loss(model, _to(batch, device))
+            seen += 1
+            if data == "gradient":
+                _differentiate(value)
+    if not seen:
+        raise PacaError(f"selection={config.selection!r} needs data, but the dataloader is empty.")
+    return _complete(statistic.result(), layers, config.selection)
+
+
+def _watch(stack: ExitStack, base: Any, config: PacaConfig, data: str, layers: dict[str, Any]) -> Any:
+    if data == "activation":
+        means = MeanSquares()
+        stack.enter_context(means.watching(layers))
+        return means
+    accumulator: Any = SummedGradients() if config.gradient_mode == "sum" else GradientNorms()
+    if config.gradient_mode == "norm":
+        stack.enter_context(recomputed(base))
+    stack.enter_context(tapped(layers, accumulator))
+    return accumulator
+
+
+def _differentiate(value: Any) -> None:
+    if not isinstance(value, Tensor) or not value.requires_grad:
+        raise PacaError(
+            "select_connections: a batch gave no loss that can be differentiated (does it have labels?). Pass batches "
+            "with labels, or loss=lambda model, batch: … to compute it yourself."
+        )
+    value.backward()
+
+
+def _complete(statistics: dict[str, Tensor], layers: Mapping[str, Any], selection: str) -> dict[str, Tensor]:
+    missing = [name for name in layers if name not in statistics]
+    if missing:
+        raise PacaError(
+            f"selection={selection!r}: no batch went through {missing[0]}"
+            f"{f' and {len(missing) - 1} more layers' if len(missing) > 1 else ''}; leave them out with "
+            "exclude_modules, or pass data that uses them."
+        )
+    return statistics
+
+
+@contextmanager
+def _pretrained(tuner: Any) -> Iterator[None]:
+    """The base model without its adapters; no gradient is left on what is trained beside them."""
+    trained = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
+    enabled = [layer for layer in tuner.modules() if hasattr(layer, "paca_delta") and not layer.disable_adapters]
+    for layer in enabled:
+        layer.enable_adapters(False)
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for layer in enabled:
+            layer.enable_adapters(True)
+
+
+@contextmanager
+def _own_random_numbers(seed: int | None) -> Iterator[None]:
+    with torch.random.fork_rng():
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before.items():
+            module.training = was
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: _to(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_to(value, device) for value in batch)
+    return batch

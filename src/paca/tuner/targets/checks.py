@@ -1,0 +1,311 @@
+"""Everything that can be wrong with an adapter and a model, found before either is touched."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from ...errors import PacaError
+from ..layers.base import PacaLayer
+from ..layers.kinds import LAYER_KINDS, layer_kind
+from ..layers.quantized import QuantizedLinear
+
+
+def unmatched_names(wanted: Iterable[str], names: Iterable[str]) -> list[str]:
+    """The wanted names that no module has, as a whole or at its end.
+
+    Args:
+        wanted: What `target_modules` lists.
+        names: Full names of the modules.
+
+    Returns:
+        Those without a match, sorted.
+    """
+    ends = {".".join(parts[start:]) for parts in (name.split(".") for name in names) for start in range(len(parts))}
+    return sorted(set(wanted) - ends)
+
+
+def near_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
+    """Last parts of module names that look like `name`.
+
+    Args:
+        name: What was looked for.
+        names: Full names of the modules.
+        count: How many at most.
+
+    Returns:
+        The nearest, best first.
+    """
+    known = {part.rsplit(".", 1)[-1] for part in names if part}
+    return difflib.get_close_matches(name.rsplit(".", 1)[-1], sorted(known), n=count, cutoff=0.5)
+
+
+def not_found(wanted: Iterable[str], names: Mapping[str, nn.Module]) -> str:
+    """A sentence on each name that no module has.
+
+    Args:
+        wanted: The names.
+        names: The model's modules by name.
+
+    Returns:
+        The sentences, one line each.
+    """
+    lines = []
+    for name in wanted:
+        near = near_names(name, names)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+        lines.append(f"{name!r} matches no module{hint}")
+    return "\n".join(lines)
+
+
+def adaptable_names(modules: Mapping[str, nn.Module]) -> str:
+    """The last names of a model's layers that can be adapted, for a message.
+
+    Args:
+        modules: The model's modules by name.
+
+    Returns:
+        The names, separated by commas.
+    """
+    found = {
+        name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name, module in modules.items() if layer_kind(module)
+    }
+    return ", ".join(sorted(name for name in found if not name.isdigit())) or "none"
+
+
+def memory_of(parameter: Any) -> tuple[str, int]:
+    """What two tied parameters have in common: being one object, or beginning at one address."""
+    plain = type(parameter) is nn.Parameter and parameter.device.type != "meta" and parameter.numel()
+    return ("address", parameter.data_ptr()) if plain else ("object", id(parameter))
+
+
+def tied_owners(model: nn.Module) -> dict[tuple[str, int], list[str]]:
+    """For every parameter that several modules own, by its place in memory: the names under which they own it.
+
+    A module that stands at two places of the model counts once: that is one layer, used twice.
+
+    Args:
+        model: The model.
+
+    Returns:
+        Names such as `lm_head.weight`, at least two per parameter.
+    """
+    owners: dict[tuple[str, int], list[str]] = {}
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(memory_of(parameter), []).append(f"{module_name}.{name}" if module_name else name)
+    return {key: names for key, names in owners.items() if len(names) > 1}
+
+
+# Modules that multiply with the weights of layers inside them without calling these, by their full names. The first is
+# adapted as a whole.
+WHOLE_READER = "torch.nn.MultiheadAttention"
+READERS = {
+    "torch.nn.modules.activation.MultiheadAttention": WHOLE_READER,
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": "torchvision's ShiftedWindowAttention",
+    "torchvision.models.swin_transformer.ShiftedWindowAttentionV2": "torchvision's ShiftedWindowAttentionV2",
+}
+
+
+def weight_reader(model: nn.Module, name: str) -> str | None:
+    """The module around a layer that reads the layer's weight itself and never calls the layer.
+
+    Args:
+        model: The model.
+        name: The layer's name.
+
+    Returns:
+        What to call that module, or None if there is none.
+    """
+    classes = type(model.get_submodule(name.rpartition(".")[0])).__mro__
+    known = (READERS.get(f"{cls.__module__}.{cls.__qualname__}") for cls in classes)
+    return next((reader for reader in known if reader), None)
+
+
+def with_parts(targets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The layers to adapt, each with the others that are adapted along with it.
+
+    Args:
+        targets: Layers by name, adapted already or not.
+
+    Returns:
+        The same and the output projections of attention modules.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, module in targets.items():
+        found[name] = module
+        base: Any = module.base_layer if isinstance(module, PacaLayer) else module
+        if isinstance(base, nn.MultiheadAttention):
+            found[f"{name}.out_proj"] = base.out_proj
+    return found
+
+
+def target_problems(
+    model: nn.Module, targets: Mapping[str, nn.Module], ranks: Mapping[str, int], clamp_rank: bool = False
+) -> list[str]:
+    """What stands against adapting these layers at these ranks.
+
+    Args:
+        model: The base model.
+        targets: The layers by name.
+        ranks: Their ranks by name.
+        clamp_rank: Whether a rank that is too large will be capped.
+
+    Returns:
+        One line per problem.
+    """
+    tied = tied_owners(model)
+    problems = []
+    for name, module in targets.items():
+        base: Any = module.base_layer if isinstance(module, PacaLayer) else module
+        problem = _layer_problem(name, base)
+        if problem:
+            problems.append(problem)
+            continue
+        connections, shape = _connections(base)
+        if ranks[name] > connections and not clamp_rank:
+            problems.append(
+                f"r={ranks[name]} does not fit {name}, which has {connections} connections (weight {shape}): pass "
+                f"r={connections} or less, or rank_pattern={{{name!r}: ...}}, "
+                "or clamp_rank=True to cap it."
+            )
+        parent = name.rpartition(".")[0]
+        reader = weight_reader(model, name)
+        if reader and parent not in targets:
+            whole = reader == WHOLE_READER
+            instead = f"Name the whole module, {parent!r}, to adapt all its weights, or leave" if whole else "Leave"
+            problems.append(
+                f"{name} is part of {reader}, which reads its weight without calling it: its columns would never be "
+                f"trained. {instead} this one out: exclude_modules=[{name!r}]."
+            )
+        kind: Any = layer_kind(base)
+        own = f"{name}.{kind.layer_class.weight_name}"
+        memory = memory_of(base._parameters.get(kind.layer_class.weight_name))
+        if memory in tied and not isinstance(module, PacaLayer):
+            others = [owner for owner in tied[memory] if owner != own]
+            problems.append(
+                f"{own} is tied to {' and '.join(others)}: writing columns into it would change both. Leave "
+                f"it out (exclude_modules=[{name!r}]), or untie it first: load the model with "
+                f"tie_word_embeddings=False, or `module.weight = torch.nn.Parameter(module.weight.clone())`."
+            )
+    return problems
+
+
+def _layer_problem(name: str, base: nn.Module) -> str | None:
+    """Why this layer cannot be adapted."""
+    kind = layer_kind(base)
+    if kind is not None and not isinstance(base, BaseTunerLayer):
+        problem = kind.layer_class.problem(base)
+        return f"Target module {name} ({type(base).__name__}) cannot be adapted: {problem}" if problem else None
+    can = ", ".join(kind.name for kind in LAYER_KINDS)
+    return (
+        f"Target module {name} ({type(base).__name__}) is not supported. PaCA adapts {can}; name such layers in "
+        "target_modules, or leave this one out with exclude_modules."
+    )
+
+
+def _connections(base: Any) -> tuple[int, tuple[int, ...]]:
+    """How many connections a layer has, and the shape of its weight."""
+    kind: Any = layer_kind(base)
+    packed = issubclass(kind.layer_class, QuantizedLinear)
+    weight = base._parameters.get(kind.layer_class.weight_name)
+    shape = (base.out_features, base.in_features) if packed else tuple(weight.shape)
+    return kind.layer_class.connections(base), shape
+
+
+def connections(module: nn.Module) -> int:
+    """How many connections a layer that can be adapted has.
+
+    Args:
+        module: The layer, adapted already or not.
+
+    Returns:
+        The number.
+    """
+    return _connections(module.base_layer if isinstance(module, PacaLayer) else module)[0]
+
+
+def adapter_problems(
+    layers: Mapping[str, PacaLayer], adapter_name: str, state: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """What stands against loading a saved adapter into layers that were made for it.
+
+    Args:
+        layers: The adapted layers by name.
+        adapter_name: The adapter.
+        state: The saved tensors, under the names that they have in the model.
+
+    Returns:
+        One line per problem.
+    """
+    problems = []
+    for name, layer in layers.items():
+        if adapter_name not in layer.paca_delta:
+            continue
+        for kind, wanted in (("paca_delta", layer.paca_delta), ("paca_indices", layer.paca_indices)):
+            tensor = state.get(f"{name}.{kind}.{adapter_name}")
+            if tensor is None:
+                problems.append(f"{name}: the file has no {kind}.")
+            elif tensor.shape != wanted[adapter_name].shape:
+                problems.append(
+                    f"{name}: {kind} is {tuple(tensor.shape)} in the file, this model needs "
+                    f"{tuple(wanted[adapter_name].shape)}."
+                )
+            elif kind == "paca_indices":
+                problems.extend(_index_problems(name, tensor, layer.in_features))
+        columns = state.get(f"{name}.paca_columns.{adapter_name}")
+        if columns is not None and columns.shape != layer.paca_delta[adapter_name].shape:
+            problems.append(
+                f"{name}: paca_columns is {tuple(columns.shape)} in the file, this model needs "
+                f"{tuple(layer.paca_delta[adapter_name].shape)}."
+            )
+    return problems
+
+
+def _index_problems(name: str, indices: torch.Tensor, connections: int) -> Iterable[str]:
+    if indices.is_floating_point() or indices.is_complex() or indices.device.type == "meta":
+        yield f"{name}: paca_indices are {indices.dtype}, not integers."
+        return
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < connections:
+        yield (
+            f"{name}: paca_indices reach from {int(indices.min())} to {int(indices.max())}, but the layer has "
+            f"connections 0 to {connections - 1}."
+        )
+    elif (indices.diff() <= 0).any():
+        yield f"{name}: paca_indices are not ascending, or name a connection twice."
+
+
+def raise_together(problems: list[str], header: str, most: int = 10) -> None:
+    """Raise one error that lists the problems.
+
+    Args:
+        problems: One line each.
+        header: What could not be done.
+        most: How many to list; the rest is counted.
+
+    Raises:
+        PacaError: If there is a problem.
+    """
+    if not problems:
+        return
+    more = [f"… and {len(problems) - most} more."] if len(problems) > most else []
+    raise PacaError("\n".join([header, *(f"  {problem}" for problem in [*problems[:most], *more])]))
+
+
+def matches(pattern_keys: Iterable[str], name: str) -> bool:
+    """Whether a `rank_pattern` or `alpha_pattern` has an entry for a layer.
+
+    Args:
+        pattern_keys: Names or regular expressions.
+        name: The layer's full name.
+
+    Returns:
+        Whether one matches the name or its end.
+    """
+    return any(re.match(rf"(.*\.)?({key})$", name) for key in pattern_keys)

@@ -1,0 +1,158 @@
+"""What `target_modules="all-linear"` and `"all-weights"` stand for in a model, and what is said of the rest."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from torch import nn
+
+from ..config import PacaConfig
+from ..layers.base import PacaLayer
+from ..layers.embedding import Embedding
+from ..layers.experts import expert_parameters, router_names, short_names
+from ..layers.kinds import layer_kind
+from .checks import WHOLE_READER, memory_of, tied_owners, weight_reader
+from .experts import experts_left_out
+
+logger = logging.getLogger("paca.tuner.model")
+
+ALL_LINEAR = "all-linear"
+ALL_WEIGHTS = "all-weights"
+
+# What models that do not tell their head by a method call it; the last layer within is meant.
+HEADS = ("classifier", "aux_classifier", "fc", "head", "heads", "score", "lm_head")
+
+
+def expand_targets(model: nn.Module, config: PacaConfig) -> None:
+    """Put the names of layers in the place of a word that stands for them, and say what is left alone.
+
+    Args:
+        model: The base model.
+        config: The configuration, changed in place if its `target_modules` is such a word.
+    """
+    word = config.target_modules.lower() if isinstance(config.target_modules, str) else None
+    if word == ALL_LINEAR:
+        _expand_all_linear(model, config)
+    elif word == ALL_WEIGHTS:
+        _expand_all_weights(model, config)
+
+
+def _expand_all_linear(model: nn.Module, config: PacaConfig) -> None:
+    """PEFT's meaning, less routers and what attention modules never call."""
+    config = _maybe_include_all_linear_layers(config, model)
+    found = set(config.target_modules or ())
+    routers = router_names(model) & found
+    uncalled = {name for name in found if weight_reader(model, name)}
+    config.target_modules = found - routers - uncalled  # type: ignore[assignment]
+    experts_left_out(model, config, routers)
+    if uncalled:
+        warnings.warn(
+            f"target_modules='all-linear' leaves out {len(uncalled)} layers ({_some(sorted(uncalled))}), whose "
+            f"weights {weight_reader(model, min(uncalled))} reads itself without calling them. "
+            "target_modules='all-weights' adapts torch.nn.MultiheadAttention as a whole.",
+            stacklevel=2,
+        )
+
+
+def _expand_all_weights(model: nn.Module, config: PacaConfig) -> None:
+    heads = head_names(model)
+    saved = tuple(config.modules_to_save or ())
+    routers = router_names(model)
+    tied = tied_owners(model)
+    found: dict[str, nn.Module] = {}
+    left: dict[str, list[str]] = {}
+    problems: list[str] = []
+    for name, base in _adaptable(model):
+        kind: Any = layer_kind(base)
+        reader = weight_reader(model, name)
+        problem = f"{reader} reads its weight itself." if reader else kind.layer_class.problem(base)
+        if _within(name, heads):
+            left.setdefault("the head", []).append(name)
+        elif any(f".{module}." in f".{name}." for module in saved):
+            left.setdefault("modules_to_save", []).append(name)
+        elif name in routers:
+            left.setdefault("routers", []).append(name)
+        elif memory_of(base._parameters.get(kind.layer_class.weight_name)) in tied:
+            left.setdefault("tied weights", []).append(name)
+        elif problem:
+            problems.append(f"{name}: {problem}")
+        else:
+            found[name] = base
+    experts = list(expert_parameters(model))
+    config.target_modules = set(found)  # type: ignore[assignment]
+    if experts and config.target_parameters is None:
+        config.target_parameters = short_names(experts)
+    _say_what_is_adapted(found, experts, left)
+    if problems:
+        warnings.warn(
+            f"target_modules='all-weights' leaves out {len(problems)} layers that cannot be adapted: "
+            f"{' '.join(problems[:3])}{' …' if len(problems) > 3 else ''}",
+            stacklevel=2,
+        )
+
+
+def _adaptable(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers of a kind that can be adapted, by name, without embeddings and parts of other layers."""
+    inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    for name, module in model.named_modules():
+        base = module.base_layer if isinstance(module, PacaLayer) else module
+        kind = layer_kind(base)
+        if kind is None or name.startswith(inside) or weight_reader(model, name) == WHOLE_READER:
+            continue
+        if not issubclass(kind.layer_class, Embedding):
+            yield name, base
+
+
+def head_names(model: nn.Module) -> set[str]:
+    """The modules that turn a model's features into its answer: a language model's or a classifier's head.
+
+    Known from transformers' output embeddings and the modules around its base model, from timm's `get_classifier`,
+    else from the usual names of a model's last part.
+
+    Args:
+        model: The base model.
+
+    Returns:
+        Their names.
+    """
+    heads = []
+    for module in model.modules():
+        for method in ("get_classifier", "get_output_embeddings"):
+            head = getattr(module, method, lambda: None)() if module is model or method == "get_classifier" else None
+            heads += list(head) if isinstance(head, (tuple, list)) else [head]
+    names = {name for name, module in model.named_modules() if any(module is head for head in heads)}
+    base = getattr(model, "base_model", model)
+    if base is not model:
+        names |= {name for name, child in model.named_children() if child is not base}
+    return names or {name for child in HEADS for name in _last_layer(model, child)}
+
+
+def _last_layer(model: nn.Module, child: str) -> list[str]:
+    part = getattr(model, child, None)
+    if not isinstance(part, nn.Module):
+        return []
+    return [f"{child}.{name}".rstrip(".") for name, module in part.named_modules() if layer_kind(module)][-1:]
+
+
+def _within(name: str, outer: Iterable[str]) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in outer)
+
+
+def _say_what_is_adapted(found: dict[str, nn.Module], experts: list[str], left: dict[str, list[str]]) -> None:
+    counts = Counter(type(module).__name__ for module in found.values())
+    if experts:
+        counts["fused expert weights"] = len(experts)
+    logger.info(
+        "target_modules='all-weights' adapts %s; left alone: %s",
+        ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing",
+        ", ".join(f"{why} ({_some(names)})" for why, names in left.items()) or "nothing",
+    )
+
+
+def _some(names: list[str], most: int = 2) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -1,0 +1,1 @@
+"""The command `paca` and all that its verbs do."""

@@ -1,0 +1,1 @@
+"""What all verbs need: files, processes, progress, YAML, schemas of sections, messages."""

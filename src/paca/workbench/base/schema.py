@@ -1,0 +1,142 @@
+"""Checks a mapping against a dataclass: unknown keys with the near one, values of the wrong type. Pure functions."""
+
+import difflib
+import math
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
+from typing import Any, Literal, Union, get_args, get_origin
+
+from paca.workbench.base.messages import shown
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near.
+
+    Args:
+        word: What was typed.
+        known: What could have been meant.
+
+    Returns:
+        Text to append to an error message.
+    """
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def unknown_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> list[str]:
+    """Describe every key of `given` that is not in `known`.
+
+    Args:
+        where: Dotted name of the mapping in the recipe, empty for the top level.
+        given: The mapping to check.
+        known: The keys that may occur.
+
+    Returns:
+        One message per unknown key.
+    """
+    known = set(known)
+    return [
+        f"{dotted(where, key)} = {shown(given[key])}: there is no such key"
+        f"{suggestion(str(key)[:60], known) or listing(known)}"
+        for key in given
+        if key not in known
+    ]
+
+
+def wrong_types(where: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
+    """Describe every value of `given` that does not fit its annotation.
+
+    Args:
+        where: Dotted name of the mapping in the recipe, empty for the top level.
+        given: The mapping to check.
+        hints: Resolved annotations by key; keys without one are not checked.
+
+    Returns:
+        One message per value that does not fit.
+    """
+    return [
+        f"{dotted(where, key)} = {shown(value)}: expected {describe(hints[key])}, got {type(value).__name__}"
+        for key, value in given.items()
+        if key in hints and not fits(value, hints[key])
+    ]
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Tell whether a value read from YAML can be meant by an annotation.
+
+    Args:
+        value: A scalar, list or mapping.
+        hint: A resolved annotation. One that YAML cannot express (a class, a callable) fits everything.
+
+    Returns:
+        False only where the value is certainly wrong.
+    """
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, option) for option in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is bool or hint is str:
+        return isinstance(value, hint)
+    if hint in (int, float):
+        accepted = (int,) if hint is int else (int, float)
+        return isinstance(value, accepted) and not isinstance(value, bool) and math.isfinite(value)
+    if origin in (list, Sequence) or hint is list:
+        items = get_args(hint)[:1]
+        return isinstance(value, list) and all(fits(item, hint) for item in value for hint in items)
+    if origin is dict or hint is dict:
+        return isinstance(value, dict)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return value in [option.value for option in hint]
+    return True
+
+
+def describe(hint: Any) -> str:
+    """Write an annotation as a user would say it.
+
+    Args:
+        hint: A resolved annotation.
+
+    Returns:
+        For instance `int or None`.
+    """
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(describe(option) for option in get_args(hint))
+    if origin is Literal:
+        return " or ".join(repr(option) for option in get_args(hint))
+    if origin is not None and get_args(hint):
+        return f"{origin.__name__} of {' and '.join(describe(item) for item in get_args(hint))}"
+    if hint is type(None):
+        return "None"
+    return getattr(hint, "__name__", str(hint))
+
+
+def dotted(where: str, key: str) -> str:
+    """Join the name of a mapping and a key as an override spells it.
+
+    Args:
+        where: Dotted name of the mapping, empty for the top level.
+        key: A key of it.
+
+    Returns:
+        For instance `training.max_steps`.
+    """
+    return f"{where}.{key}" if where else str(key)
+
+
+def listing(known: Iterable[str], most: int = 12) -> str:
+    """Return `; known: a, b, c` when the known words are few enough to read.
+
+    Args:
+        known: The words.
+        most: More than this many are not listed.
+
+    Returns:
+        Text to append to an error message.
+    """
+    words = sorted(known)
+    return f"; known: {', '.join(words)}" if len(words) <= most else ""

@@ -1,0 +1,90 @@
+"""`paca chat MODEL_OR_ADAPTER`: a conversation with a model, at a terminal or in a pipe."""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from paca.workbench.cli.verb import Verb
+
+EXAMPLE = """\
+at the prompt:
+  /adapter on|off   answer with or without the adapter; the conversation stays
+  /again            answer the last message again
+  /reset            forget the conversation
+  /quit             leave
+
+In a pipe every line is a message, and nothing but the answers is printed.
+
+example:
+  $ paca chat outputs/mine
+  $ echo "What is the capital of France?" | paca chat smollm2-135m-instruct --temperature 0
+  The capital of France is Paris.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `paca chat` takes.
+
+    Args:
+        parser: The verb's parser.
+    """
+    parser.add_argument("model", metavar="MODEL_OR_ADAPTER", help="a run's output folder, an adapter, or a model")
+    parser.add_argument("--system", metavar="TEXT", help="the system message; the template's own when omitted")
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, help="0: the likeliest token each time (%(default)s)"
+    )
+    parser.add_argument("--top-p", type=float, default=0.9, help="draw from the likeliest tokens only (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="the longest answer (%(default)s)")
+    parser.add_argument("--seed", type=int, default=42, help="of the drawing (%(default)s)")
+    parser.add_argument("--dtype", metavar="NAME", help="hold the model in it; as in the run when omitted")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Converse until the input ends.
+
+    Args:
+        arguments: What was typed.
+
+    Returns:
+        0.
+    """
+    from paca.workbench.base.progress import quiet_libraries
+    from paca.workbench.chat import Conversation, Sampling, converse
+    from paca.workbench.training.adapted import find_source, load_adapted
+
+    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.max_new_tokens)
+    with quiet_libraries():
+        model, tokenizer = load_adapted(find_source(arguments.model), arguments.dtype)
+        conversation = Conversation(model, tokenizer, sampling, arguments.system)
+
+        from transformers import set_seed
+
+        set_seed(arguments.seed)
+        terminal = sys.stdin.isatty()
+        converse(conversation, _typed() if terminal else sys.stdin, _show, terminal)
+    return 0
+
+
+def _show(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _typed() -> Iterator[str]:
+    """Lines that a person types, with an editable line where Python has readline; Ctrl-C empties the line."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - its import is its effect on input()
+    _show("Type /help for the commands, /quit to leave.\n")
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            _show("\n")
+            return
+        except KeyboardInterrupt:
+            _show("\n")
+
+
+VERB = Verb(
+    "chat", "Talk to a model or an adapter, and switch the adapter off to feel it.", EXAMPLE, add_arguments, run
+)

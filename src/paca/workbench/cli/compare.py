@@ -1,0 +1,186 @@
+"""`paca compare RECIPE.yaml`: the same work under several methods, and a report to look at."""
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.cli.verb import Verb
+
+EXPERIMENTS = {"throughput": "throughput", "max_seq": "max-seq", "operations": "operations"}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+EXAMPLE = """\
+methods:
+  frozen paca lora lora-base-dtype dora moslora miss lora-fa full qpaca qlora, and every method of PEFT by name or by
+  config class, with arguments where wanted: --methods 'paca,lora(use_rslora=true),oft(oft_block_size=32,r=0)'
+
+example:
+  $ paca compare smollm2-python-reference --methods paca,lora --sweep 3 --seeds 3
+  $ paca compare smollm2-python-reference training.max_steps=20 --methods paca,lora,dora --rates paca=5e-3 lora=2e-3
+  $ paca compare smollm2-python-reference --max-seq --memory-limit 4GB --methods paca,lora,dora
+  $ paca compare smollm2-python-reference --operations --methods paca,lora,full
+
+Each method and seed is a unit on disk: run the same command again after an interruption, or with more methods, more
+seeds or an experiment added.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `paca compare` takes.
+
+    Args:
+        parser: The verb's parser.
+    """
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that comes with paca")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the recipe")
+    parser.add_argument("--methods", metavar="A,B,…", help="what is compared, beside the frozen floor")
+    parser.add_argument("--seeds", type=_positive, default=1, help="runs of each method (default: %(default)s)")
+    parser.add_argument(
+        "--match",
+        choices=("parameters", "rank"),
+        default="parameters",
+        help="all methods train about as many parameters as the recipe's own, or have its rank (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rates", nargs="+", default=[], metavar="METHOD=RATE", help="learning rates; several with commas are tried"
+    )
+    parser.add_argument(
+        "--sweep", type=int, default=0, metavar="N", help="try N rates for each method that --rates does not name"
+    )
+    parser.add_argument("--sweep-steps", type=_positive, default=20, help="steps of a try (default: %(default)s)")
+    parser.add_argument("--points", type=_positive, default=4, help="measurements on the way (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=_positive, default=9, help="timed steps of each method (default: %(default)s)"
+    )
+    parser.add_argument("--unrelated", metavar="FILE", help="a text to show forgetting on, in place of a short story")
+    parser.add_argument("--memory-limit", type=size, metavar="SIZE", help="what a step may need, such as 4GB")
+    parser.add_argument("--throughput", action="store_true", help="grow the batch until memory is full; no training")
+    parser.add_argument("--max-seq", action="store_true", help="find the longest sequence that fits; no training")
+    parser.add_argument("--operations", action="store_true", help="count floating-point operations; no training")
+    parser.add_argument("--jobs", type=_positive, default=1, help="GPUs to use; on the CPU units run one by one")
+    parser.add_argument("--output", metavar="DIR", help="the report's folder (default: the recipe's, with -compare)")
+    parser.add_argument("--overwrite", action="store_true", help="replace another recipe's comparison in the folder")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compare, and print the table.
+
+    Args:
+        arguments: What was typed.
+
+    Returns:
+        0; 1 where every method failed; 130 after Ctrl-C.
+
+    Raises:
+        PacaError: If something was asked that cannot be done.
+    """
+    try:
+        from paca.workbench.compare.comparison import begin, compare, explore
+        from paca.workbench.compare.folder import HTML
+        from paca.workbench.compare.markdown import summary_table
+        from paca.workbench.compare.progress import Progress
+        from paca.workbench.compare.report import write_report
+    except ModuleNotFoundError as error:
+        raise PacaError(f"The package {error.name!r} is missing. Type: pip install 'paca[train]'") from error
+
+    comparison = _comparison(arguments)
+    folder = Path(arguments.output or f"{comparison.recipe.output_dir}-compare")
+    begin(comparison, folder, arguments.overwrite)
+    experiments = [kind for name, kind in EXPERIMENTS.items() if getattr(arguments, name)]
+    try:
+        with _workers(arguments.jobs, comparison) as workers, Progress() as progress:
+            if experiments:
+                explore(comparison, experiments, folder, workers, progress)
+            else:
+                compare(comparison, folder, workers, progress)
+    except KeyboardInterrupt:
+        print("paca compare: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    results = write_report(folder)
+    print(summary_table(results))
+    print(f"report: {folder / HTML}")
+    return 1 if all(row["error"] for row in results["methods"]) else 0
+
+
+def size(text: str) -> int:
+    """Read a number of bytes.
+
+    Args:
+        text: Such as `4GB`, `512MiB` or `1000000`.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or float(match[1]) <= 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 4GB or 512MiB")
+    return int(float(match[1]) * unit)
+
+
+def _positive(text: str) -> int:
+    if not (text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return int(text)
+
+
+def _comparison(arguments: argparse.Namespace) -> Any:
+    from paca.workbench.compare.choice import DEFAULT, choose_methods
+    from paca.workbench.compare.comparison import Comparison
+    from paca.workbench.compare.losses import unrelated_text
+    from paca.workbench.compare.rates import read_rates
+    from paca.workbench.recipe.recipe import find_recipe, read_recipe
+    from paca.workbench.training.run import TEXT
+
+    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides)
+    if recipe.task != TEXT:
+        raise PacaError(f"The recipe's task is {recipe.task}; paca compare takes recipes whose task is {TEXT}.")
+    if arguments.sweep < 0:
+        raise PacaError(f"--sweep {arguments.sweep}: expected how many rates to try, or 0 to try none.")
+    unrelated_text(arguments.unrelated)
+    methods = choose_methods(arguments.methods or DEFAULT)
+    return Comparison(
+        recipe,
+        tuple(methods),
+        arguments.seeds,
+        arguments.match,
+        read_rates(arguments.rates, [chosen.label for chosen in methods]),
+        arguments.sweep,
+        arguments.sweep_steps,
+        arguments.points,
+        arguments.rounds,
+        arguments.memory_limit,
+        arguments.unrelated,
+    )
+
+
+@contextlib.contextmanager
+def _workers(jobs: int, comparison: Any) -> Iterator[list[Any]]:
+    """One process for each GPU that is used; on a machine without, one in all, since units would share its cores."""
+    os.environ["TQDM_DISABLE"] = "1"  # libraries' own bars, in the children too
+    import torch
+
+    from paca.workbench.compare.worker import Elsewhere
+
+    number = min(jobs, torch.cuda.device_count()) if torch.cuda.is_available() else 1
+    if number < jobs:
+        print(f"paca compare: --jobs {jobs}, but units run {number} at a time here", file=sys.stderr)
+    gpus = [str(index) if number > 1 else None for index in range(number)]
+    workers = [Elsewhere(comparison.recipe, comparison.unrelated, gpu) for gpu in gpus]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+VERB = Verb("compare", "Train with several methods on one recipe, fairly, and report.", EXAMPLE, add_arguments, run)

@@ -1,0 +1,70 @@
+"""`paca data RECIPE.yaml`: the training data of a recipe, as the model sees it."""
+
+import argparse
+import sys
+
+from paca.workbench.cli.finetune import add_recipe_arguments, needs_training_packages
+from paca.workbench.cli.verb import Verb
+
+EXAMPLE = """\
+example:
+  $ paca data smollm2-instruct data.path=../data
+  $ paca data mine.yaml --rows 1
+
+  What carries loss is green, or in ⟦brackets⟧ where the output is no terminal.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `paca data` takes.
+
+    Args:
+        parser: The verb's parser.
+    """
+    add_recipe_arguments(parser)
+    parser.add_argument("--rows", type=int, default=3, metavar="N", help="sequences to show (default: %(default)s)")
+
+
+@needs_training_packages
+def run(arguments: argparse.Namespace) -> int:
+    """Show the first sequences, then lengths and counts.
+
+    Args:
+        arguments: What was typed.
+
+    Returns:
+        0.
+
+    Raises:
+        PacaError: If the recipe or its data cannot be read, or is no text.
+    """
+    from rich.console import Console
+
+    from paca.errors import PacaError
+    from paca.workbench.data.chat_templates import set_chat_template
+    from paca.workbench.data.prepare import prepare_data, read_data
+    from paca.workbench.data.preview import histogram, render, summary
+    from paca.workbench.models.load import load_tokenizer
+    from paca.workbench.recipe.recipe import find_recipe, read_recipe
+    from paca.workbench.recipe.text_arguments import training_arguments
+    from paca.workbench.training.run import TEXT
+
+    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides)
+    if recipe.task != TEXT:
+        raise PacaError(f"paca data shows text; the task of this recipe is {recipe.task}.")
+    raw = read_data(recipe.data)
+    tokenizer = load_tokenizer(recipe.model.name)
+    set_chat_template(tokenizer, recipe.model.chat_template)
+    limit = training_arguments(recipe.training, recipe.output_dir, recipe.seed).max_length
+    data = prepare_data(raw, recipe.data, tokenizer, limit, recipe.seed)
+    console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
+    for number in range(min(arguments.rows, len(data.train))):
+        sequence = data.train[number]
+        console.rule(f"sequence {number + 1} of {len(data.train):,}, {len(sequence['input_ids']):,} tokens")
+        console.print(render(sequence, tokenizer, colour=console.color_system is not None))
+    console.rule("tokens per row")
+    print("\n".join([*histogram(data.counted.lengths, limit), *summary(data, tokenizer, limit)]))
+    return 0
+
+
+VERB = Verb("data", "Show a recipe's training data as the model sees it.", EXAMPLE, add_arguments, run)

@@ -1,0 +1,55 @@
+"""`paca doctor RECIPE.yaml`: what would go wrong in a run, in seconds."""
+
+import argparse
+
+from paca.workbench.cli.finetune import add_recipe_arguments, needs_training_packages
+from paca.workbench.cli.verb import Verb
+
+EXAMPLE = """\
+example:
+  $ paca doctor smollm2-python-reference
+"""
+MARKS = {"fine": "ok", "note": "ok", "warning": "warning", "problem": "PROBLEM"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `paca doctor` takes.
+
+    Args:
+        parser: The verb's parser.
+    """
+    add_recipe_arguments(parser)
+    parser.add_argument("--output", metavar="DIR", help="in place of the recipe's output_dir")
+
+
+@needs_training_packages
+def run(arguments: argparse.Namespace) -> int:
+    """Examine the recipe, and say what was found.
+
+    Args:
+        arguments: What was typed.
+
+    Returns:
+        0, or 1 if the run would be wasted.
+
+    Raises:
+        PacaError: If the run could not even begin.
+    """
+    from pathlib import Path
+
+    from paca.workbench.base.files import borrowed_folder
+    from paca.workbench.base.progress import quiet_libraries
+    from paca.workbench.recipe.recipe import find_recipe, read_recipe
+    from paca.workbench.training.doctor import examine
+    from paca.workbench.training.run import TASKS
+
+    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output)
+    with quiet_libraries(), borrowed_folder(Path(recipe.output_dir)) as folder:
+        trainer, data = TASKS[recipe.task].trainer(recipe)
+        findings = examine(trainer, recipe, folder, data)
+    for finding in findings:
+        print(f"{MARKS[finding.level]:>7}  {finding.text}")
+    return int(any(finding.level == "problem" for finding in findings))
+
+
+VERB = Verb("doctor", "Find out in seconds what would go wrong in a run.", EXAMPLE, add_arguments, run)

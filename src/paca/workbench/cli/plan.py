@@ -1,0 +1,139 @@
+"""`paca plan MODEL`: the peak memory and the operations of a training step per method, without weights or a GPU."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.cli.verb import Verb
+
+EXAMPLE = """\
+example:
+  $ paca plan llama3-8b --methods paca,lora,dora --gpu a100-80gb --seq 512
+  $ paca plan llama3-8b --methods paca,lora --gpu 80GB --max-seq
+  $ paca plan llama3.1-70b-qpaca-oasst1 --methods qpaca,qlora --gpu h100
+  $ paca plan path/to/config.json --checkpointing --json
+"""
+DTYPES = ("bfloat16", "float16", "float32")
+PIPE_WIDTH = 160
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `paca plan` takes. What is not given is taken from the recipe, if MODEL is one.
+
+    Args:
+        parser: The verb's parser.
+    """
+    parser.add_argument(
+        "model", metavar="MODEL", help="a built-in shape, a config.json, its folder, a Hub name, or a recipe"
+    )
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="paca lora dora full qpaca qlora, or PEFT's")
+    parser.add_argument("--gpu", metavar="GPU", help="a name such as a100-80gb, or a size such as 80GB")
+    parser.add_argument("--seq", type=_positive, help="tokens per sequence (default: 512)")
+    parser.add_argument("--batch", type=_positive, help="sequences or images per step (default: 1)")
+    parser.add_argument("--pixels", type=_positive, help="height and width of images (default: the model's own)")
+    parser.add_argument("--rank", type=_positive, help="of every adapter (default: 16)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the base (default: bfloat16)")
+    parser.add_argument("--autocast", action=argparse.BooleanOptionalAction, help="bfloat16 autocast in forward")
+    parser.add_argument("--adapter-in-base-dtype", action="store_true", help="do not train adapters in float32")
+    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="recompute blocks in backward")
+    parser.add_argument("--optimizer", metavar="NAME", help="as Trainer's optim, such as adamw_bnb_8bit")
+    parser.add_argument("--loss", metavar="NAME", help="full, or chunked as `paca finetune` computes it")
+    parser.add_argument("--attention", choices=("fused", "sdpa"), help="what a GPU's attention keeps, or the CPU's")
+    parser.add_argument("--ranks", type=_positive, help="shard with FSDP2 over so many GPUs; figures are of one")
+    parser.add_argument("--max-seq", action="store_true", help="search the longest sequence that fits the GPU")
+    parser.add_argument("--max-batch", action="store_true", help="search the largest batch that fits the GPU")
+    parser.add_argument("--png", metavar="FILE", help="draw what the memory goes into")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the configuration brings")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Plan, and print the tables.
+
+    Args:
+        arguments: What was typed.
+
+    Returns:
+        0.
+
+    Raises:
+        PacaError: If something was asked that cannot be done.
+    """
+    try:
+        import rich  # noqa: F401 - looked for before the work, not after it
+    except ModuleNotFoundError as error:
+        raise PacaError("The package 'rich' is missing. Type: pip install 'paca[train]'") from error
+    from paca.workbench.planning.gpus import find_gpu
+    from paca.workbench.planning.progress import PlanProgress
+    from paca.workbench.planning.report import draw
+    from paca.workbench.planning.request import settings_of, subject_of
+    from paca.workbench.planning.rows import make_row
+    from paca.workbench.planning.simulate import Planner
+
+    gpu = find_gpu(arguments.gpu) if arguments.gpu else None
+    searches = tuple(name for name in ("max_seq", "max_batch") if getattr(arguments, name))
+    if gpu is None and searches:
+        raise PacaError("--max-seq and --max-batch need to know what to fit into: pass --gpu 80GB, or a GPU's name.")
+    subject = subject_of(arguments.model, arguments.trust_remote_code)
+    settings = settings_of(subject, vars(arguments))
+    for warning in subject.warnings(settings[0]):
+        print(f"warning: {warning}", file=sys.stderr)
+    with warnings.catch_warnings(), PlanProgress(len(settings), len(searches)) as progress:
+        warnings.simplefilter("ignore")  # asides of libraries, which nothing can be done about here
+        planner = Planner(subject.config, progress.entered)
+        rows = [make_row(planner, setting, gpu, searches, progress.say) for setting in settings]
+    title = subject.title(settings[0])
+    if arguments.png:
+        draw(Path(arguments.png), title, rows, None if gpu is None else gpu.bytes)
+    if arguments.json:
+        described = None if gpu is None else dataclasses.asdict(gpu)
+        print(json.dumps({"model": arguments.model, "gpu": described, "methods": rows}, indent=2))
+    else:
+        _print_tables(title, rows, gpu)
+        _print_advice(planner, settings, rows, gpu)
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _print_tables(title: str, rows: list[dict[str, Any]], gpu: Any) -> None:
+    from rich.console import Console
+
+    from paca.workbench.planning.report import memory_table, operations_table, where_lines
+
+    console = Console()
+    if not console.is_terminal:  # a pipe or a file has no edge to cut columns at
+        console = Console(width=PIPE_WIDTH)
+    console.print(memory_table(f"{title}: peak of a training step, GiB", rows))
+    console.print(operations_table(rows, gpu))
+    for line in where_lines(rows):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _print_advice(planner: Any, settings: list[Any], rows: list[dict[str, Any]], gpu: Any) -> None:
+    if gpu is None or any(row["fits"] for row in rows):
+        return
+    from paca.workbench.planning.rows import advice
+
+    least, setting = min(zip(rows, settings, strict=True), key=lambda pair: pair[0]["total"])
+    print(f"Nothing fits {gpu.name}: {least['method']} comes nearest and lacks {least['over'] / 2**30:.2f} GiB.")
+    print(advice(planner, setting, gpu))
+
+
+VERB = Verb(
+    "plan",
+    "Will it fit? Memory and operations of a training step per method, without a GPU.",
+    EXAMPLE,
+    add_arguments,
+    run,
+)

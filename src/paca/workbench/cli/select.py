@@ -1,0 +1,80 @@
+"""`paca select RECIPE.yaml`: runs selection strategies alone, and shows which connections they choose."""
+
+import argparse
+import itertools
+from pathlib import Path
+
+from paca.workbench.cli.verb import Verb
+
+EXAMPLE = """\
+example:
+  $ paca select smollm2-python-reference --strategies random weight
+  random: outputs/smollm2-python-reference-selection/random.json (3,360 connections in 210 layers)
+  weight: outputs/smollm2-python-reference-selection/weight.json (3,360 connections in 210 layers)
+  random and weight: 2.6% in common, 2.5% by chance
+  heat map: outputs/smollm2-python-reference-selection/selection.png
+  train these: paca finetune smollm2-python-reference method.selection=indices method.selection_indices=…/weight.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `paca select` takes.
+
+    Args:
+        parser: The verb's parser.
+    """
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that comes with paca")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="set a key of the recipe, such as method.r=8"
+    )
+    parser.add_argument("--strategies", nargs="+", default=[], metavar="NAME", help="in place of the recipe's own")
+    parser.add_argument("--output", metavar="DIR", help="write there; to the recipe's output_dir-selection if omitted")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier selection")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Select, and print what was chosen and where it lies.
+
+    Args:
+        arguments: What was typed.
+
+    Returns:
+        0.
+
+    Raises:
+        PacaError: If something was asked that cannot be done.
+    """
+    from paca.errors import PacaError
+
+    try:
+        from paca.tuner.selection.overlap import overlap, overlap_by_chance
+        from paca.workbench.recipe.recipe import find_recipe, read_recipe
+        from paca.workbench.training.selecting import select
+
+        recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides)
+        folder = Path(arguments.output or f"{recipe.output_dir}-selection")
+        done = select(recipe, arguments.strategies, folder, arguments.overwrite)
+    except ModuleNotFoundError as error:
+        raise PacaError(f"The package {error.name!r} is missing. Type: pip install 'paca[train]'") from error
+    for name, chosen in done.chosen.items():
+        connections = sum(len(indices) for indices in chosen.values())
+        print(f"{name}: {done.files[name]} ({connections:,} connections in {len(chosen)} layers)")
+    for one, other in itertools.combinations(done.chosen, 2):
+        share = overlap(done.chosen[one], done.chosen[other])
+        chance = overlap_by_chance(done.chosen[one], done.sizes)
+        print(f"{one} and {other}: {share:.1%} in common, {chance:.1%} by chance")
+    print(f"heat map: {done.picture}")
+    last = list(done.files.values())[-1]
+    words = " ".join([arguments.recipe, *arguments.overrides, *_settings(recipe.method.config, last)])
+    print(f"train these: paca finetune {words}")
+    return 0
+
+
+def _settings(method: dict[str, object], file: Path) -> list[str]:
+    """The overrides with which a recipe trains the connections of a file."""
+    undone = {"run_length": 1, "reselect_every": "null", "reselect_warmup": 0}
+    words = [f"method.{key}={value}" for key, value in undone.items() if key in method]
+    return ["method.selection=indices", f"method.selection_indices={file}", *words]
+
+
+VERB = Verb("select", "Run selection strategies alone: indices, heat map, overlap.", EXAMPLE, add_arguments, run)

@@ -1,0 +1,105 @@
+"""Reads `--methods`: names of methods with or without arguments, such as `paca,lora(r=8),oft(oft_block_size=32)`."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import yaml
+
+from paca.errors import PacaError
+from paca.workbench.base import yaml as yaml_scalars
+from paca.workbench.base.schema import suggestion
+from paca.workbench.compare.methods import FLOOR, METHODS, Chosen, Method
+from paca.workbench.recipe.text_arguments import known_methods, method_problems
+
+DEFAULT = "paca,lora,miss,lora-fa"
+_WORD = re.compile(r"\s*([^,()\s]+)\s*(?:\(([^()]*)\))?\s*(?:,|$)")
+_COMMA_OUTSIDE_BRACKETS = re.compile(r",(?![^\[\]{}]*[\]}])")
+
+
+def choose_methods(text: str) -> list[Chosen]:
+    """Find the methods that a user names; the frozen floor is always among them, first.
+
+    Args:
+        text: Names separated by commas; a name may have arguments of the method's PEFT config in parentheses.
+
+    Returns:
+        The methods, each once.
+
+    Raises:
+        PacaError: With all problems at once: unknown names with the near ones, unknown arguments.
+    """
+    problems: list[str] = []
+    chosen = {FLOOR: Chosen(FLOOR, METHODS[FLOOR])}
+    for name, given in _split(text):
+        found = _find(name, problems)
+        arguments = _arguments(name, given, problems)
+        if found is None or arguments is None:
+            continue
+        problems += _argument_problems(name, found, arguments)
+        label = name if not arguments else f"{name}({given.strip()})"
+        chosen[label] = Chosen(label, found, arguments)
+    if problems:
+        raise PacaError("--methods: " + "\n  ".join(problems))
+    if len(chosen) == 1:
+        raise PacaError(f"--methods {text!r} names nothing to compare; for example --methods {DEFAULT}.")
+    return list(chosen.values())
+
+
+def _split(text: str) -> list[tuple[str, str]]:
+    found, position = [], 0
+    while text[position:].strip():
+        match = _WORD.match(text, position)
+        if match is None:
+            raise PacaError(
+                f"--methods: can't read {text[position:]!r}; write names separated by commas, arguments in "
+                "parentheses: paca,lora(r=8,use_rslora=true)."
+            )
+        found.append((match[1], match[2] or ""))
+        position = match.end()
+    return found
+
+
+def _find(name: str, problems: list[str]) -> Method | None:
+    """A method of ours, or PEFT's of that name; PEFT's config classes may be named as well."""
+    if name in METHODS:
+        return METHODS[name]
+    by_name = known_methods()
+    by_class = {cls.__name__.lower(): cls for cls in by_name.values()}
+    cls = by_name.get(name.lower()) or by_class.get(name.lower())
+    if cls is None:
+        known = [*METHODS, *by_name, *(cls.__name__ for cls in by_name.values())]
+        hint = suggestion(name, known) or f"; known: {', '.join(dict.fromkeys([*METHODS, *sorted(by_name)]))}"
+        problems.append(f"{name!r}: neither paca nor PEFT has such a method{hint}")
+        return None
+    return Method(name, f"PEFT's {cls.__name__.removesuffix('Config')}", partial(_same, cls))
+
+
+def _same(cls: Any) -> Any:
+    return cls
+
+
+def _arguments(name: str, given: str, problems: list[str]) -> dict[str, Any] | None:
+    arguments: dict[str, Any] = {}
+    for pair in filter(None, (part.strip() for part in _COMMA_OUTSIDE_BRACKETS.split(given))):
+        key, equals, value = pair.partition("=")
+        try:
+            arguments[key.strip()] = yaml_scalars.parse(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals:
+            problems.append(f"{name}({given}): {pair!r} is not key=value; write for example r=8")
+            return None
+    return arguments
+
+
+def _argument_problems(name: str, method: Method, arguments: Mapping[str, Any]) -> list[str]:
+    if not arguments:
+        return []
+    if method.config_class is None:
+        return [f"{name} takes no arguments, got {', '.join(arguments)}"]
+    cls = method.config_class()
+    named = {known: kind for kind, known in known_methods().items()}
+    found = method_problems(named[cls], arguments)
+    return [f"{name}: {problem.replace('method.', '')}" for problem in found]

@@ -1,0 +1,236 @@
+"""Carries a comparison out: plans the units, runs those that are not finished yet, and writes the report."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.compare.folder import finished, open_folder, store
+from paca.workbench.compare.jobs import LONGEST, OPERATIONS, PROFILE, RANKS, RUN, SWEEP, THROUGHPUT, TIMING, Entry, Job
+from paca.workbench.compare.limits import available_bytes
+from paca.workbench.compare.methods import METHODS, Chosen, Setting
+from paca.workbench.compare.progress import Progress
+from paca.workbench.compare.rates import rates_of
+from paca.workbench.compare.worker import Worker
+from paca.workbench.recipe.recipe import Recipe
+
+PARAMETERS, RANK = "parameters", "rank"
+_DEFAULT_RANK = 16
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is compared, and how.
+
+    Args:
+        recipe: The work.
+        methods: The methods, the floor first.
+        seeds: How many; the recipe's seed is the first.
+        match: `parameters`: all methods train about as many as the recipe's own; `rank`: all have its rank.
+        rates: Learning rates by method; several are tried, the best is used.
+        sweep: How many rates to try for a method that has none here; 0 takes one that usually does.
+        sweep_steps: Steps of a try.
+        points: Measurements on the way of a run, the last at its end.
+        rounds: Steps of each method that are timed.
+        memory_limit: Bytes that a step may need; None for what the machine has.
+        unrelated: A text file to show forgetting on; None for the built-in.
+    """
+
+    recipe: Recipe
+    methods: tuple[Chosen, ...]
+    seeds: int = 1
+    match: str = PARAMETERS
+    rates: Mapping[str, list[float]] = field(default_factory=dict)
+    sweep: int = 0
+    sweep_steps: int = 20
+    points: int = 4
+    rounds: int = 9
+    memory_limit: int | None = None
+    unrelated: str | None = None
+
+    def spec(self) -> dict[str, Any]:
+        """What all units of a folder have to agree in, as YAML spells it."""
+        recipe = self.recipe.to_dict()
+        del recipe["output_dir"]
+        settings = ("match", "sweep_steps", "points", "unrelated")
+        return {"recipe": recipe, **{name: getattr(self, name) for name in settings}}
+
+
+class Runner:
+    """Runs units that are not finished, on as many workers as there are.
+
+    Args:
+        folder: Where units are kept.
+        workers: What runs them.
+        progress: What is told.
+    """
+
+    def __init__(self, folder: Path, workers: Sequence[Worker], progress: Progress) -> None:
+        self.folder, self.progress = folder, progress
+        self._free: SimpleQueue[Worker] = SimpleQueue()
+        self._threads = len(workers)
+        for worker in workers:
+            self._free.put(worker)
+
+    def run(self, jobs: Iterable[Job]) -> list[dict[str, Any]]:
+        """Run units, or read what they found before.
+
+        Args:
+            jobs: In the order of their results.
+
+        Returns:
+            The results; those of failures have `error`.
+        """
+        jobs = list(jobs)
+        self.progress.expect(len(jobs))
+        if self._threads == 1:
+            return [self._run(job) for job in jobs]
+        with ThreadPoolExecutor(self._threads) as pool:
+            return list(pool.map(self._run, jobs))
+
+    def _run(self, job: Job) -> dict[str, Any]:
+        result = finished(self.folder, job)
+        if result is None:
+            worker = self._free.get()
+            try:
+                with self.progress.unit(job.name) as watch:
+                    result = worker.run(job, watch)
+            finally:
+                self._free.put(worker)
+            store(self.folder, job, result)
+        self.progress.done(job.name, result.get("error"))
+        return result
+
+
+def compare(comparison: Comparison, folder: Path, workers: Sequence[Worker], progress: Progress) -> None:
+    """Measure all methods on the recipe; a method that fails has its error stored, and the others go on.
+
+    Args:
+        comparison: What is compared.
+        folder: A folder that `open_folder` made ready.
+        workers: What runs the units.
+        progress: What is told.
+    """
+    runner = Runner(folder, workers, progress)
+    entries = ranked_entries(comparison, runner)
+    profiles = runner.run(Job(PROFILE, (entry,), {"limit": comparison.memory_limit}) for entry in entries)
+    alive = [entry for entry, found in zip(entries, profiles, strict=True) if "error" not in found]
+    rates = tuned_rates(comparison, runner, alive)
+    runs = [
+        _run_job(comparison, entry, comparison.recipe.seed + index, rates[entry.label])
+        for index in range(comparison.seeds)
+        for entry in alive
+        if entry.label in rates and (entry.chosen.method.trains or index == 0)
+    ]
+    results = runner.run(runs)
+    failed = {job.entry.label for job, found in zip(runs, results, strict=True) if "error" in found}
+    timed = tuple(entry for entry in alive if entry.label not in failed)
+    if any(entry.chosen.method.trains for entry in timed):
+        runner.run([Job(TIMING, timed, {"rounds": comparison.rounds})])
+
+
+def explore(
+    comparison: Comparison, kinds: Iterable[str], folder: Path, workers: Sequence[Worker], progress: Progress
+) -> None:
+    """Carry out the experiments that train nothing: throughput, longest sequence, operations.
+
+    Args:
+        comparison: What is compared.
+        kinds: Of the experiments.
+        folder: A folder that `open_folder` made ready.
+        workers: What runs the units.
+        progress: What is told.
+    """
+    runner = Runner(folder, workers, progress)
+    entries = ranked_entries(comparison, runner)
+    limit = comparison.memory_limit or available_bytes()
+    values: dict[str, dict[str, Any]] = {
+        THROUGHPUT: {
+            "limit": limit,
+            "rounds": comparison.rounds,
+            "tokens": comparison.recipe.training.get("max_length") or 1024,  # TRL's own default
+        },
+        LONGEST: {"limit": limit},
+        OPERATIONS: {"rounds": comparison.rounds},
+    }
+    runner.run(Job(kind, (entry,), values[kind]) for kind in kinds for entry in entries)
+
+
+def ranked_entries(comparison: Comparison, runner: Runner) -> list[Entry]:
+    """Give each method its rank, target modules and arguments.
+
+    Args:
+        comparison: What is compared.
+        runner: Counts parameters, if they are to be matched.
+
+    Returns:
+        The methods with their settings, in order.
+    """
+    recipe, own = comparison.recipe, dict(comparison.recipe.method.config)
+    rank = own.pop("r", _DEFAULT_RANK)
+    own.pop("random_seed", None)  # seeds are what the runs differ in
+    targets = own.pop("target_modules", "all-linear")
+    plain = Setting(rank, targets, recipe.seed)
+    by_recipe = {recipe.method.name: own}  # what the recipe says of its own method beside rank and targets
+    entries = [
+        Entry(chosen, replace(plain, arguments={**by_recipe.get(chosen.method.name, {}), **chosen.arguments}))
+        for chosen in comparison.methods
+    ]
+    if comparison.match == RANK:
+        return entries
+    measure = next((entry for entry in entries if entry.label == recipe.method.name), None) or Entry(
+        Chosen(recipe.method.name, METHODS.get(recipe.method.name, METHODS["paca"])), replace(plain, arguments=own)
+    )
+    others = tuple(entry for entry in entries if entry.label != measure.label and entry.chosen.method.config_class)
+    [found] = runner.run([Job(RANKS, (measure, *others))])
+    if "error" in found:
+        raise PacaError(f"The ranks that train equally many parameters can't be found: {found['error']}")
+    ranks = {label: row["rank"] for label, row in found["ranks"].items()}
+    return [
+        replace(entry, setting=replace(entry.setting, rank=ranks.get(entry.label, entry.setting.rank)))
+        for entry in entries
+    ]
+
+
+def tuned_rates(comparison: Comparison, runner: Runner, entries: Sequence[Entry]) -> dict[str, float | None]:
+    """Find a learning rate for each method, with the same budget for each that is tuned.
+
+    Args:
+        comparison: What is compared.
+        runner: Trains the short runs.
+        entries: The methods.
+
+    Returns:
+        The rates; none for a method that trains nothing, and no entry for one whose every try failed.
+    """
+    recipe = comparison.recipe
+    tried: list[Job] = []
+    rates: dict[str, float | None] = {}
+    for entry in entries:
+        own = recipe.training.get("learning_rate") if entry.chosen.method.name == recipe.method.name else None
+        grid = rates_of(entry.chosen, comparison.rates, comparison.sweep, own)
+        if not entry.chosen.method.trains or len(grid) == 1:
+            rates[entry.label] = grid[0] if entry.chosen.method.trains else None
+            continue
+        values = {"seed": recipe.seed, "steps": comparison.sweep_steps}
+        tried += [Job(SWEEP, (entry,), {**values, "rate": rate}) for rate in grid]
+    best: dict[str, float] = {}
+    for job, found in zip(tried, runner.run(tried), strict=True):
+        label, loss = job.entry.label, found.get("loss")
+        if loss is not None and loss < best.get(label, math.inf):
+            best[label], rates[label] = loss, job.values["rate"]
+    return rates
+
+
+def _run_job(comparison: Comparison, entry: Entry, seed: int, rate: float | None) -> Job:
+    entry = replace(entry, setting=replace(entry.setting, seed=seed))
+    return Job(RUN, (entry,), {"seed": seed, "rate": rate, "points": comparison.points})
+
+
+def begin(comparison: Comparison, folder: Path, overwrite: bool = False) -> None:
+    """Make a folder ready for a comparison, or refuse, as `open_folder` does."""
+    open_folder(folder, comparison.spec(), overwrite)

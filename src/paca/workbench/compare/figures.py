@@ -1,0 +1,263 @@
+"""The report's charts, as plotly figures without colours of their own: the page gives them those of its theme."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from paca.workbench.compare.methods import FLOOR
+
+Row = Mapping[str, Any]
+# Told apart by people who see few colours, on white and on near-black.
+_PALETTE = (
+    "#3a75f0",
+    "#ee7a33",
+    "#17a673",
+    "#b754c4",
+    "#d9a514",
+    "#e34a6f",
+    "#18a7b8",
+    "#9a7560",
+    "#7d8ca3",
+    "#88a318",
+)
+_GREY = "#8a94a6"
+_KINDS = {
+    "parameters": ("weights", "#5b6b85"),
+    "gradients": ("gradients", "#17a673"),
+    "optimizer": ("optimizer", "#d9a514"),
+    "activations": ("activations", "#3a75f0"),
+    "temporaries": ("temporaries", "#b8c2d3"),
+}
+_PHASES = {
+    "forward_ms": ("forward", "#3a75f0"),
+    "backward_ms": ("backward", "#ee7a33"),
+    "optimizer_ms": ("optimizer", "#17a673"),
+}
+
+
+def charts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Make the charts for which there is something to show.
+
+    Args:
+        results: What results.json holds.
+
+    Returns:
+        `id`, `title`, `text` and `figure` of each, the figure as plotly's JSON.
+    """
+    rows = results["methods"]
+    made = (
+        ("loss-step", "Loss by step", "Held out; the band spans the seeds.", _curves(rows, "step", "optimizer step")),
+        (
+            "loss-time",
+            "Loss by time",
+            "The same runs over their training time, measurements left out.",
+            _curves(rows, "seconds", "seconds of training"),
+        ),
+        ("memory", "Memory at the peak of a step", "Live bytes, by what they are for.", _memory(rows)),
+        ("time", "Time of a step", "Methods in turns, lower quartiles; the line is the frozen floor.", _time(rows)),
+        (
+            "pareto",
+            "Memory against loss",
+            "Down and to the left is better; no method beats those on the line in both.",
+            _scatter(rows, results["pareto"]),
+        ),
+        ("throughput", "Throughput as the batch grows", "Until memory is full.", _throughput(rows)),
+        ("longest", "Longest sequence", "One sequence per step, within the memory limit.", _longest(rows)),
+        ("operations", "Operations of a step", "Floating-point, as counted.", _operations(rows)),
+    )
+    return [
+        {"id": key, "title": title, "text": text, "figure": figure.to_plotly_json()}
+        for key, title, text, figure in made
+        if figure.data
+    ]
+
+
+def colours(rows: Iterable[Row]) -> dict[str, str]:
+    """Give each method a colour that it has in every chart; the floor is grey."""
+    trained = [row["method"] for row in rows if row["method"] != FLOOR]
+    return {FLOOR: _GREY} | {name: _PALETTE[index % len(_PALETTE)] for index, name in enumerate(trained)}
+
+
+def _figure(x: str, y: str, height: int = 380, **layout: Any) -> go.Figure:
+    figure = go.Figure()
+    figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 64, "r": 16, "t": 16, "b": 56},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        hoverlabel={"namelength": -1},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        **layout,
+    )
+    figure.update_xaxes(title=x, automargin=True, zeroline=False)
+    figure.update_yaxes(title=y, automargin=True, zeroline=False)
+    return figure
+
+
+def _curves(rows: Sequence[Row], key: str, title: str) -> go.Figure:
+    figure = _figure(title, "held-out loss", hovermode="x unified" if key == "step" else "closest")
+    tints = colours(rows)
+    for row in rows:
+        curves = row.get("curves") or []
+        if not curves or len(curves[0]) < 2:
+            continue
+        points = list(zip(*curves, strict=True))
+        x = [statistics.fmean(point[key] for point in same) for same in points]
+        losses = [[point["loss"] for point in same if point["loss"] is not None] or [None] for same in points]
+        name, tint = row["method"], tints[row["method"]]
+        if len(curves) > 1 and all(None not in values for values in losses):
+            figure.add_scatter(
+                x=[*x, *reversed(x)],
+                y=[*map(max, losses), *reversed([*map(min, losses)])],
+                mode="lines",
+                fill="toself",
+                fillcolor=_faint(tint),
+                line={"width": 0},
+                hoverinfo="skip",
+                showlegend=False,
+                legendgroup=name,
+            )
+        figure.add_scatter(
+            x=x,
+            y=[None if None in values else statistics.fmean(values) for values in losses],
+            mode="lines+markers",
+            name=name,
+            legendgroup=name,
+            line={"color": tint, "width": 2.5},
+            marker={"size": 7},
+            hovertemplate="%{y:.4f}" if key == "step" else "%{x:.1f} s: %{y:.4f}",
+        )
+    return figure
+
+
+def _memory(rows: Sequence[Row]) -> go.Figure:
+    shown = [row for row in rows if row.get("peak_by_kind")]
+    figure = _bars("MiB", shown)
+    for kind, (name, tint) in _KINDS.items():
+        figure.add_bar(
+            y=[row["method"] for row in shown],
+            x=[row["peak_by_kind"].get(kind, 0) / 2**20 for row in shown],
+            name=name,
+            orientation="h",
+            marker={"color": tint},
+            hovertemplate=f"%{{y}}: {name} %{{x:,.1f}} MiB<extra></extra>",
+        )
+    return figure if shown else go.Figure()
+
+
+def _time(rows: Sequence[Row]) -> go.Figure:
+    shown = [row for row in rows if row.get("step_ms") is not None]
+    figure = _bars("milliseconds", shown)
+    for key, (name, tint) in _PHASES.items():
+        figure.add_bar(
+            y=[row["method"] for row in shown],
+            x=[row[key] for row in shown],
+            name=name,
+            orientation="h",
+            marker={"color": tint},
+            customdata=[row["to_floor"] for row in shown],
+            hovertemplate=f"%{{y}}: {name} %{{x:,.1f}} ms; step %{{customdata:.3f}} × floor<extra></extra>",
+        )
+    floor = next((row["step_ms"] for row in shown if row["method"] == FLOOR), None)
+    if floor is not None:
+        figure.add_vline(x=floor, line={"color": _GREY, "width": 1.5, "dash": "dash"})
+    return figure if shown else go.Figure()
+
+
+def _bars(title: str, rows: Sequence[Row]) -> go.Figure:
+    figure = _figure(title, "", height=150 + 40 * len(rows), barmode="stack", bargap=0.35)
+    figure.update_layout(legend={"traceorder": "normal"})
+    figure.update_yaxes(autorange="reversed", type="category")
+    return figure
+
+
+def _scatter(rows: Sequence[Row], front: Sequence[str]) -> go.Figure:
+    figure = _figure("MiB at the peak of a step", "held-out loss", hovermode="closest", showlegend=False)
+    found = {
+        row["method"]: row
+        for row in rows
+        if row["method"] != FLOOR and row.get("loss") is not None and row.get("peak_bytes") is not None
+    }
+    tints = colours(rows)
+    line = [found[name] for name in front if name in found]
+    if len(line) > 1:
+        figure.add_scatter(
+            x=[row["peak_bytes"] / 2**20 for row in line],
+            y=[row["loss"] for row in line],
+            mode="lines",
+            line={"color": _GREY, "dash": "dot", "shape": "hv"},
+            hoverinfo="skip",
+        )
+    for name, row in found.items():
+        figure.add_scatter(
+            x=[row["peak_bytes"] / 2**20],
+            y=[row["loss"]],
+            error_y={"array": [row["loss_spread"]], "thickness": 1.5, "width": 4} if row["loss_spread"] else None,
+            mode="markers+text",
+            name=name,
+            text=[name],
+            textposition="top center",
+            marker={"color": tints[name], "size": 14, "symbol": "circle" if name in front else "circle-open"},
+            hovertemplate=f"{name}<br>%{{x:,.1f}} MiB<br>loss %{{y:.4f}}<extra></extra>",
+            cliponaxis=False,
+        )
+    figure.update_xaxes(rangemode="normal")
+    return figure
+
+
+def _throughput(rows: Sequence[Row]) -> go.Figure:
+    figure = _figure("sequences per step", "tokens per second", hovermode="x unified")
+    tints = colours(rows)
+    for row in rows:
+        points = (row.get("throughput") or {}).get("points") or []
+        if points:
+            figure.add_scatter(
+                x=[point["sequences"] for point in points],
+                y=[point["tokens_per_second"] for point in points],
+                mode="lines+markers",
+                name=row["method"],
+                line={"color": tints[row["method"]], "width": 2.5},
+                hovertemplate="%{y:,.0f} tokens/s",
+            )
+    figure.update_xaxes(type="log")
+    return figure
+
+
+def _longest(rows: Sequence[Row]) -> go.Figure:
+    shown = [row for row in rows if row.get("max_tokens") is not None]
+    figure = _bars("tokens", shown)
+    if shown:
+        tints = colours(rows)
+        figure.add_bar(
+            y=[row["method"] for row in shown],
+            x=[row["max_tokens"] for row in shown],
+            orientation="h",
+            marker={"color": [tints[row["method"]] for row in shown]},
+            text=[f"{row['max_tokens']:,}" for row in shown],
+            hovertemplate="%{y}: %{x:,} tokens<extra></extra>",
+            showlegend=False,
+        )
+    return figure if shown else go.Figure()
+
+
+def _operations(rows: Sequence[Row]) -> go.Figure:
+    shown = [row for row in rows if row.get("operations")]
+    figure = _bars("GFLOP", shown)
+    for key, tint in (("forward", "#3a75f0"), ("backward", "#ee7a33")):
+        figure.add_bar(
+            y=[row["method"] for row in shown],
+            x=[row["operations"][key] / 1e9 for row in shown],
+            name=key,
+            orientation="h",
+            marker={"color": tint},
+            hovertemplate=f"%{{y}}: {key} %{{x:,.1f}} GFLOP<extra></extra>",
+        )
+    return figure if shown else go.Figure()
+
+
+def _faint(colour: str) -> str:
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.18)"

@@ -1,0 +1,99 @@
+"""The folder of a comparison: what it was begun with, and one file for each unit that is finished."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.base import yaml as yaml_scalars
+from paca.workbench.base.files import discard, write_json, write_text
+from paca.workbench.compare.jobs import Job
+from paca.workbench.recipe.recipe import describe_difference
+
+COMPARISON = "comparison.yaml"
+UNITS = "units"
+RESULTS, MARKDOWN, HTML, UPSTREAM = "results.json", "report.md", "report.html", "peft"
+_OURS = (UNITS, UPSTREAM, RESULTS, MARKDOWN, HTML, COMPARISON)
+
+
+def open_folder(folder: Path, spec: Mapping[str, Any], overwrite: bool = False) -> None:
+    """Make a folder ready for a comparison, or refuse.
+
+    Args:
+        folder: Where the units and the report go.
+        spec: The recipe and what else all units have to agree in.
+        overwrite: Delete what another comparison left there.
+
+    Raises:
+        PacaError: If another recipe's comparison is in the folder, or something that no comparison wrote.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise PacaError(f"The report folder {str(folder)!r} is a file; name a folder with --output DIR.")
+    known = folder / COMPARISON
+    if folder.exists() and not known.exists():
+        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        if others:
+            raise PacaError(
+                f"The report folder {str(folder)!r} holds files that no comparison wrote ({', '.join(others[:3])}"
+                f"{', …' if len(others) > 3 else ''}); name a new or an empty folder with --output DIR."
+            )
+    if known.exists():
+        differences = describe_difference(yaml_scalars.parse(known.read_text(encoding="utf-8")), dict(spec))
+        if not differences:
+            return
+        if not overwrite:
+            raise PacaError(
+                f"The report folder {str(folder)!r} holds a comparison of another recipe: {'; '.join(differences)}. "
+                "Add --overwrite to replace it, or write elsewhere with --output DIR."
+            )
+        for name in _OURS:
+            discard(folder / name)
+    (folder / UNITS).mkdir(parents=True, exist_ok=True)
+    write_text(known, yaml_scalars.dump(dict(spec)))
+
+
+def finished(folder: Path, job: Job) -> dict[str, Any] | None:
+    """Read what a unit found, if it was run before and did not fail.
+
+    Args:
+        folder: The comparison's.
+        job: The unit.
+
+    Returns:
+        Its result; None if it has to be run, because it never was, failed, or was run with other values.
+    """
+    path = _path(folder, job)
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    result: dict[str, Any] = stored["result"]
+    same = stored["job"] == json.loads(json.dumps(job.identity()))
+    return result if same and "error" not in result else None
+
+
+def store(folder: Path, job: Job, result: Mapping[str, Any]) -> None:
+    """Keep what a unit found; the file appears at once, when it is complete.
+
+    Args:
+        folder: The comparison's.
+        job: The unit.
+        result: What JSON can write.
+    """
+    write_json(_path(folder, job), {"job": job.identity(), "result": dict(result)})
+
+
+def stored_units(folder: Path) -> list[dict[str, Any]]:
+    """Read all units of a comparison, failed ones too.
+
+    Args:
+        folder: The comparison's.
+
+    Returns:
+        `job` and `result` of each, by the name of their files.
+    """
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / UNITS).glob("[!.]*.json"))]
+
+
+def _path(folder: Path, job: Job) -> Path:
+    return folder / UNITS / f"{job.name}.json"

@@ -1,0 +1,70 @@
+"""The units of a comparison: what is measured in one go, stored as one file, and lost at most when it is killed."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from paca.workbench.compare.methods import Chosen, Setting
+
+RANKS, PROFILE, SWEEP, RUN, TIMING = "ranks", "profile", "sweep", "run", "timing"
+THROUGHPUT, LONGEST, OPERATIONS = "throughput", "max-seq", "operations"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with what it is given.
+
+    Args:
+        chosen: The method, as it was asked for.
+        setting: Rank, target modules, arguments.
+    """
+
+    chosen: Chosen
+    setting: Setting
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return self.chosen.label
+
+    def identity(self) -> dict[str, Any]:
+        """What its numbers depend on, for JSON."""
+        arguments = {key: repr(value) for key, value in self.setting.arguments.items()}
+        return {
+            "method": self.label,
+            "rank": self.setting.rank if self.chosen.method.config_class is not None else None,
+            "targets": repr(self.setting.targets),
+            "arguments": arguments,
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit.
+
+    Args:
+        kind: What is measured: a name in `paca.workbench.compare.worker.KINDS`.
+        entries: The methods; one, but where several have to be measured in one process.
+        values: What else it depends on, such as the seed and the learning rate; JSON can write it.
+    """
+
+    kind: str
+    entries: tuple[Entry, ...]
+    values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def entry(self) -> Entry:
+        """Its only method."""
+        return self.entries[0]
+
+    @property
+    def name(self) -> str:
+        """The name of its file, without suffix."""
+        words = [self.kind] + ([self.entry.label] if len(self.entries) == 1 else [])
+        words += [f"{key}{self.values[key]}" for key in ("seed", "rate") if key in self.values and self.kind != RUN]
+        words += [f"seed{self.values['seed']}"] if self.kind == RUN else []
+        return "--".join(re.sub(r"[^\w.=+-]+", "_", word).strip("_") for word in words)
+
+    def identity(self) -> dict[str, Any]:
+        """What its result depends on beside the recipe, for JSON."""
+        return {"kind": self.kind, "methods": [entry.identity() for entry in self.entries], **self.values}

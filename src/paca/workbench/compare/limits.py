@@ -1,0 +1,149 @@
+"""Experiments that fill the memory: the longest sequence, and throughput as the batch grows. Real steps, measured."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import UntypedStorage
+
+from paca.profiling import StorageTracker
+from paca.profiling.steps import TrainingStep, interleave, lower_quartile
+from paca.workbench.compare.failures import OutOfMemoryError, is_out_of_memory
+from paca.workbench.compare.jobs import Job
+from paca.workbench.compare.workload import Workload
+
+Watch = Any
+SEQUENCE_STEP = 32
+_LARGEST_BATCH = 4096
+
+
+class LimitedTracker(StorageTracker):
+    """Counts live bytes, and stops what allocates more than a limit before the machine runs out of memory."""
+
+    def __init__(self, step: TrainingStep, limit: int) -> None:
+        self._limit: int | None = None
+        super().__init__(step.held())
+        self._limit = limit
+
+    def _count(self, storage: UntypedStorage) -> None:
+        super()._count(storage)
+        if self._limit is not None and self._live_bytes > self._limit:
+            raise OutOfMemoryError(f"more than {self._limit / 1e9:.2f} GB")
+
+
+def fits(workload: Workload, job: Job, size: tuple[int, int], needed: dict[str, int]) -> bool:
+    """Try whether a training step stays within the limit.
+
+    Args:
+        workload: The recipe.
+        job: With `limit`, bytes.
+        size: Sequences and tokens.
+        needed: The peak is put here, by `str(size)`.
+
+    Returns:
+        Whether two steps, the second with the optimizer's state there, stay within it.
+    """
+    try:
+        step = workload.step(job.entry, share=True, size=size)
+        with LimitedTracker(step, job.values["limit"]):
+            step.run()
+        with LimitedTracker(step, job.values["limit"]) as tracker:
+            step.run()
+    except (RuntimeError, MemoryError, OutOfMemoryError) as error:
+        if is_out_of_memory(error):
+            return False
+        raise
+    needed[f"{size[0]} x {size[1]}"] = tracker.peak_bytes
+    return True
+
+
+def longest_sequence(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+    """Find the longest sequence, one per step, with which training stays within the limit.
+
+    Args:
+        workload: The recipe.
+        job: With `limit`, bytes.
+        watch: Told what is being tried.
+
+    Returns:
+        `tokens`, 0 if not even the shortest fits; whether that is all the model has positions for; peaks by size.
+    """
+    positions = getattr(workload.base(job.entry.chosen.method).config, "max_position_embeddings", None) or 2**20
+    needed: dict[str, int] = {}
+
+    def try_tokens(count: int) -> bool:
+        watch(count, positions // SEQUENCE_STEP, f"{count * SEQUENCE_STEP} tokens")
+        return fits(workload, job, (1, count * SEQUENCE_STEP), needed)
+
+    tokens = SEQUENCE_STEP * largest(try_tokens, positions // SEQUENCE_STEP)
+    all_positions = tokens == positions // SEQUENCE_STEP * SEQUENCE_STEP
+    return {"tokens": tokens, "all_positions": all_positions, "peak_bytes": needed, "limit": job.values["limit"]}
+
+
+def throughput(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+    """Double the batch until memory is full, and time steps at each size; last at the largest batch that fits.
+
+    Args:
+        workload: The recipe.
+        job: With `limit`, bytes; `rounds`, timed steps at each size; `tokens` per sequence.
+        watch: Told what is being tried.
+
+    Returns:
+        For each batch that fits: `sequences`, `peak_bytes`, `step_ms`, `tokens_per_second`, `sequences_per_second`.
+    """
+    tokens, needed = job.values["tokens"], dict[str, int]()
+
+    def try_batch(count: int) -> bool:
+        watch(count, _LARGEST_BATCH, f"{count} sequences")
+        return fits(workload, job, (count, tokens), needed)
+
+    most = largest(try_batch, _LARGEST_BATCH)
+    doubled = [2**power for power in range(13) if 2**power < most]
+    points: list[dict[str, Any]] = []
+    for sequences in [*doubled, *([most] if most else [])]:
+        watch(len(points), len(doubled) + 1, f"timing {sequences} sequences")
+        step = workload.step(job.entry, share=True, size=(sequences, tokens))
+        step.run()
+        times = interleave({"": step.run}, job.values["rounds"])[""]
+        seconds = lower_quartile([taken.total for taken in times])
+        points.append(
+            {
+                "sequences": sequences,
+                "peak_bytes": needed.get(f"{sequences} x {tokens}"),
+                "step_ms": 1000 * seconds,
+                "sequences_per_second": sequences / seconds,
+                "tokens_per_second": sequences * tokens / seconds,
+            }
+        )
+    return {"points": points, "tokens": tokens, "limit": job.values["limit"]}
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """Find the largest number that fits, by doubling and then by bisection.
+
+    Args:
+        fits: Tells whether a number fits; all below one that fits must fit too.
+        most: The largest to try.
+
+    Returns:
+        The number; 0 when 1 does not fit.
+    """
+    if not fits(1):
+        return 0
+    good, bad = 1, 2
+    while bad <= most and fits(bad):
+        good, bad = bad, bad * 2
+    bad = min(bad, most + 1)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
+
+
+def available_bytes() -> int:
+    """Bytes that this process may use when no limit is given: the GPU's memory, or most of what is free now."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    import psutil
+
+    return int(0.8 * psutil.virtual_memory().available)

@@ -1,0 +1,249 @@
+"""Units that train nothing for good: memory of a step, its time beside other methods', its operations, and ranks."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from paca.profiling.machine import machine
+from paca.profiling.steps import StepTime, TrainingStep, interleave, lower_quartile
+from paca.workbench.compare.failures import OutOfMemoryError, is_out_of_memory
+from paca.workbench.compare.jobs import Entry, Job
+from paca.workbench.compare.methods import FLOOR_AGAIN
+from paca.workbench.compare.workload import Workload
+from paca.workbench.training.report import count_parameters
+
+Watch = Any
+_WARM_UP_STEPS = 2
+_LARGEST_RANK = 4096
+
+
+def profile(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+    """Count the bytes of a training step, and what is trained.
+
+    Args:
+        workload: The recipe.
+        job: With `limit`, bytes that a step may need, or None.
+        watch: Told how far it is.
+
+    Returns:
+        Kept and peak bytes, the peak by kind.
+
+    Raises:
+        OutOfMemoryError: If a step needs more than the limit.
+    """
+    step = workload.step(job.entry)
+    step.run()
+    watch(1, 2, "counting bytes")
+    peak = step.peak()
+    limit = job.values["limit"]
+    if limit is not None and peak.total > limit:
+        raise OutOfMemoryError(f"a step needs {peak.total / 1e9:.2f} GB, the limit is {limit / 1e9:.2f} GB")
+    parameters = count_parameters(step.model)
+    return {
+        "kept_bytes": step.kept_bytes(),
+        "peak_bytes": peak.total,
+        "peak_by_kind": peak.by_category,
+        "peak_phase": peak.phase,
+        "trained_parameters": parameters.trained,
+        "total_parameters": parameters.total,
+        "batch": list(step.batch["labels"].shape),
+    }
+
+
+def time_steps(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+    """Time the steps of several methods in turns, the floor twice.
+
+    Where not all fit into memory together, they are timed in groups, each beside the floor.
+
+    Args:
+        workload: The recipe.
+        job: With all methods, the floor first, and `rounds`.
+        watch: Told how far it is.
+
+    Returns:
+        By method: milliseconds by phase, ratio to the floor of its own group, tokens per second, each step;
+        and what machine it was.
+    """
+    floor, *others = job.entries
+    found: dict[str, Any] = {}
+
+    def time_group(entries: list[Entry]) -> None:
+        try:
+            measured = _time_group(workload, floor, entries, job.values["rounds"], watch)
+        except (RuntimeError, MemoryError) as error:
+            if len(entries) < 2 or not is_out_of_memory(error):
+                raise
+        else:
+            found.update({name: row for name, row in measured.items() if name not in found})
+            return
+        time_group(entries[: len(entries) // 2])
+        time_group(entries[len(entries) // 2 :])
+
+    time_group(others)
+    device = workload.arguments(workload.recipe.seed).device
+    return {"methods": found, "rounds": job.values["rounds"], "machine": machine(device)}
+
+
+def _time_group(workload: Workload, floor: Entry, others: list[Entry], rounds: int, watch: Watch) -> dict[str, Any]:
+    steps: dict[str, TrainingStep] = {}
+    for name, entry in [(floor.label, floor), (FLOOR_AGAIN, floor), *((entry.label, entry) for entry in others)]:
+        watch(0, rounds, f"preparing {name}")
+        steps[name] = workload.step(entry, share=True)
+        for _ in range(_WARM_UP_STEPS):
+            steps[name].run()
+    tokens = steps[floor.label].batch["labels"].numel()
+    times = interleave(
+        {name: step.run for name, step in steps.items()}, rounds, lambda done: watch(done, rounds, "timing")
+    )
+    totals = {name: [step.total for step in taken] for name, taken in times.items()}
+    floors = list(zip(totals[floor.label], totals[FLOOR_AGAIN], strict=True))
+    rows = {name: _phases(taken) for name, taken in times.items()}
+    return {
+        name: row
+        | {
+            **_to_floor(totals[name], floors),
+            "tokens_per_second": 1000 * tokens / row["step_ms"],
+            "steps_ms": [1000 * total for total in totals[name]],
+        }
+        for name, row in rows.items()
+    }
+
+
+def _to_floor(times: Sequence[float], floors: Sequence[Sequence[float]]) -> dict[str, float]:
+    ratios = paired_ratios(times, floors)
+    return {"to_floor": statistics.median(ratios), "to_floor_error": error_of_median(ratios)}
+
+
+def paired_ratios(times: Sequence[float], references: Sequence[Sequence[float]]) -> list[float]:
+    """Compare times with references that were taken in the same round, so that a slow spell of the machine cancels.
+
+    Args:
+        times: One per round.
+        references: Of each round, those whose mean it is compared with.
+
+    Returns:
+        The ratio of each round.
+    """
+    return [time / statistics.fmean(same) for time, same in zip(times, references, strict=True)]
+
+
+def error_of_median(values: Sequence[float]) -> float:
+    """Estimate how far the median of a few values may be from that of many: `1.253 · 1.483 · MAD / √n`.
+
+    The median's standard error for normal noise, whose width is taken from the median absolute deviation (MAD), so
+    that single slow rounds do not count.
+
+    Args:
+        values: At least one.
+
+    Returns:
+        One standard error, in the unit of the values.
+    """
+    middle = statistics.median(values)
+    width = 1.4826 * statistics.median(abs(value - middle) for value in values)
+    return math.sqrt(math.pi / 2) * width / math.sqrt(len(values))
+
+
+def _phases(times: list[StepTime]) -> dict[str, float]:
+    parts = {"step_ms": "total", "forward_ms": "forward", "backward_ms": "backward", "optimizer_ms": "optimizer"}
+    return {key: 1000 * lower_quartile([getattr(step, part) for step in times]) for key, part in parts.items()}
+
+
+def operations(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+    """Count the floating-point operations of a step, and time its phases.
+
+    Args:
+        workload: The recipe.
+        job: With `rounds`, steps to time.
+        watch: Told how far it is.
+
+    Returns:
+        Operations and milliseconds of forward and backward.
+    """
+    step = workload.step(job.entry)
+    step.run()
+    with FlopCounterMode(display=False) as forward:
+        loss = step.loss()
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    rounds = job.values["rounds"]
+    times = interleave({"": step.run}, rounds, lambda done: watch(done, rounds, "timing"))[""]
+    return {"forward": forward.get_total_flops(), "backward": backward.get_total_flops(), **_phases(times)}
+
+
+def match_ranks(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+    """Find for each method the rank at which it trains most nearly as many parameters as the first one does.
+
+    Args:
+        workload: The recipe.
+        job: With the method that is the measure first; a method whose rank is given keeps it.
+        watch: Told how far it is.
+
+    Returns:
+        By method: `rank` and `trained`; a method that can't be built is left out, and fails when it is measured.
+    """
+    reference, *others = job.entries
+    wanted = trained_parameters(workload, reference, reference.setting.rank)
+    found = {reference.label: {"rank": reference.setting.rank, "trained": wanted}}
+    for done, entry in enumerate(others):
+        watch(done, len(others), f"rank of {entry.label}")
+        try:
+            if _has_rank(entry):
+                rank = nearest_rank(wanted, partial(trained_parameters, workload, entry))
+            else:
+                rank = entry.setting.rank
+            found[entry.label] = {"rank": rank, "trained": trained_parameters(workload, entry, rank)}
+        except (ValueError, RuntimeError, NotImplementedError, TypeError):
+            continue
+    return {"ranks": found}
+
+
+def _has_rank(entry: Entry) -> bool:
+    config = entry.chosen.method.config(entry.setting)
+    return config is not None and hasattr(config, "r") and "r" not in entry.setting.arguments
+
+
+def trained_parameters(workload: Workload, entry: Entry, rank: int) -> int:
+    """Count what a method trains, on a model without memory.
+
+    Args:
+        workload: The recipe.
+        entry: The method.
+        rank: Of the adapter.
+
+    Returns:
+        Elements.
+    """
+    from transformers import AutoModelForCausalLM
+
+    configuration = workload.base(replace(entry.chosen.method, quantization=None)).config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(configuration)
+        model = entry.chosen.method.put_on(model, replace(entry.setting.anywhere(), rank=rank))
+    return count_parameters(model).trained
+
+
+def nearest_rank(wanted: int, count: Callable[[int], int], most: int = _LARGEST_RANK) -> int:
+    """Find the rank whose count is nearest to what is wanted; a higher rank must not count less.
+
+    Args:
+        wanted: Parameters.
+        count: Parameters at a rank.
+        most: The highest rank to try.
+
+    Returns:
+        The rank; the lower of two that are equally near.
+    """
+    low, high = 1, 2
+    while high < most and count(high) < wanted:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count(middle) <= wanted else (low, middle)
+    return min((low, high), key=lambda rank: (abs(count(rank) - wanted), rank))

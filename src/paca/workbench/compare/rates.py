@@ -1,0 +1,77 @@
+"""Which learning rates a method is run or tried at. Pure functions."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from paca.errors import PacaError
+from paca.workbench.base.schema import suggestion
+from paca.workbench.compare.methods import Chosen
+
+FACTOR = 2.0  # between neighbours of a grid
+
+
+def read_rates(words: Iterable[str], labels: Sequence[str]) -> dict[str, list[float]]:
+    """Read `--rates`: `paca=5e-3 lora=1e-3,2e-3`.
+
+    Args:
+        words: One per method.
+        labels: The methods that are compared.
+
+    Returns:
+        The rates by method.
+
+    Raises:
+        PacaError: With all problems at once.
+    """
+    rates: dict[str, list[float]] = {}
+    problems = []
+    for word in words:
+        label, equals, given = word.rpartition("=")
+        try:
+            found = [float(rate) for rate in given.split(",")]
+        except ValueError:
+            found = []
+        if not equals or not found or not all(math.isfinite(rate) and rate > 0 for rate in found):
+            problems.append(f"{word!r} is not METHOD=RATE or METHOD=RATE,RATE,…; write for example lora=1e-3,2e-3")
+        elif label not in labels:
+            problems.append(f"{label!r} is not compared{suggestion(label, labels)}; it is: {', '.join(labels)}")
+        else:
+            rates[label] = sorted(set(found))
+    numbers = {len(found) for found in rates.values() if len(found) > 1}
+    if len(numbers) > 1:
+        listed = ", ".join(f"{label} {len(found)}" for label, found in rates.items())
+        problems.append(f"all methods are tuned with the same budget, got numbers of rates that differ: {listed}")
+    if problems:
+        raise PacaError("--rates: " + "\n  ".join(problems))
+    return rates
+
+
+def grid(centre: float, number: int) -> list[float]:
+    """Rates around one, each twice the one before.
+
+    Args:
+        centre: The rate in the middle, or just below it.
+        number: How many.
+
+    Returns:
+        The rates, from the lowest on, rounded to three digits.
+    """
+    return [float(f"{centre * FACTOR ** (index - (number - 1) // 2):.3g}") for index in range(number)]
+
+
+def rates_of(chosen: Chosen, given: Mapping[str, list[float]], sweep: int, own: float | None) -> list[float]:
+    """The rates that a method is tried at; a single one is not tried but used.
+
+    Args:
+        chosen: The method.
+        given: What `--rates` says.
+        sweep: How many rates to try where none are given; 0 for none.
+        own: The recipe's rate, if this is the recipe's method.
+
+    Returns:
+        At least one rate.
+    """
+    if chosen.label in given:
+        return given[chosen.label]
+    centre = own or chosen.method.rate
+    return grid(centre, sweep) if sweep else [centre]

@@ -1,0 +1,162 @@
+"""Units that train: a short run that tries a learning rate, and a full run with its curve."""
+
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from paca.workbench.compare.jobs import Job
+from paca.workbench.compare.losses import measure
+from paca.workbench.compare.merging import after_training
+from paca.workbench.compare.workload import Workload
+from paca.workbench.training.report import count_parameters, loss_points
+from paca.workbench.training.stages import train
+
+Watch = Any  # called with steps done, steps in all, and what is going on
+
+
+class StepCounter(TrainerCallback):
+    """Tells how far a run is.
+
+    Args:
+        watch: Told.
+    """
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Tell."""
+        self.watch(state.global_step, state.max_steps, "training")
+
+
+class CurveRecorder(StepCounter):
+    """Measures the held-out loss on the way, and keeps a clock that stands still meanwhile.
+
+    Args:
+        trainer: Whose model is measured.
+        points: How many measurements after the first step, the one at the end among them.
+        watch: Told how far the run is.
+    """
+
+    def __init__(self, trainer: Any, points: int, watch: Watch) -> None:
+        super().__init__(watch)
+        self.trainer, self.points = trainer, points
+        self.curve: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self._due: set[int] = set()
+        self._started = 0.0
+
+    def record(self, step: int) -> None:
+        """Add a point to the curve."""
+        found = measure(self.trainer, self.trainer.eval_dataset)
+        self.curve.append({"step": step, "seconds": self.seconds, **found.as_dict()})
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find out at which steps to measure, and measure before the first."""
+        self._due = {math.ceil(state.max_steps * point / self.points) for point in range(1, self.points + 1)}
+        self.record(0)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Let the clock run."""
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock, and measure where it is due."""
+        if self.trainer.args.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        self.seconds += time.perf_counter() - self._started
+        super().on_step_end(args, state, control)
+        if state.global_step in self._due:
+            self.record(state.global_step)
+
+
+def try_rate(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+    """Train a few steps at one learning rate, and measure the loss on a slice of the training data that was left out.
+
+    Args:
+        workload: The recipe.
+        job: With `seed`, `rate` and `steps`.
+        watch: Told how far the run is.
+
+    Returns:
+        `loss`; None where training diverged.
+    """
+    kept, slice_ = workload.tuning
+    changes = {"learning_rate": job.values["rate"], "max_steps": job.values["steps"]}
+    trainer = workload.trainer(job.entry, job.values["seed"], changes, kept)
+    trainer.add_callback(StepCounter(watch))
+    train(trainer, job.values["seed"], None)
+    loss = measure(trainer, slice_).loss
+    return {"loss": loss if math.isfinite(loss) else None}
+
+
+def full_run(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+    """Train as the recipe says, and measure what came of it.
+
+    Args:
+        workload: The recipe.
+        job: With `seed`, `rate` and `points`.
+        watch: Told how far the run is.
+
+    Returns:
+        The curve, what was forgotten, sizes, merging.
+    """
+    entry, seed = job.entry, job.values["seed"]
+    rate = {} if job.values["rate"] is None else {"learning_rate": job.values["rate"]}
+    trainer = workload.trainer(entry, seed, rate)
+    recorder = CurveRecorder(trainer, job.values["points"], watch)
+    unrelated = {"before": measure(trainer, workload.unrelated).loss}
+    if entry.chosen.method.trains:
+        trainer.add_callback(recorder)
+        train(trainer, seed, None)
+    else:
+        recorder.record(0)
+    unrelated["after"] = measure(trainer, workload.unrelated).loss
+    parameters = count_parameters(trainer.model)
+    watch(1, 1, "merging")
+    return {
+        "curve": recorder.curve,
+        "training_loss": loss_points(trainer.state.log_history),
+        "unrelated": unrelated,
+        "steps": trainer.state.global_step,
+        "tokens": int(trainer.state.num_input_tokens_seen),
+        "train_seconds": recorder.seconds,
+        "trained_parameters": parameters.trained,
+        "total_parameters": parameters.total,
+        "file_bytes": file_bytes(trainer.model),
+        "peft_config": peft_config(trainer.model),
+        **after_training(trainer, workload.data.held_out),
+    }
+
+
+def file_bytes(model: Any) -> int:
+    """How large what a method has trained is on the disk: an adapter's file, or all trained weights.
+
+    Args:
+        model: With a method on it.
+
+    Returns:
+        Bytes; 0 where nothing is trained.
+    """
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
+
+
+def peft_config(model: Any) -> dict[str, Any] | None:
+    """The adapter's configuration as JSON can write it; None where there is no adapter."""
+    config = getattr(model, "peft_config", {}).get("default")
+    if config is None:
+        return None
+    spelled = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    return {key: getattr(value, "value", value) for key, value in spelled.items()}

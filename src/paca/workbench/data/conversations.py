@@ -1,0 +1,141 @@
+"""Conversations to tokens and labels: the model's chat template, loss on the assistant's turns only.
+
+TRL's own `assistant_only_loss` needs a template with `{% generation %}` markers, which few models ship. Where neither
+the model nor TRL has such a template, the assistant's turns are found in the rendered text: a turn is what a prompt
+that asks for it (`add_generation_prompt`) is continued by.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.base.messages import one_line
+
+IGNORED = -100
+Messages = Sequence[dict[str, str]]
+
+
+def training_template(tokenizer: Any) -> str | None:
+    """Choose a chat template with `{% generation %}` markers, if there is one for this tokenizer.
+
+    Args:
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        The model's own template, TRL's training version of it, or None where turns have to be found by their text.
+
+    Raises:
+        PacaError: If the tokenizer has no chat template at all.
+    """
+    from trl.chat_template_utils import get_training_chat_template
+
+    if tokenizer.chat_template is None:
+        raise PacaError(
+            f"The tokenizer of {tokenizer.name_or_path!r} has no chat template, so chat messages can't be written as "
+            "its text; take an instruction-tuned model, or turn the data into JSONL with a 'text' key."
+        )
+    try:
+        return get_training_chat_template(tokenizer) or tokenizer.chat_template
+    except ValueError:  # no markers, and TRL does not know the template
+        return None
+
+
+def encode_conversation(tokenizer: Any, messages: Messages, template: str | None) -> dict[str, list[int]]:
+    """Turn a conversation into one training sequence.
+
+    Args:
+        tokenizer: A fast tokenizer with a chat template.
+        messages: The turns.
+        template: What `training_template` chose.
+
+    Returns:
+        `input_ids`, and `labels`, which are the ids in the assistant's turns, their end marks included, and -100
+        elsewhere.
+
+    Raises:
+        PacaError: If the assistant's turns cannot be told from the rest.
+    """
+    if template is not None:
+        encoded = _template_applied(
+            tokenizer, messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
+        )
+        return _labelled(encoded["input_ids"], map(bool, encoded["assistant_masks"]))
+    text, spans = assistant_spans(tokenizer, messages)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    mask = (any(start < b and a < end for start, end in spans) for a, b in encoded["offset_mapping"])
+    return _labelled(encoded["input_ids"], mask)
+
+
+def encode_completion(tokenizer: Any, prompt: str, completion: str) -> dict[str, list[int]]:
+    """Turn a prompt and its completion into one training sequence, without a chat template.
+
+    Args:
+        tokenizer: A fast tokenizer.
+        prompt: Carries no loss.
+        completion: Is learned, with the end mark that is put behind it.
+
+    Returns:
+        `input_ids`, and `labels`. A token that reaches from the prompt into the completion is learned.
+    """
+    encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
+    ids, mask = list(encoded["input_ids"]), [end > len(prompt) for _, end in encoded["offset_mapping"]]
+    end_mark = tokenizer.eos_token_id
+    if end_mark is None:
+        return _labelled(ids, mask)
+    if ids[-1:] == [end_mark]:  # some tokenizers put it there themselves
+        return _labelled(ids, [*mask[:-1], True])
+    return _labelled([*ids, end_mark], [*mask, True])
+
+
+def assistant_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation and find the assistant's turns in it.
+
+    Args:
+        tokenizer: Has a chat template.
+        messages: The turns; the first is not the assistant's.
+
+    Returns:
+        The text, and for each turn of the assistant where it starts and ends: from after the prompt that asks for it
+        to its end mark, without the white space that the template puts between turns.
+
+    Raises:
+        PacaError: If the template rewrites earlier turns, so that a turn cannot be found by what precedes it.
+    """
+    text = _render(tokenizer, messages)
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = _render(tokenizer, messages[:index], add_generation_prompt=True)
+        upto = _render(tokenizer, messages[: index + 1])
+        content = upto.find(message["content"].strip(), len(prompt))
+        if not (text.startswith(upto) and upto.startswith(prompt)) or content < 0:
+            raise PacaError(
+                f"The chat template of {tokenizer.name_or_path!r} does not keep turn {index + 1} as it was when later "
+                "turns are added, so the assistant's words can't be told from the rest. Give the tokenizer a chat "
+                "template with {% generation %} and {% endgeneration %} around the assistant's turns."
+            )
+        spans.append((len(prompt), max(len(upto.rstrip()), content + len(message["content"].strip()))))
+    return text, spans
+
+
+def _render(tokenizer: Any, messages: Messages, add_generation_prompt: bool = False) -> str:
+    return _template_applied(tokenizer, messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+
+
+def _template_applied(tokenizer: Any, messages: Messages, **options: Any) -> Any:
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(list(messages), **options)
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise PacaError(
+            f"The chat template of {tokenizer.name_or_path!r} can't write turns of the roles {roles}: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def _labelled(input_ids: list[int], mask: Any) -> dict[str, list[int]]:
+    labels = [token if kept else IGNORED for token, kept in zip(input_ids, mask, strict=True)]
+    return {"input_ids": list(input_ids), "labels": labels}

@@ -1,0 +1,204 @@
+"""Finds what a recipe's data section names: built-ins, files, folders, and data sets of the Hub. No tokens here.
+
+A row that comes out has `text`, chat `messages`, or a `prompt` and its `completion`.
+"""
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.base.messages import LONGEST_NAME, one_line, shown
+from paca.workbench.base.schema import suggestion
+from paca.workbench.data.files import READERS, UNSAFE_SUFFIXES, Placed, read_csv, read_text
+from paca.workbench.data.formats import Row, convert_rows
+
+TEXT_SUFFIXES = {".txt", ".text", ".md", ".rst", ".py", ".html", ".tex", ".log"}
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Rows from one source, or from several of one kind.
+
+    Args:
+        rows: All of one kind: with `text`, or all others.
+        continuous: The rows are plain text files, which have no natural parts that could be held out.
+    """
+
+    rows: list[Row]
+    continuous: bool = False
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the rows are plain text, all of which is learned, rather than questions with answers."""
+        return "text" in self.rows[0]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where sources are looked for, and how they are read.
+
+    Args:
+        folder: Names are those of files and folders in it; None for built-ins, paths, and names on the Hub.
+        subset: The configuration of a data set that has several.
+        split: The split of a data set.
+        format: A name in `FORMATS`; told from the first row when omitted.
+    """
+
+    folder: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    format: str | None = None
+
+
+def read_sources(sources: list[str], place: Place) -> list[Documents]:
+    """Read sources of a recipe's data section, each by itself.
+
+    Args:
+        sources: A built-in's name, a file, a folder, or the name of a data set on the Hub, each.
+        place: Where to look, and how to read.
+
+    Returns:
+        One for each source, with at least one row.
+
+    Raises:
+        PacaError: If something is missing or cannot be read.
+    """
+    parts = [_read_one(name, place) for name in sources]
+    empty = next((name for name, part in zip(sources, parts, strict=True) if not part.rows), None)
+    if empty is not None:
+        raise PacaError(f"The data {empty!r} holds no rows that can be learned.")
+    return parts
+
+
+def joined(sources: list[str], parts: list[Documents]) -> Documents:
+    """Put sources one after another.
+
+    Args:
+        sources: Their names.
+        parts: What they hold.
+
+    Returns:
+        All rows.
+
+    Raises:
+        PacaError: If some hold text and others conversations.
+    """
+    if len({part.is_text for part in parts}) > 1:
+        raise PacaError(
+            f"The data {sources!r} mixes conversations with plain text. Say in which proportion with data.weights, "
+            f"such as data.weights={[1] * len(sources)}, or use one recipe for each."
+        )
+    return Documents([row for part in parts for row in part.rows], all(part.continuous for part in parts))
+
+
+def near_files(path: Path) -> str:
+    """Return `; near: 'a.txt'` for files in `path`'s folder whose names are close, or say that the folder is missing.
+
+    Args:
+        path: A file that does not exist.
+
+    Returns:
+        Text to append to an error message.
+    """
+    folder = path.parent
+    if not os.path.isdir(folder):
+        return f"; there is no folder {str(folder)!r} either"
+    near = difflib.get_close_matches(path.name, sorted(entry.name for entry in folder.iterdir()), n=3)
+    return f"; did you mean {' or '.join(repr(str(folder / name)) for name in near)}?" if near else ""
+
+
+def python_reference() -> list[Row]:
+    """Return the Python language reference that ships inside Python, one row per topic, sorted by name."""
+    from pydoc_data.topics import topics
+
+    return [{"text": topics[name]} for name in sorted(topics)]
+
+
+BUILT_INS = {"python-reference": python_reference}
+
+
+def _read_one(name: str, place: Place) -> Documents:
+    if "\0" in name or not name or len(name) > LONGEST_NAME:
+        raise PacaError(f"{shown(name)} is no name of a file or a data set.")
+    path = Path(name if place.folder is None else Path(place.folder) / name).expanduser()
+    built_in = place.folder is None and name in BUILT_INS
+    is_folder = os.path.isdir(path)  # as the next, False rather than an exception for a name that no file can have
+    is_file_or_built_in = built_in or (
+        not is_folder and (os.path.exists(path) or place.folder is not None or _looks_like_file(name))
+    )
+    if is_file_or_built_in and place.subset is not None:
+        raise PacaError(f"data.subset = {place.subset!r} says nothing about {name!r}; only data sets have subsets.")
+    if built_in:
+        return Documents(BUILT_INS[name]())
+    if is_file_or_built_in:
+        return _read_file(path, place.format)
+    if is_folder and _are_mmlu(path):
+        return Documents(convert_rows(_all_csv(path), place.format))
+    return Documents(_load_data_set(str(path) if is_folder else name, place))
+
+
+def _read_file(path: Path, kind: str | None) -> Documents:
+    if not os.path.isfile(path):
+        raise PacaError(f"There is no data file {str(path)!r}{near_files(path)}.")
+    suffix = path.suffix.lower()
+    if suffix in UNSAFE_SUFFIXES:
+        raise PacaError(
+            f"The data file {str(path)!r} is of a kind that can hold pickles, which run code when they are read. "
+            "Write the rows as JSON lines or Parquet."
+        )
+    if suffix in READERS and (kind != "text" or suffix != ".csv"):
+        return Documents(convert_rows(READERS[suffix](path), kind))
+    if kind not in (None, "text"):
+        raise PacaError(f"data.format = {kind!r} can't be read from {str(path)!r}; rename it to {', '.join(READERS)}.")
+    text = read_text(path)
+    return Documents(convert_rows([(str(path), {"text": text})]), continuous=True)
+
+
+def _looks_like_file(name: str) -> bool:
+    """Tell a path from a name on the Hub, which is `name` or `owner/name`."""
+    suffix = Path(name).suffix
+    known = TEXT_SUFFIXES | UNSAFE_SUFFIXES | set(READERS)
+    return suffix in known or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _are_mmlu(folder: Path) -> bool:
+    """Whether a folder holds MMLU's files, which have no header, so that `datasets` would lose a row of each."""
+    files = sorted(folder.glob("*.csv"))
+    if not files:
+        return False
+    try:
+        _, row = next(iter(read_csv(files[0])))
+    except PacaError:
+        return False
+    return isinstance(row, dict) and "subject" in row
+
+
+def _all_csv(folder: Path) -> Placed:
+    for path in sorted(folder.glob("*.csv")):
+        yield from read_csv(path)
+
+
+def _load_data_set(name: str, place: Place) -> list[Row]:
+    import datasets
+
+    try:
+        data_set = datasets.load_dataset(name, place.subset, split=place.split)
+    except Exception as error:  # a damaged file may raise what any of its readers raises
+        raise PacaError(
+            f"The data {name!r} is neither a file nor a built-in ({', '.join(BUILT_INS)}){suggestion(name, BUILT_INS)}"
+            f"{_near_path(name)}, and could not be loaded as a data set: {one_line(error)}"
+        ) from error
+    return convert_rows(_placed(name, data_set), place.format)
+
+
+def _near_path(name: str) -> str:
+    path = Path(name)
+    return near_files(path) if os.path.isdir(path.parent) else ""
+
+
+def _placed(name: str, data_set: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    yield from ((f"The data set {name!r}, row {number}", row) for number, row in enumerate(data_set))

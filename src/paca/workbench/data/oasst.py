@@ -1,0 +1,95 @@
+"""Open Assistant's conversation trees: the best-ranked path from each prompt, as a conversation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from paca.workbench.base.messages import shown, string_problem
+
+ROLES = {"prompter": "user", "assistant": "assistant"}
+Message = Mapping[str, Any]
+
+
+def tree_problem(row: Mapping[str, Any]) -> str | None:
+    """Say why a row is no conversation tree.
+
+    Args:
+        row: With `prompt`, a message with nested `replies`.
+
+    Returns:
+        What is wrong, or None.
+    """
+    waiting = [row["prompt"]]
+    while waiting:
+        message = waiting.pop()
+        problem = message_problem(message)
+        if problem is not None:
+            return problem
+        replies = message.get("replies") or []
+        if not isinstance(replies, list):
+            return f"'replies' must be a list of messages, got {shown(replies)}"
+        waiting += replies
+    return None
+
+
+def message_problem(message: Any) -> str | None:
+    """Say why a value is no message of a tree.
+
+    Args:
+        message: With `text`, `role` and, if reviewers ranked it among its siblings, `rank`.
+
+    Returns:
+        What is wrong, or None.
+    """
+    if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+        return f"a message must have the 'role' {' or '.join(map(repr, ROLES))}, got {shown(message)}"
+    if not isinstance(message.get("rank"), (int, float, type(None))):
+        return f"'rank' must be a number, got {shown(message['rank'])}"
+    return string_problem("text", message.get("text"))
+
+
+def best_path(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Follow the best-ranked reply from a tree's prompt to the last answer of the assistant.
+
+    Args:
+        row: A tree without problems. Replies without a rank come last, ties in the order of the file; deleted and
+            synthetic messages are passed over.
+
+    Returns:
+        `messages`, or None where there is no such answer.
+    """
+    message, path = row["prompt"], []
+    while message is not None and _is_kept(message):
+        path.append({"role": ROLES[message["role"]], "content": message["text"]})
+        replies = [reply for reply in message.get("replies") or [] if _is_kept(reply)]
+        message = min(replies, key=_rank, default=None)
+    while path and path[-1]["role"] != "assistant":
+        path.pop()
+    return {"messages": path} if path and path[0]["role"] == "user" else None
+
+
+def gather_trees(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Put messages that are listed one by one, as the data set on the Hub lists them, into trees.
+
+    Args:
+        messages: Each with `message_id` and `parent_id`, which is null for a prompt.
+
+    Returns:
+        Trees, in the order of their prompts.
+    """
+    nodes = {message["message_id"]: {**message, "replies": []} for message in messages}
+    trees = []
+    for node in nodes.values():
+        if node["parent_id"] is None:
+            trees.append({"prompt": node})
+        elif node["parent_id"] in nodes:  # else the parent was left out, and its replies with it
+            nodes[node["parent_id"]]["replies"].append(node)
+    return trees
+
+
+def _is_kept(message: Message) -> bool:
+    return not message.get("deleted") and not message.get("synthetic")
+
+
+def _rank(message: Message) -> float:
+    rank = message.get("rank")
+    return float("inf") if rank is None else rank

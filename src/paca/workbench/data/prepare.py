@@ -1,0 +1,256 @@
+"""From a recipe's documents to the training and held-out sequences that TRL's `SFTTrainer` takes as they are."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from paca.errors import PacaError
+from paca.workbench.data.conversations import encode_completion, encode_conversation, training_template
+from paca.workbench.data.documents import Documents, Place, joined, read_sources
+from paca.workbench.data.formats import Row
+from paca.workbench.recipe.recipe import DataSection
+
+Item = TypeVar("Item")
+Sequences = list[dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class RawData:
+    """A recipe's documents, before a tokenizer is there.
+
+    Args:
+        train: What `data.train` names: one part, or one for each of `data.weights`.
+        held_out: What `data.eval` names, if it names something.
+    """
+
+    train: list[Documents]
+    held_out: Documents | None
+
+
+@dataclass
+class Counted:
+    """What encoding did to the rows that are trained on.
+
+    Args:
+        lengths: Tokens of each row before it was cut; of a block where text is cut into blocks.
+        cut: How many rows were longer than a sequence may be.
+        dropped: How many of these had nothing left that carries loss.
+    """
+
+    lengths: list[int] = field(default_factory=list)
+    cut: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on and what it is evaluated on.
+
+    Args:
+        train: A `datasets.Dataset` with `input_ids` and `labels`.
+        held_out: Another, of the sequences that are evaluated.
+        held_out_total: How many held-out sequences there are in all.
+        counted: What became of the rows of `train`, before any mixing or packing.
+    """
+
+    train: Any
+    held_out: Any
+    held_out_total: int
+    counted: Counted
+
+
+def read_data(section: DataSection) -> RawData:
+    """Read all documents of a recipe, so that a mistake in them shows before a model is loaded.
+
+    Args:
+        section: The recipe's data section.
+
+    Returns:
+        The documents.
+
+    Raises:
+        PacaError: If something is missing or cannot be parsed, or if training and held-out data differ in kind.
+    """
+    names = _listed(section.train)
+    parts = read_sources(names, Place(section.path, section.subset, section.train_split, section.format))
+    train = parts if section.weights else [joined(names, parts)]
+    if section.eval is None:
+        return RawData(train, None)
+    names = _listed(section.eval)
+    place = Place(section.path, section.subset, section.eval_split, section.format)
+    held_out = joined(names, read_sources(names, place))
+    if held_out.is_text not in {part.is_text for part in train}:
+        kinds = {False: "conversations", True: "plain text"}
+        raise PacaError(
+            f"data.train holds {kinds[train[0].is_text]} and data.eval {kinds[held_out.is_text]}; use the same kind."
+        )
+    return RawData(train, held_out)
+
+
+def _listed(source: str | list[str]) -> list[str]:
+    return [source] if isinstance(source, str) else source
+
+
+def prepare_data(
+    raw: RawData, section: DataSection, tokenizer: Any, length: int | None, seed: int = 42
+) -> TrainingData:
+    """Split, tokenize, cut and mix.
+
+    Args:
+        raw: The documents.
+        section: The recipe's data section.
+        tokenizer: The model's tokenizer.
+        length: Tokens per sequence, `training.max_length`.
+        seed: Of the order in which sources are mixed by `data.weights`.
+
+    Returns:
+        Training and held-out sequences. Text is cut into blocks of `length`; all other rows keep their bounds.
+
+    Raises:
+        PacaError: If nothing is left to train on or to hold out.
+    """
+    from datasets import Dataset
+
+    counted = Counted()
+    split = [_split(part, section, tokenizer, length, counted) for part in raw.train]
+    train = [kept for kept, _ in split]
+    held_out = [sequence for _, out in split for sequence in out]
+    if raw.held_out is not None:
+        held_out = encode(raw.held_out.is_text, raw.held_out.rows, tokenizer, length)
+    _check_not_empty(train, held_out, raw, section)
+    evaluated = spread(held_out, section.eval_limit)
+    return TrainingData(_mixed(train, section.weights, seed), Dataset.from_list(evaluated), len(held_out), counted)
+
+
+def _split(
+    part: Documents, section: DataSection, tokenizer: Any, length: int | None, counted: Counted
+) -> tuple[Sequences, Sequences]:
+    """One source's sequences: those that are trained on, and those that are held out of it."""
+    if section.eval is not None:
+        return encode(part.is_text, part.rows, tokenizer, length, counted), []
+    if part.continuous:
+        return hold_out(encode(True, part.rows, tokenizer, length, counted), section.holdout_every)
+    kept, held_out = hold_out(part.rows, section.holdout_every)
+    return encode(part.is_text, kept, tokenizer, length, counted), encode(part.is_text, held_out, tokenizer, length)
+
+
+def _mixed(parts: list[Sequences], weights: list[float] | None, seed: int) -> Any:
+    """One data set, of which each part is about its weight's share. A part that is used up begins again."""
+    from datasets import Dataset, interleave_datasets
+
+    data_sets = [Dataset.from_list(part) for part in parts]
+    if weights is None:
+        return data_sets[0]
+    total = sum(weights)
+    return interleave_datasets(
+        data_sets, probabilities=[weight / total for weight in weights], seed=seed, stopping_strategy="all_exhausted"
+    )
+
+
+def hold_out(items: Sequence[Item], every: int | None) -> tuple[list[Item], list[Item]]:
+    """Split off the first of each `every` items.
+
+    Args:
+        items: What to split.
+        every: 10 holds out the 1st, 11th, 21st; None holds out nothing.
+
+    Returns:
+        What is kept, and what is held out.
+    """
+    held = [every is not None and index % every == 0 for index in range(len(items))]
+    kept = [item for item, out in zip(items, held, strict=True) if not out]
+    return kept, [item for item, out in zip(items, held, strict=True) if out]
+
+
+def spread(items: Sequence[Item], most: int | None) -> list[Item]:
+    """Choose at most `most` items at even distances.
+
+    Args:
+        items: What to choose from.
+        most: How many; None for all.
+
+    Returns:
+        The chosen items, in order.
+    """
+    if most is None or len(items) <= most:
+        return list(items)
+    return [items[index * len(items) // most] for index in range(most)]
+
+
+def encode(
+    is_text: bool, rows: Iterable[Row], tokenizer: Any, length: int | None, counted: Counted | None = None
+) -> Sequences:
+    """Tokenize rows and cut them.
+
+    Args:
+        is_text: Whether the rows are plain text, which is cut into blocks; other rows keep their bounds.
+        rows: Of one kind.
+        tokenizer: The model's tokenizer.
+        length: Tokens per sequence.
+        counted: Told what became of the rows.
+
+    Returns:
+        `input_ids` and `labels` of each sequence in which something carries loss.
+    """
+    counted = Counted() if counted is None else counted
+    if is_text:
+        blocks = _text_blocks([row["text"] for row in rows], tokenizer, length)
+        counted.lengths += [len(block["input_ids"]) for block in blocks]
+        return blocks
+    encoded = encode_rows(rows, tokenizer)
+    cut = [{key: ids[:length] for key, ids in sequence.items()} for sequence in encoded]
+    kept = [sequence for sequence in cut if any(label >= 0 for label in sequence["labels"][1:])]
+    counted.lengths += [len(sequence["input_ids"]) for sequence in encoded]
+    counted.cut += sum(length is not None and len(sequence["input_ids"]) > length for sequence in encoded)
+    counted.dropped += len(cut) - len(kept)
+    return kept
+
+
+def encode_rows(rows: Iterable[Row], tokenizer: Any) -> Sequences:
+    """Tokenize conversations, and prompts with completions, at their full length.
+
+    Args:
+        rows: Each with `messages`, or with `prompt` and `completion`.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        `input_ids` and `labels` of each.
+    """
+    sequences, template = [], None
+    for number, row in enumerate(rows):
+        if "messages" not in row:
+            sequences.append(encode_completion(tokenizer, row["prompt"], row["completion"]))
+            continue
+        template = template or (training_template(tokenizer),)
+        try:
+            sequences.append(encode_conversation(tokenizer, row["messages"], template[0]))
+        except PacaError as error:
+            raise PacaError(f"Conversation {number + 1} of the data: {error}") from error
+    return sequences
+
+
+def _text_blocks(texts: list[str], tokenizer: Any, length: int | None) -> Sequences:
+    """Write the texts one after another, an end mark behind each, and cut that into blocks."""
+    if not texts:
+        return []
+    encoded = tokenizer(texts)["input_ids"]
+    end = tokenizer.eos_token_id
+    ids = [token for sequence in encoded for token in (*sequence, *([] if end is None else [end]))]
+    size = length or len(ids)
+    blocks = [ids[start : start + size] for start in range(0, len(ids), size)]
+    # A block of one token predicts nothing.
+    return [{"input_ids": block, "labels": block} for block in blocks if len(block) > 1]
+
+
+def _check_not_empty(train: list[Sequences], held_out: Sequences, raw: RawData, section: DataSection) -> None:
+    if all(train) and held_out:
+        return
+    if section.eval is not None:
+        key, value = ("data.eval", section.eval) if all(train) else ("data.train", section.train)
+        raise PacaError(f"{key} = {value!r} has nothing that carries loss within training.max_length tokens.")
+    blocks = raw.train[0].continuous
+    count = sum(map(len, train)) + len(held_out) if blocks else min(len(part.rows) for part in raw.train)
+    raise PacaError(
+        f"data.train = {section.train!r} has {count} {'blocks' if blocks else 'rows'}, too few to hold some out and "
+        "train on the rest; take more data, a smaller training.max_length, or name held-out data with data.eval."
+    )

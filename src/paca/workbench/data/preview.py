@@ -1,0 +1,98 @@
+"""Shows training data as the model sees it: the first sequences with what carries loss marked, and their lengths."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from paca.workbench.data.conversations import IGNORED
+from paca.workbench.data.loss_facts import count_loss, end_marks
+from paca.workbench.data.prepare import TrainingData
+
+LEARNED = "bold green"
+BRACKETS = "⟦", "⟧"  # where there is no colour
+WIDTH = 40
+
+
+def pieces(sequence: Mapping[str, Sequence[int]], tokenizer: Any) -> Iterator[tuple[str, bool]]:
+    """Cut a sequence where what carries loss begins or ends.
+
+    Args:
+        sequence: With `input_ids` and `labels`.
+        tokenizer: Turns the ids into text again.
+
+    Yields:
+        tuple[str, bool]: Text, and whether it is learned.
+    """
+    learned = [label != IGNORED for label in sequence["labels"]]
+    if learned:
+        learned[0] = False  # nothing predicts the first token
+    for marked, run in groupby(zip(sequence["input_ids"], learned, strict=True), key=lambda pair: pair[1]):
+        yield tokenizer.decode([token for token, _ in run]), marked
+
+
+def render(sequence: Mapping[str, Sequence[int]], tokenizer: Any, colour: bool) -> Any:
+    """Write a sequence for the terminal.
+
+    Args:
+        sequence: With `input_ids` and `labels`.
+        tokenizer: Turns the ids into text again.
+        colour: Whether colours can be seen; brackets mark what is learned otherwise.
+
+    Returns:
+        A `rich.text.Text`.
+    """
+    from rich.text import Text
+
+    text = Text()
+    for piece, learned in pieces(sequence, tokenizer):
+        opening, closing = BRACKETS if learned and not colour else ("", "")
+        text.append(f"{opening}{piece}{closing}", style=LEARNED if learned else "dim")
+    return text
+
+
+def histogram(lengths: Sequence[int], limit: int | None, bins: int = 10) -> list[str]:
+    """Draw how long rows are.
+
+    Args:
+        lengths: Tokens of each row before it was cut.
+        limit: `training.max_length`.
+        bins: The most lines.
+
+    Returns:
+        One line for each range of lengths; a mark behind those in which rows are cut.
+    """
+    longest = max(lengths)
+    width = max(-(-longest // bins), 1)
+    counts = [0] * (-(-longest // width) or 1)
+    for length in lengths:
+        counts[max(length - 1, 0) // width] += 1
+    most, digits = max(counts), len(f"{longest:,}")
+    lines = []
+    for index, count in enumerate(counts):
+        low, high = index * width + 1, min((index + 1) * width, longest)
+        bar = "█" * round(WIDTH * count / most) or ("▏" if count else "")
+        cut = "  cut" if limit is not None and high > limit and count else ""
+        lines.append(f"{low:>{digits},}–{high:<{digits},} {bar:<{WIDTH}} {count:,}{cut}")
+    return lines
+
+
+def summary(data: TrainingData, tokenizer: Any, limit: int | None) -> list[str]:
+    """Sum up what is trained on.
+
+    Args:
+        data: What a recipe's data was encoded to.
+        tokenizer: The model's tokenizer.
+        limit: `training.max_length`.
+
+    Returns:
+        Two lines.
+    """
+    facts = count_loss(data.train, end_marks(tokenizer))
+    counted = data.counted
+    share = counted.cut / max(len(counted.lengths), 1)
+    return [
+        f"{facts.sequences:,} training sequences with {facts.tokens:,} tokens, of which {facts.learned:,} "
+        f"({facts.learned / max(facts.tokens, 1):.1%}) carry loss; {data.held_out_total:,} held-out sequences",
+        f"cut at {limit} tokens: {counted.cut:,} of {len(counted.lengths):,} rows ({share:.1%}); with nothing left to "
+        f"learn, and left out: {counted.dropped:,}; with an end mark that is learned: {facts.ending:,}",
+    ]

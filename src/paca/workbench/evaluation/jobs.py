@@ -1,0 +1,168 @@
+"""The evaluations that there are: each checks its own data before any model is loaded, and says how it is run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.data.documents import Place, joined, read_sources
+from paca.workbench.evaluation import mmlu, task_files
+from paca.workbench.evaluation.harness import Scoring, index_tasks, score
+from paca.workbench.evaluation.journal import Journal
+from paca.workbench.evaluation.mt_bench.answers import answer_all
+from paca.workbench.evaluation.mt_bench.judge import cases, judge_all, scores
+from paca.workbench.evaluation.mt_bench.questions import PROMPTS, read_prompts, read_questions
+from paca.workbench.evaluation.perplexity import measure_perplexity
+from paca.workbench.evaluation.request import Request
+from paca.workbench.evaluation.subject import Subject, file_digest, slug
+from paca.workbench.evaluation.tables import answers_table, harness_table, perplexity_table, scores_table
+
+MMLU_SHOTS = 5  # as the paper scores it
+TASK_FILES = "tasks"
+ANSWERS = "answers.jsonl"
+VERDICTS = "verdicts.jsonl"
+
+Lines = Callable[[Mapping[str, Any]], list[str]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation that was asked for and can be done.
+
+    Args:
+        name: What it is called in the output.
+        folder: Its own folder, below that of all results.
+        settings: All that its result depends on besides the model, as JSON holds it.
+        measure: Measures a model, keeping in that folder what it has so far.
+        lines: Shows the result.
+    """
+
+    name: str
+    folder: str
+    settings: Mapping[str, Any]
+    measure: Callable[[Subject, Path], dict[str, Any]]
+    lines: Lines
+
+
+def prepare(request: Request) -> list[Job]:
+    """Make the evaluations that are asked for ready.
+
+    Args:
+        request: What is asked for.
+
+    Returns:
+        In their order, each once; MT-Bench makes two.
+
+    Raises:
+        PacaError: If one is unknown, or its data are missing or not whole.
+    """
+    names = list(dict.fromkeys(request.tasks))
+    others = [name for name in names if name not in OWN]
+    manager = _others(others, request) if others else None
+    jobs: list[Job] = []
+    for name in names:
+        jobs += OWN[name](request) if name in OWN else [_harness_job(name, manager, request)]
+    return jobs
+
+
+def _others(names: list[str], request: Request) -> Any:
+    if request.include is not None:
+        task_files.check_folder(Path(request.include), request.trust)
+    return index_tasks(names, request.include)
+
+
+def _scoring(request: Request, shots: int | None) -> Scoring:
+    return Scoring(shots, request.limit, request.batch_size, request.chat_template)
+
+
+def _harness_job(name: str, manager: Any, request: Request) -> Job:
+    scoring = _scoring(request, request.shots)
+    settings = {
+        "task": name,
+        "task_files": task_files.digest(Path(request.include)) if request.include else None,
+        **_spelled(scoring),
+    }
+
+    def measure(subject: Subject, folder: Path) -> dict[str, Any]:
+        return score(subject, name, manager, scoring, folder)
+
+    return Job(name, slug(name), settings, measure, harness_table)
+
+
+def _spelled(scoring: Scoring) -> dict[str, Any]:
+    return {"shots": scoring.shots, "limit": scoring.limit, "chat_template": scoring.chat_template}
+
+
+def _mmlu_jobs(request: Request) -> list[Job]:
+    if request.mmlu is None:
+        return [_harness_job("mmlu", index_tasks(["mmlu"]), request)]
+    place = request.mmlu
+    subjects = mmlu.read_subjects(place)
+    scoring = _scoring(request, MMLU_SHOTS if request.shots is None else request.shots)
+    mmlu.check_subjects(subjects, scoring.shots or 0, place)
+
+    def measure(subject: Subject, folder: Path) -> dict[str, Any]:
+        mmlu.write_task_files(folder / TASK_FILES, place, subjects)
+        manager = index_tasks(["mmlu"], str(folder / TASK_FILES))
+        return score(subject, "mmlu", manager, scoring, folder)
+
+    return [Job("mmlu", "mmlu", {"questions": mmlu.digest(subjects), **_spelled(scoring)}, measure, harness_table)]
+
+
+def _perplexity_jobs(request: Request) -> list[Job]:
+    if not request.texts:
+        raise PacaError(
+            "perplexity is measured on a text: add --text FILE (a text, JSONL, or a recipe's data source)."
+        )
+    documents = joined(request.texts, read_sources(request.texts, Place()))
+    settings = {
+        "texts": [file_digest(Path(name)) if Path(name).is_file() else name for name in request.texts],
+        "length": request.length,
+        "batch_size": request.batch_size,
+    }
+
+    def measure(subject: Subject, folder: Path) -> dict[str, Any]:
+        return measure_perplexity(subject, documents, request.length, request.batch_size, folder)
+
+    return [Job("perplexity", "perplexity", settings, measure, perplexity_table)]
+
+
+def _mt_bench_jobs(request: Request) -> list[Job]:
+    if request.mt_bench is None:
+        raise PacaError("mt-bench needs its questions: add --mt-bench DIR, the folder with question.jsonl.")
+    folder = Path(request.mt_bench).expanduser()
+    questions = read_questions(folder, request.limit)
+    asked = [[question.id, question.category, *question.turns] for question in questions]
+    settings = {"questions": asked, "max_new_tokens": request.max_new_tokens, "seed": request.seed}
+
+    def answer(subject: Subject, at: Path) -> dict[str, Any]:
+        return answer_all(subject, questions, Journal(at / ANSWERS), request.max_new_tokens, request.seed)
+
+    jobs = [Job("mt-bench answers", "mt-bench", settings, answer, answers_table)]
+    endpoint = request.judge
+    if endpoint is None:
+        return jobs
+    prompts = read_prompts(Path(request.judge_prompts).expanduser() if request.judge_prompts else folder / PROMPTS)
+
+    def judge(_: Subject, at: Path) -> dict[str, Any]:
+        answered = Journal(at.parent / ANSWERS)
+        answers = {question.id: answered[str(question.id)] for question in questions}
+        verdicts = Journal(at / VERDICTS)
+        judge_all(endpoint, list(cases(questions, answers, prompts)), verdicts, request.parallel)
+        return scores(questions, verdicts)
+
+    settings = {
+        "judge": endpoint.model,
+        "max_tokens": endpoint.max_tokens,
+        "prompts": {name: [prompt.system, prompt.template] for name, prompt in prompts.items()},
+        "references": [question.reference for question in questions],
+    }
+    return [*jobs, Job("mt-bench", f"mt-bench/judge-{slug(endpoint.model)}", settings, judge, scores_table)]
+
+
+OWN: dict[str, Callable[[Request], list[Job]]] = {
+    "mmlu": _mmlu_jobs,
+    "perplexity": _perplexity_jobs,
+    "mt-bench": _mt_bench_jobs,
+}

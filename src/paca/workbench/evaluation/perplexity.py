@@ -1,0 +1,85 @@
+"""Loss and perplexity on texts or conversations, as `paca finetune` measures them on held-out data."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from paca.errors import PacaError
+from paca.workbench.chat import context_length
+from paca.workbench.data.conversations import IGNORED
+from paca.workbench.data.documents import Documents
+from paca.workbench.data.prepare import encode
+from paca.workbench.evaluation.journal import Journal
+from paca.workbench.evaluation.subject import Subject
+from paca.workbench.training.held_out import HeldOut
+
+SUMS = "sums.jsonl"
+
+
+def measure_perplexity(
+    subject: Subject, documents: Documents, length: int, batch_size: int, folder: Path
+) -> dict[str, Any]:
+    """Measure a model on documents.
+
+    Args:
+        subject: The model.
+        documents: Text, cut into blocks; or conversations, in which the assistant's turns carry loss.
+        length: Tokens per block; longer conversations are cut.
+        batch_size: Sequences per forward pass.
+        folder: Where sums are kept as they come.
+
+    Returns:
+        `loss`, `perplexity`, `tokens` and `sequences`.
+
+    Raises:
+        PacaError: If the model can't read so many tokens, or nothing carries loss.
+    """
+    if length > context_length(subject.model):
+        raise PacaError(f"--length {length}: the model reads {context_length(subject.model)} tokens at most.")
+    sequences = encode(documents.is_text, documents.rows, subject.tokenizer, length)
+    if not sequences:
+        raise PacaError(f"Nothing in the texts carries loss within {length} tokens.")
+    journal = Journal(folder / SUMS)
+    starts = range(0, len(sequences), batch_size)
+    for start in tqdm(starts, desc="measuring", initial=len(journal)):
+        if str(start) not in journal:
+            journal.add(str(start), summed_loss(subject.model, sequences[start : start + batch_size]))
+    sums = [journal[str(start)] for start in starts]
+    tokens = sum(count for _, count in sums)
+    measured = HeldOut(sum(loss for loss, _ in sums) / tokens, tokens)
+    return {
+        "loss": measured.loss,
+        "perplexity": measured.perplexity,
+        "tokens": measured.tokens,
+        "sequences": len(sequences),
+    }
+
+
+@torch.no_grad()
+def summed_loss(model: Any, sequences: Sequence[dict[str, list[int]]]) -> tuple[float, int]:
+    """Sum the loss over the tokens that carry it.
+
+    Args:
+        model: Any causal language model.
+        sequences: `input_ids` and `labels` of each.
+
+    Returns:
+        Nats, and the number of tokens.
+    """
+    longest = max(len(sequence["input_ids"]) for sequence in sequences)
+    ids = torch.tensor(list(_padded(sequences, "input_ids", 0, longest)), device=model.device)
+    labels = torch.tensor(list(_padded(sequences, "labels", IGNORED, longest)), device=model.device)
+    mask = torch.tensor([[1] * len(s["input_ids"]) + [0] * (longest - len(s["input_ids"])) for s in sequences])
+    logits = model(input_ids=ids, attention_mask=mask.to(ids.device), use_cache=False).logits[:, :-1]
+    targets = labels[:, 1:].reshape(-1)
+    loss = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]).float(), targets, ignore_index=IGNORED, reduction="sum"
+    )
+    return float(loss), int((targets != IGNORED).sum())
+
+
+def _padded(sequences: Sequence[dict[str, list[int]]], key: str, filler: int, length: int) -> Iterator[list[int]]:
+    return (sequence[key] + [filler] * (length - len(sequence[key])) for sequence in sequences)

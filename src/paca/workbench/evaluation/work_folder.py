@@ -1,0 +1,76 @@
+"""The folder of one evaluation: with which settings it was begun, and what came of it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.base.files import discard, write_json
+from paca.workbench.recipe.recipe import describe_difference
+
+SETTINGS = "settings.json"  # written first
+RESULT = "result.json"  # written last, whole
+
+
+def open_work(folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> dict[str, Any] | None:
+    """Make a folder ready for an evaluation, which goes on if it was begun there with the same settings.
+
+    Args:
+        folder: The evaluation's own folder.
+        settings: All that the result depends on, as JSON holds it.
+        overwrite: Delete what an earlier evaluation left there.
+
+    Returns:
+        The result, if the evaluation is finished.
+
+    Raises:
+        PacaError: If the folder holds an evaluation with other settings, or something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise PacaError(f"The output {str(folder)!r} is a file; name a folder with --output DIR.")
+    begun = (folder / SETTINGS).is_file()
+    strangers = [] if begun or not folder.exists() else [p for p in folder.iterdir() if not p.name.startswith(".")]
+    if strangers:
+        raise PacaError(
+            f"The folder {str(folder)!r} holds files that no evaluation wrote ({strangers[0].name}, …); name another "
+            "with --output DIR."
+        )
+    if begun and not overwrite:
+        return _go_on(folder, settings)
+    if begun:
+        discard(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS, settings)
+    return None
+
+
+def finish(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write what came of an evaluation.
+
+    Args:
+        folder: The evaluation's own folder.
+        result: As JSON holds it.
+    """
+    write_json(folder / RESULT, result)
+
+
+def _go_on(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    begun_with = _read(folder / SETTINGS)
+    differences = describe_difference(begun_with, json.loads(json.dumps(settings)))
+    if differences:
+        raise PacaError(
+            f"The evaluation in {str(folder)!r} was begun with other settings: {'; '.join(differences)}. Add "
+            "--overwrite to start again, or name another folder with --output DIR."
+        )
+    return _read(folder / RESULT) if (folder / RESULT).is_file() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        content = error
+    if not isinstance(content, dict):
+        raise PacaError(f"{path} is not what an evaluation wrote; add --overwrite to start again.")
+    return content

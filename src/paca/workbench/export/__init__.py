@@ -1,0 +1,1 @@
+"""Exports that are loaded again and compared before they are handed over."""

@@ -1,0 +1,195 @@
+"""Writes an adapter in another format, loads that again, and compares; what differs is never left behind."""
+
+import gc
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.tuner.export.lora import write_lora
+from paca.tuner.export.merged import shard_bytes, write_merged
+from paca.tuner.export.peft_format import write_peft
+from paca.workbench.base.files import discard, write_folder
+from paca.workbench.export.certificate import Check, Reference, facts, facts_checks, logits_check, refer, tensor_check
+from paca.workbench.models.load import forget_gguf
+from paca.workbench.training.adapted import Source, find_adapter, load_adapted, put_on
+from paca.workbench.training.report import versions
+
+CERTIFICATE = "certificate.json"
+
+
+@dataclass
+class Job:
+    """One export on its way.
+
+    Args:
+        model: The adapted model; gone once it has been written as a merged one.
+        tokenizer: Its tokenizer.
+        reference: What was noted of it.
+        max_shard_size: Of a merged model's files.
+    """
+
+    model: Any
+    tokenizer: Any
+    reference: Reference
+    max_shard_size: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format that an adapter can be written in.
+
+    Args:
+        name: What follows `--to`.
+        description: One line.
+        write: Writes the artefact into an empty folder.
+        check: Loads it from there and compares.
+    """
+
+    name: str
+    description: str
+    write: Callable[[Job, Path], None]
+    check: Callable[[Job, Path], list[Check]]
+
+
+def export(
+    adapter: str,
+    to: str,
+    folder: str | None = None,
+    dtype: str | None = None,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write an adapter in another format, verified.
+
+    Args:
+        adapter: A run's output folder, or an adapter's.
+        to: A name in `TARGETS`.
+        folder: Where it goes; beside the adapter, under the format's name, when omitted.
+        dtype: The precision to hold the base model in; that of the run when omitted.
+        max_shard_size: Of a merged model's files: `5GB`, `200MB`.
+        overwrite: Replace an earlier export.
+
+    Returns:
+        What the certificate holds, and where the artefact is, as `folder`.
+
+    Raises:
+        PacaError: If the adapter can't be written so, or the artefact does not agree with the adapted model.
+    """
+    _check_shard_size(max_shard_size)
+    source = find_adapter(adapter)
+    place = Path(folder) if folder else _beside(source, to)
+    _check_free(place, overwrite)
+    model, tokenizer = load_adapted(source, dtype)
+    forget_gguf(model.get_base_model())
+    job = Job(model, tokenizer, refer(model, tokenizer), max_shard_size)
+    del model
+    certificate: dict[str, Any] = {}
+
+    def write(temporary: Path) -> None:
+        try:
+            TARGETS[to].write(job, temporary)
+            certificate.update(_certified(job, TARGETS[to], source, temporary))
+        except BaseException:
+            discard(temporary)
+            raise
+
+    write_folder(place, write)
+    return {**certificate, "folder": str(place)}
+
+
+def _beside(source: Source, to: str) -> Path:
+    adapter = source.adapter
+    return (adapter if adapter else Path()).resolve().parent / to
+
+
+def _check_shard_size(size: str) -> None:
+    try:
+        good = shard_bytes(size) > 0
+    except (ValueError, OverflowError):
+        good = False
+    if not good:
+        raise PacaError(f"--max-shard-size {size!r}: expected a size such as 5GB or 200MB, or a number of bytes.")
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise PacaError(f"The output {str(folder)!r} is a file; name a folder with --output DIR.")
+    ours = (folder / CERTIFICATE).is_file()
+    if any(folder.iterdir()) and not (ours and overwrite):
+        how = "add --overwrite to replace it, or " if ours else ""
+        what = "an earlier export" if ours else "files that no export wrote"
+        raise PacaError(f"The output folder {str(folder)!r} holds {what}; {how}name another with --output DIR.")
+
+
+def _certified(job: Job, target: Target, source: Source, folder: Path) -> dict[str, Any]:
+    checks = target.check(job, folder)
+    failed = [check for check in checks if not check.passed]
+    if failed:
+        listed = "\n".join(f"  - {check.name}: {check.found}, expected {check.expected}" for check in failed)
+        raise PacaError(
+            f"The export as {target.name!r} does not agree with the adapted model, so nothing was left:\n{listed}"
+        )
+    certificate = {
+        "format": target.name,
+        "adapter": str(source.adapter),
+        "base_model": source.base,
+        "dtype": str(job.reference.dtype).removeprefix("torch."),
+        "prompts": len(job.reference.inputs),
+        "effect_of_the_adapter": job.reference.effect,
+        "checks": [asdict(check) for check in checks],
+        "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+        "versions": versions(),
+    }
+    (folder / CERTIFICATE).write_text(json.dumps(certificate, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return certificate
+
+
+def _write_merged(job: Job, folder: Path) -> None:
+    write_merged(job.model, folder, job.max_shard_size, job.reference.note)
+    job.model = None
+    gc.collect()
+    job.tokenizer.save_pretrained(folder)
+
+
+def _check_merged(job: Job, folder: Path) -> list[Check]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return [
+        logits_check(model, job.reference),
+        tensor_check(model.state_dict(), job.reference.digests),
+        *facts_checks(facts(model, tokenizer), job.reference.facts),
+    ]
+
+
+def _check_adapter(job: Job, folder: Path) -> list[Check]:
+    """Put the written adapter on the base model that the original one has given back, bit for bit."""
+    base, job.model = job.model.unload(), None
+    model = put_on(base, folder)
+    return [logits_check(model, job.reference)]
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target("merged", "an ordinary model: sharded safetensors with its tokenizer", _write_merged, _check_merged),
+        Target(
+            "lora",
+            "the LoRA of rank r that it is, for vLLM and any LoRA server (linear layers only)",
+            lambda job, folder: write_lora(job.model, folder),
+            _check_adapter,
+        ),
+        Target(
+            "peft",
+            "PEFT 0.22's own PaCA format (nn.Linear only, one rank)",
+            lambda job, folder: write_peft(job.model, folder),
+            _check_adapter,
+        ),
+    )
+}

@@ -1,0 +1,1 @@
+"""Loads base models and adapters, and generates text with them."""

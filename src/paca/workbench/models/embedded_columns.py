@@ -1,0 +1,33 @@
+"""An embedded model as `column_source`: it comes as a GGUF file, and columns are read from safetensors."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from paca.workbench.models.load import EMBEDDED, load_model, save_merged
+
+
+@contextmanager
+def columns_of_embedded(config: Any) -> Iterator[Any]:
+    """Have a `column_source` that names an embedded model be a checkpoint of it, for as long as an adapter is made.
+
+    Args:
+        config: An adapter's configuration, of any method. Afterwards it bears the model's name again, which is the
+            same on every machine.
+
+    Yields:
+        Any: The configuration.
+    """
+    name = getattr(config, "column_source", None)
+    if name not in EMBEDDED:
+        yield config
+        return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        config.column_source = str(Path(folder) / "plain")
+        try:
+            save_merged(load_model(name, "float32"), config.column_source)
+            yield config
+        finally:
+            config.column_source = name

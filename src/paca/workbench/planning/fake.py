@@ -1,0 +1,62 @@
+"""Gives a model on the meta device fake tensors on the CPU: it then runs as a real one does, and holds no memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paca.tuner.layers.base import PacaLayer
+from paca.tuner.layers.quantized import QuantizedLinear
+
+
+def materialize_fake(model: nn.Module) -> None:
+    """Replace all parameters and buffers by fake ones; to be called under a `FakeTensorMode`.
+
+    `Module.to` cannot do this: it swaps fake tensors in place, which modules that hold references forbid.
+
+    Args:
+        model: With its tensors on the meta device; tied ones stay tied.
+    """
+    made: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = _fake(parameter, made)  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = _fake(buffer, made)
+    for module in model.modules():
+        if isinstance(module, PacaLayer):
+            module._adopt_weight()
+        if isinstance(module, QuantizedLinear):
+            module.columns.dequantize = _dequantizer(module.base_layer.weight)
+
+
+def _dequantizer(weight: Any) -> Callable[[], Tensor]:
+    """PEFT tells a packed weight by its class, which a fake one cannot have."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return lambda: dequantize_4bit(weight.data, weight.quant_state)
+
+
+def _fake(tensor: Tensor, made: dict[int, Tensor]) -> Tensor:
+    if id(tensor) not in made:
+        empty: Any = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+        if isinstance(tensor, nn.Parameter):
+            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+            state = getattr(tensor, "quant_state", None)
+            if state is not None:
+                empty.quant_state = _fake_state(state, made)
+                empty.bnb_quantized = True
+        made[id(tensor)] = empty
+    return made[id(tensor)]
+
+
+def _fake_state(state: Any, made: dict[int, Tensor]) -> Any:
+    for name in ("absmax", "code", "offset"):
+        if isinstance(getattr(state, name, None), Tensor):
+            setattr(state, name, _fake(getattr(state, name), made))
+    if getattr(state, "state2", None) is not None:
+        _fake_state(state.state2, made)
+    return state

@@ -1,0 +1,145 @@
+"""Turns a recipe into the setting that is planned for, and estimates a run before it starts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from paca.errors import PacaError
+from paca.profiling import Peak
+from paca.workbench.methods.placement import anywhere
+from paca.workbench.planning.models import find_config, image_size, is_image_config
+from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.simulate import Planner
+from paca.workbench.recipe.recipe import Recipe
+from paca.workbench.training.run import IMAGES
+
+PACKED = {"paca": "qpaca", "lora": "qlora"}
+
+
+def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> Setting:
+    """Say how a recipe trains.
+
+    Args:
+        recipe: The recipe.
+        config: Its model's configuration.
+        on_gpu: Whether it is to run on a GPU that has bfloat16; else it is the CPU's step that is described.
+
+    Returns:
+        The setting.
+
+    Raises:
+        PacaError: If the recipe has something that is not planned for.
+    """
+    arguments = _arguments(recipe)
+    bf16 = recipe.training.get("bf16", not recipe.training.get("fp16", False)) if on_gpu else arguments.bf16
+    setting = Setting(
+        method=_method(recipe),
+        rank=int(recipe.method.config.get("r", 8)),
+        batch=arguments.per_device_train_batch_size,
+        dtype=_dtype(recipe.model.dtype, config),
+        autocast=bool(bf16),
+        checkpointing=arguments.gradient_checkpointing,
+        attention="fused" if on_gpu else "sdpa",
+        block=512 if on_gpu else 1,
+        optimizer=arguments.optim if isinstance(arguments.optim, str) else arguments.optim.value,
+        targets=_targets(recipe),
+        fields=anywhere(recipe.method.config),
+    )
+    if is_image_config(config):
+        size = recipe.images.size or image_size(config)
+        return replace(setting, pixels=size, batch_norm=recipe.images.batch_norm)
+    return replace(
+        setting,
+        tokens=arguments.max_length,
+        loss="chunked",
+        adapter_dtype=torch.bfloat16 if recipe.model.quantization else None,  # TRL's choice over packed weights
+    )
+
+
+def _arguments(recipe: Recipe) -> Any:
+    if recipe.task == IMAGES:
+        from paca.workbench.vision.arguments import image_training_arguments
+
+        return image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    from paca.workbench.recipe.text_arguments import training_arguments
+
+    return training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+
+
+def _method(recipe: Recipe) -> str:
+    name, quantization = recipe.method.name, recipe.model.quantization
+    dora = name == "lora" and recipe.method.config.get("use_dora")
+    if quantization is None:
+        return "dora" if dora else name
+    if isinstance(quantization, Mapping) or quantization == "int8" or name not in PACKED or dora:
+        raise PacaError(
+            f"model.quantization = {quantization!r} with the method {name!r} is not planned for; planned for are nf4 "
+            f"and fp4 with {' and '.join(PACKED)}."
+        )
+    return PACKED[name]
+
+
+def _targets(recipe: Recipe) -> Any:
+    targets = recipe.method.config.get("target_modules", "all-linear")
+    return targets if isinstance(targets, str) else tuple(targets)
+
+
+def _dtype(name: str, config: Any) -> torch.dtype:
+    if name == "auto":
+        saved = getattr(config, "dtype", None)
+        return saved if isinstance(saved, torch.dtype) else torch.float32
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to need.
+
+    Args:
+        peak: Of a training step.
+        available: Bytes of memory of the device that it would run on.
+    """
+
+    peak: Peak
+    available: int
+
+    def line(self) -> str:
+        """Say it in one line."""
+        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.peak.by_category.items() if size)
+        verdict = "of" if self.peak.total <= self.available else "which is more than the"
+        return (
+            f"estimated peak of a step: {self.peak.total / 2**30:.2f} GiB ({parts}), {verdict} "
+            f"{self.available / 2**30:.1f} GiB that this machine's {_device()} has"
+        )
+
+
+def estimate(recipe: Recipe) -> Estimate:
+    """Estimate what a run of a recipe needs on this machine; takes seconds, and no weights are read.
+
+    Args:
+        recipe: What is to be run.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        PacaError: If the model's configuration is not found, or the recipe has something that is not planned for.
+    """
+    config = find_config(recipe.model.name)
+    setting = recipe_setting(recipe, config, torch.cuda.is_available())
+    return Estimate(Planner(config).step(setting).peak, _memory())
+
+
+def _device() -> str:
+    return "GPU" if torch.cuda.is_available() else "CPU"
+
+
+def _memory() -> int:
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    import psutil
+
+    return int(psutil.virtual_memory().total)

@@ -1,0 +1,113 @@
+"""A plan as tables, and as a picture of what the memory goes into."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from paca.workbench.base.files import write_file
+from paca.workbench.planning.gpus import Gpu
+
+SHORT = {
+    "parameters": "weights",
+    "gradients": "grads",
+    "optimizer": "optim",
+    "activations": "kept",
+    "temporaries": "temp",
+}
+SEARCHED = {"max_seq": "longest", "max_batch": "largest"}
+
+
+def memory_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Show the peak of each method, in GiB.
+
+    Args:
+        title: Above the table.
+        rows: As `make_row` makes them.
+
+    Returns:
+        The table.
+    """
+    table = Table(title=title)
+    table.add_column("method")
+    paged = any(row["paged"] for row in rows)
+    searched = [key for key in SEARCHED if key in rows[0]]
+    heads = ["peak", *SHORT.values(), *(["paged"] if paged else []), *(["fits"] if "fits" in rows[0] else [])]
+    for head in [*heads, *(SEARCHED[key] for key in searched)]:
+        table.add_column(head, justify="right")
+    table.add_column("peak is in")
+    for row in rows:
+        sizes = [row["total"], *(row["by_category"][name] for name in SHORT), *([row["paged"]] if paged else [])]
+        fits = ["yes" if row["fits"] else "no"] if "fits" in row else []
+        found = [f"{row[key]:,}" for key in searched]
+        table.add_row(row["method"], *(f"{size / 2**30:.2f}" for size in sizes), *fits, *found, row["phase"])
+    return table
+
+
+def operations_table(rows: Sequence[Mapping[str, Any]], gpu: Gpu | None) -> Table:
+    """Show the operations of each method's step, in 10¹².
+
+    Args:
+        rows: As `make_row` makes them.
+        gpu: Adds the least time that it could take, if its rate is known.
+
+    Returns:
+        The table.
+    """
+    table = Table(title="operations of a step, TFLOP")
+    table.add_column("method")
+    phases = ["forward", "backward", "recompute", "optimizer", "total", "adapter"]
+    if not any(row["operations"]["recompute"] for row in rows):
+        phases.remove("recompute")
+    bounded = gpu is not None and gpu.half is not None
+    for head in [*phases[:-1], "of it adapter", *(["at least"] if bounded else [])]:
+        table.add_column(head, justify="right")
+    for row in rows:
+        counts = [f"{row['operations'][phase] / 1e12:.4g}" for phase in phases]
+        table.add_row(row["method"], *counts, *([f"{row['seconds_at_least'] * 1e3:,.1f} ms"] if bounded else []))
+    if gpu is not None and bounded:
+        table.caption = f"at least: at the peak rate of {gpu.name}, which no step reaches; a bound, not a forecast"
+    return table
+
+
+def where_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which module runs at the peak of each method.
+
+    Args:
+        rows: As `make_row` makes them.
+
+    Returns:
+        One line per method whose peak is inside a module.
+    """
+    return [f"{row['method']}: peak in {row['phase']} of {row['module']}" for row in rows if row["module"]]
+
+
+def draw(path: Path, title: str, rows: Sequence[Mapping[str, Any]], limit: int | None) -> None:
+    """Draw one stacked bar per method, and the GPU's memory as a line.
+
+    Args:
+        path: Where the PNG goes; replaced at once when it is complete.
+        title: Above the bars.
+        rows: With `method` and `by_category`.
+        limit: The GPU's bytes; None if none was named.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    names = [row["method"] for row in rows]
+    bottoms = [0.0] * len(rows)
+    for category in rows[0]["by_category"]:
+        heights = [row["by_category"][category] / 2**30 for row in rows]
+        axes.bar(names, heights, bottom=bottoms, label=category, width=0.6)
+        bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
+    for place, height in enumerate(bottoms):
+        axes.text(place, height, f"{height:.1f}", ha="center", va="bottom")
+    if limit is not None:
+        axes.axhline(limit / 2**30, color="black", linestyle="--", linewidth=1, label="the GPU's memory")
+    axes.set_ylim(top=1.12 * max([*bottoms, (limit or 0) / 2**30]))
+    axes.set_ylabel("GiB at the peak of a step")
+    axes.set_title(title)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    write_file(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))

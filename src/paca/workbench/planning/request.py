@@ -1,0 +1,129 @@
+"""What `paca plan` was asked for: a model or a recipe, and how it is trained by each of several methods."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paca.errors import PacaError
+from paca.workbench.planning.losses import find_loss
+from paca.workbench.planning.methods import Method, find_method
+from paca.workbench.planning.models import TIMM, default_targets, find_config, image_size, is_image_config
+from paca.workbench.planning.optimizers import find_optimizer
+from paca.workbench.planning.recipes import recipe_setting
+from paca.workbench.planning.setting import Setting
+from paca.workbench.recipe.recipe import find_recipe, read_recipe, shipped_recipes
+
+TEXT_METHODS = ("paca", "lora", "dora", "full")
+CONVOLUTION_METHODS = ("paca", "full")  # PEFT's LoRA refuses grouped convolutions at most ranks
+# Fields of a setting by what is typed for them.
+TYPED = {
+    "seq": "tokens",
+    "batch": "batch",
+    "pixels": "pixels",
+    "rank": "rank",
+    "autocast": "autocast",
+    "checkpointing": "checkpointing",
+    "optimizer": "optimizer",
+    "loss": "loss",
+    "attention": "attention",
+    "ranks": "ranks",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is planned for.
+
+    Args:
+        name: As it was typed.
+        config: The model's configuration.
+        setting: How it is trained unless something else is asked for.
+        methods: By which methods, likewise.
+    """
+
+    name: str
+    config: Any
+    setting: Setting
+    methods: tuple[str, ...]
+
+    def title(self, setting: Setting) -> str:
+        """Name the model and the batch."""
+        if is_image_config(self.config):
+            return f"{self.name}, {setting.batch} × {setting.pixels} × {setting.pixels} pixels"
+        return f"{self.name}, {setting.batch} × {setting.tokens} tokens"
+
+    def warnings(self, setting: Setting) -> list[str]:
+        """Say what is odd about a setting."""
+        positions = getattr(self.config, "max_position_embeddings", None)
+        if positions is None or is_image_config(self.config) or setting.tokens <= positions:
+            return []
+        return [f"{setting.tokens} tokens are more than the model's {positions} positions"]
+
+
+def subject_of(name: str, trust_remote_code: bool = False) -> Subject:
+    """Find what is planned for.
+
+    Args:
+        name: A recipe's file or the name of one that ships, or what `find_config` takes.
+        trust_remote_code: Run the code that a configuration may bring along.
+
+    Returns:
+        It.
+    """
+    if name.endswith((".yaml", ".yml")) or name in shipped_recipes():
+        recipe = read_recipe(find_recipe(name), output_dir="unused")
+        config = find_config(recipe.model.name, trust_remote_code)
+        setting = recipe_setting(recipe, config)
+        return Subject(Path(name).name, config, setting, (setting.method,))
+    config = find_config(name, trust_remote_code)
+    setting = Setting(targets=default_targets(config), block=512)
+    if is_image_config(config):
+        setting = replace(setting, pixels=image_size(config), dtype=torch.float32, autocast=True)
+    return Subject(name, config, setting, CONVOLUTION_METHODS if config.model_type == TIMM else TEXT_METHODS)
+
+
+def settings_of(subject: Subject, typed: Mapping[str, Any]) -> list[Setting]:
+    """Make one setting per method.
+
+    Args:
+        subject: What is planned for.
+        typed: The arguments of the command, None for what was not given.
+
+    Returns:
+        Settings, in the order of the methods.
+    """
+    changes = {field: typed[name] for name, field in TYPED.items() if typed.get(name) is not None}
+    if typed.get("dtype"):
+        changes["dtype"] = getattr(torch, typed["dtype"])
+    setting = replace(subject.setting, **changes)
+    if typed.get("adapter_in_base_dtype"):
+        setting = replace(setting, adapter_dtype=setting.dtype)
+    find_optimizer(setting.optimizer)
+    find_loss(setting.loss)
+    methods = [
+        _shardable(find_method(name), setting.ranks) for name in _names(typed.get("methods")) or subject.methods
+    ]
+    # A recipe's own fields belong to its own method, at its own rank.
+    kept = setting.fields if typed.get("rank") is None else None
+    return [
+        replace(setting, method=method.name, fields=kept if method.name == subject.setting.method else None)
+        for method in methods
+    ]
+
+
+def _shardable(method: Method, ranks: int) -> Method:
+    if ranks > 1 and method.packed:
+        raise PacaError(
+            f"--ranks {ranks} with {method.name!r} is not planned for: how 4-bit layers lie in shards is not "
+            "counted. Plan for one rank, or for a method over plain weights."
+        )
+    return method
+
+
+def _names(methods: list[str] | None) -> tuple[str, ...]:
+    """Methods may be separated by spaces, by commas or by both."""
+    words = [word for part in methods or () for word in part.split(",") if word]
+    return tuple(dict.fromkeys(words))

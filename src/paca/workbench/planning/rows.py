@@ -1,0 +1,106 @@
+"""One row of a plan: what a method takes, whether it fits, and how much would."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+
+from paca.workbench.planning.gpus import Gpu
+from paca.workbench.planning.search import largest_that_fits
+from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.simulate import Planner
+
+SEQUENCE_STEP = 128
+LONGEST, LARGEST = 2**20, 2**14
+
+
+def make_row(
+    planner: Planner,
+    setting: Setting,
+    gpu: Gpu | None,
+    searches: tuple[str, ...] = (),
+    said: Callable[[str], None] = lambda words: None,
+) -> dict[str, Any]:
+    """Plan one method.
+
+    Args:
+        planner: Of the model.
+        setting: How it is trained.
+        gpu: What it is to fit into, if anything.
+        searches: `max_seq`, `max_batch` or both: what to find the largest of.
+        said: Told what is done next, before each simulation.
+
+    Returns:
+        What JSON shows of it.
+    """
+    said(setting.method)
+    step = planner.step(setting)
+    said(f"{setting.method}, operations")
+    operations = planner.operations(setting, step)
+    row: dict[str, Any] = {
+        "method": setting.method,
+        **asdict(step.peak),
+        "paged": step.paged,
+        "trained": step.trained,
+        "operations": {**asdict(operations), "total": operations.total},
+    }
+    if gpu is None:
+        return row
+    row["seconds_at_least"] = gpu.seconds_at_least(operations.total, _multiplied_in(setting))
+    row["fits"] = step.peak.total <= gpu.bytes
+    row["over"] = max(0, step.peak.total - gpu.bytes)
+
+    def excess(**size: Any) -> int:
+        said(f"{setting.method}, " + ", ".join(f"{name} {value:,}" for name, value in size.items()))
+        return planner.step(replace(setting, **size)).peak.total - gpu.bytes
+
+    if "max_seq" in searches:
+        row["max_seq"] = largest_that_fits(lambda tokens: excess(tokens=tokens), SEQUENCE_STEP, LONGEST)
+    if "max_batch" in searches:
+        row["max_batch"] = largest_that_fits(lambda batch: excess(batch=batch), 1, LARGEST)
+    return row
+
+
+def _multiplied_in(setting: Setting) -> torch.dtype:
+    return torch.bfloat16 if setting.autocast else setting.dtype
+
+
+def advice(planner: Planner, setting: Setting, gpu: Gpu) -> str:
+    """Find the smallest change that makes a setting fit; each is simulated, not guessed.
+
+    Args:
+        planner: Of the model.
+        setting: What does not fit.
+        gpu: What it is to fit into.
+
+    Returns:
+        A sentence.
+    """
+    words: list[str] = []
+    peak = planner.step(setting).peak.total
+    for word, change in _changes(setting, planner.images):
+        changed = replace(setting, **change)
+        lower = planner.step(changed).peak.total
+        if lower < peak:
+            setting, peak = changed, lower
+            words.append(word)
+        if peak <= gpu.bytes:
+            return f"It fits with {' '.join(words)}: {peak / 2**30:.2f} GiB."
+    tried = f"with {' '.join(words)}" if words else "with any change that is known"
+    return f"It does not fit {tried} either: {peak / 2**30:.2f} GiB."
+
+
+def _changes(setting: Setting, images: bool) -> list[tuple[str, dict[str, Any]]]:
+    """What to try, from the least to the most; each keeps those before it that were of use."""
+    packed = {"paca": "qpaca", "lora": "qlora"}.get(setting.method)
+    half = setting.tokens // 2
+    changes = (
+        ("--checkpointing", {"checkpointing": True}, not setting.checkpointing),
+        ("--loss chunked", {"loss": "chunked"}, setting.loss == "full" and not images),
+        ("--batch 1", {"batch": 1}, setting.batch > 1),
+        (f"--seq {half}", {"tokens": half}, half > 0 and not images),
+        (f"--methods {packed}", {"method": packed}, packed is not None and not images and setting.fields is None),
+        ("--methods paca", {"method": "paca"}, setting.method == "full"),
+    )
+    return [(word, change) for word, change, wanted in changes if wanted]

@@ -1,0 +1,1 @@
+"""What a run is: one file, checked whole before anything is loaded."""

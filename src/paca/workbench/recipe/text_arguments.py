@@ -1,0 +1,232 @@
+"""What a recipe's `training` and `method` keys become: TRL's `SFTConfig` and a PEFT config.
+
+The libraries are imported inside the functions: they take seconds, which `paca --help` must not cost.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+from paca.workbench.base.messages import one_line, shown
+from paca.workbench.base.schema import listing, suggestion, unknown_keys, wrong_types
+
+# Keys of `SFTConfig` that would turn nothing here, or break resuming, and what to type instead.
+REFUSED_TRAINING_KEYS = {
+    "output_dir": "set the recipe's own output_dir, or pass --output DIR",
+    "seed": "set the recipe's own seed",
+    "resume_from_checkpoint": "pass --resume",
+    "save_only_model": "resuming needs the optimizer's state; use save_total_limit to save space",
+    "model_init_kwargs": "the recipe's model section says what is loaded and how",
+    "assistant_only_loss": "the data decides: chat messages are trained on the assistant's turns only",
+    "completion_only_loss": "the data decides: chat messages are trained on the assistant's turns only",
+    "dataset_text_field": "rename the column to 'text'",
+    "dataset_kwargs": "the recipe's data section says how the data is prepared",
+    "dataset_num_proc": "the data is prepared in one process",
+    "chat_template_path": "the model's own chat template is used",
+    "eos_token": "the tokenizer's own is used",
+    "pad_token": "the tokenizer's own is used",
+    "include_num_input_tokens_seen": "tokens are always counted, for metrics.json",
+}
+# Fields of every PEFT config that say which adapter it is, rather than how it trains.
+REFUSED_METHOD_KEYS = {
+    "peft_type": "set method.name",
+    "task_type": "it is always CAUSAL_LM",
+    "base_model_name_or_path": "set model.name",
+    "inference_mode": "an adapter that is trained is not in inference mode",
+}
+
+
+def training_arguments(training: Mapping[str, Any], output_dir: str, seed: int) -> Any:
+    """Make TRL's config from a recipe's `training` keys.
+
+    Args:
+        training: The keys, which win over the defaults here and in TRL.
+        output_dir: Where checkpoints go.
+        seed: The recipe's seed.
+
+    Returns:
+        An `SFTConfig`.
+    """
+    import torch
+    from trl import SFTConfig
+
+    defaults = {
+        # TRL's default is bfloat16 everywhere, also on CPUs, where it is slower than float32.
+        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not training.get("fp16", False),
+        "report_to": "none",
+        "ddp_broadcast_buffers": False,  # all ranks have the same, which is checked at the start
+        "save_total_limit": 2,
+        "dataloader_pin_memory": torch.cuda.is_available(),  # elsewhere it only warns
+        "include_num_input_tokens_seen": "non_padding",
+    }
+    with warnings.catch_warnings():
+        # `gradient_checkpointing`, which TRL sets by default, has a new name in late 5.x versions of transformers;
+        # the old one works, and is known, in all of them.
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
+        return SFTConfig(**{**defaults, **training, "output_dir": output_dir, "seed": seed})
+
+
+def method_config(name: str, config: Mapping[str, Any]) -> Any:
+    """Make a PEFT config.
+
+    Args:
+        name: A method's name, such as `paca` or `lora`.
+        config: Its fields.
+
+    Returns:
+        An instance of that method's config class.
+    """
+    from peft import TaskType
+
+    return known_methods()[name](**config, task_type=TaskType.CAUSAL_LM)
+
+
+def known_methods() -> dict[str, Any]:
+    """Return the config class of each method that PEFT knows, PaCA and MosLoRA included, by lower-case name."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    from paca.workbench.methods.registry import register_methods
+
+    register_methods()
+    return {str(getattr(kind, "value", kind)).lower(): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+
+
+def training_problems(training: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with a recipe's `training` keys.
+
+    Args:
+        training: The keys and values.
+
+    Returns:
+        One message per problem.
+    """
+    from trl import SFTConfig
+
+    problems = refused_keys("training", training, REFUSED_TRAINING_KEYS)
+    allowed = {spec.name for spec in dataclasses.fields(SFTConfig)} - set(REFUSED_TRAINING_KEYS)
+    kept = {key: value for key, value in training.items() if key not in REFUSED_TRAINING_KEYS}
+    problems += unknown_keys("training", kept, allowed)
+    problems += wrong_types("training", kept, get_type_hints(SFTConfig))
+    problems += count_problems(kept) + logger_problems(kept.get("report_to"))
+    if not problems:
+        problems += construction_problems("training", lambda: training_arguments(training, "unused", 0))
+    return problems
+
+
+# Trainer divides by them, or cuts text into blocks of so many tokens.
+_AT_LEAST = {
+    "max_length": 2,
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+}
+
+
+def count_problems(training: Mapping[str, Any]) -> list[str]:
+    """Say which counts are too small to mean anything.
+
+    Args:
+        training: The recipe's `training` keys.
+
+    Returns:
+        One message per problem.
+    """
+    given = ((key, least, training.get(key)) for key, least in _AT_LEAST.items())
+    return [
+        f"training.{key} = {value}: expected at least {least}"
+        for key, least, value in given
+        if isinstance(value, (int, float)) and value < least
+    ]
+
+
+def logger_problems(report_to: Any) -> list[str]:
+    """Say which services a run can't be reported to.
+
+    Args:
+        report_to: `training.report_to`: a name, or a list of names.
+
+    Returns:
+        One message per name that is unknown, or whose package is missing.
+    """
+    from transformers.integrations import integration_utils
+
+    known = set(integration_utils.INTEGRATION_TO_CALLBACK)
+    problems = []
+    for name in report_to if isinstance(report_to, list) else [report_to]:
+        if name in (None, "none", "all"):
+            continue
+        if name not in known:
+            problems.append(
+                f"training.report_to = {shown(name)}: there is no such logger"
+                f"{suggestion(str(name)[:60], known) or listing(known, most=20)}"
+            )
+        elif not _is_installed(integration_utils, str(name)):
+            problems.append(f"training.report_to = {name!r} needs a package that is not installed: pip install {name}")
+    return problems
+
+
+def _is_installed(integrations: Any, name: str) -> bool:
+    """Ask transformers, whose checks are named after a logger or its first part: `is_comet_available`."""
+    checks = (getattr(integrations, f"is_{part}_available", None) for part in (name, name.split("_")[0]))
+    return next((check() for check in checks if check is not None), True)
+
+
+def method_problems(name: str, config: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with a recipe's `method` keys.
+
+    Args:
+        name: The method's name.
+        config: Its fields.
+
+    Returns:
+        One message per problem.
+    """
+    methods = known_methods()
+    if name not in methods:
+        hint = suggestion(name, methods) or listing(methods, most=100)
+        return [f"method.name = {shown(name)}: PEFT knows no such method{hint}"]
+    cls = methods[name]
+    problems = refused_keys("method", config, REFUSED_METHOD_KEYS)
+    kept = {key: value for key, value in config.items() if key not in REFUSED_METHOD_KEYS}
+    allowed = {spec.name for spec in dataclasses.fields(cls)} - set(REFUSED_METHOD_KEYS)
+    problems += unknown_keys("method", kept, allowed)
+    problems += wrong_types("method", kept, get_type_hints(cls))
+    if not problems:
+        problems += construction_problems("method", lambda: method_config(name, config))
+    return problems
+
+
+def refused_keys(where: str, given: Mapping[str, Any], refused: Mapping[str, str]) -> list[str]:
+    """Say which keys are not to be set.
+
+    Args:
+        where: Dotted name of the mapping in the recipe.
+        given: The keys and values.
+        refused: Keys, and what to do instead of setting them.
+
+    Returns:
+        One message per key that is set nevertheless.
+    """
+    return [
+        f"{where}.{key} = {shown(given[key])}: not to be set here; {instead}"
+        for key, instead in refused.items()
+        if key in given
+    ]
+
+
+def construction_problems(where: str, construct: Callable[[], Any]) -> list[str]:
+    """Try whether a configuration can be built.
+
+    Args:
+        where: Dotted name of the mapping that it is built from.
+        construct: Builds it.
+
+    Returns:
+        The message of what it raised, if it did.
+    """
+    try:
+        construct()
+    except (ValueError, TypeError, ImportError) as error:
+        return [f"{where}: {one_line(error)}"]
+    return []

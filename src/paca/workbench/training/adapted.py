@@ -1,0 +1,185 @@
+"""Finds and loads what a user names after training: a run's folder, an adapter, or a plain model."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.base import yaml as yaml_scalars
+from paca.workbench.base.schema import suggestion
+from paca.workbench.models.load import EMBEDDED, load_model, load_tokenizer
+from paca.workbench.recipe.sections import DTYPES
+from paca.workbench.training.run_folder import ADAPTER, RECIPE
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a name stands for.
+
+    Args:
+        base: The base model's name.
+        adapter: The adapter's folder; None for a plain model.
+        dtype: The precision that the run held the base model in; `auto` where no recipe tells.
+        quantization: The recipe's `model.quantization`.
+        tokenizer: Where the tokenizer is: the adapter's folder if it brings one, else the base model.
+        config: The recipe's `model.config`.
+    """
+
+    base: str
+    adapter: Path | None
+    dtype: str = "auto"
+    quantization: Any = None
+    tokenizer: str = ""
+    config: Any = None
+
+
+def find_source(name: str) -> Source:
+    """Tell what a user means by a name.
+
+    Args:
+        name: A run's output folder, an adapter's folder, a model's folder, an embedded model, or a name on the Hub.
+
+    Returns:
+        What has to be loaded.
+
+    Raises:
+        PacaError: If a folder holds neither an adapter nor a model, or the adapter is not one of a text model.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return Source(name, None, tokenizer=name)
+    adapter = next((path for path in (folder, folder / ADAPTER) if (path / CONFIG).is_file()), None)
+    if adapter is None:
+        _check_model_folder(folder)
+        return Source(str(folder), None, tokenizer=str(folder))
+    base = _base_name(adapter)
+    model, task = _recipe_model(adapter)
+    if task != "text" or (adapter / "classes.json").is_file():
+        raise PacaError(
+            f"The adapter in {str(adapter)!r} is of an image classifier; this verb takes text models only."
+        )
+    brings_tokenizer = (adapter / "tokenizer_config.json").is_file() and (adapter / "tokenizer.json").is_file()
+    return Source(
+        base,
+        adapter,
+        model.get("dtype", "auto"),
+        model.get("quantization"),
+        str(adapter) if brings_tokenizer else base,
+        model.get("config"),
+    )
+
+
+def find_adapter(name: str) -> Source:
+    """Tell which adapter a user means.
+
+    Args:
+        name: A run's output folder, or an adapter's folder.
+
+    Returns:
+        A source with an adapter.
+
+    Raises:
+        PacaError: If there is none.
+    """
+    if not Path(name).expanduser().is_dir():
+        raise PacaError(f"There is no folder {name!r}; name a run's output folder or an adapter's folder.")
+    source = find_source(name)
+    if source.adapter is None:
+        raise PacaError(f"There is no adapter in {name!r}: it holds no {CONFIG}, nor does a folder {ADAPTER}/ in it.")
+    return source
+
+
+def load_adapted(source: Source, dtype: str | None = None) -> tuple[Any, Any]:
+    """Load a model, with its adapter if there is one, and the tokenizer.
+
+    Args:
+        source: What `find_source` found.
+        dtype: The precision to hold the base model in; None for that of the run.
+
+    Returns:
+        A `PeftModel` or a plain model, in evaluation mode on the device that there is; and the tokenizer.
+
+    Raises:
+        PacaError: If something is missing or damaged.
+    """
+    import torch
+
+    if dtype is not None and dtype not in DTYPES:
+        raise PacaError(f"--dtype {dtype!r}: expected one of {', '.join(DTYPES)}{suggestion(dtype, DTYPES)}.")
+    tokenizer = load_tokenizer(source.tokenizer)
+    model = load_model(source.base, dtype or source.dtype, source.quantization, source.config)
+    if torch.cuda.is_available() and source.quantization is None:
+        model = model.to("cuda")
+    if source.adapter is not None:
+        model = put_on(model, source.adapter)
+    return model.eval(), tokenizer
+
+
+def put_on(model: Any, adapter: Path) -> Any:
+    """Load an adapter onto its base model.
+
+    Args:
+        model: The base model.
+        adapter: The adapter's folder.
+
+    Returns:
+        A `PeftModel`.
+
+    Raises:
+        PacaError: If the files are damaged or don't fit the model.
+    """
+    from peft import PeftModel
+
+    from paca.workbench.methods.registry import register_methods
+
+    register_methods()
+    try:
+        return PeftModel.from_pretrained(model, str(adapter))
+    except PacaError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PacaError(f"The adapter in {str(adapter)!r} can't be loaded: {first}") from error
+
+
+def _base_name(adapter: Path) -> str:
+    if not (adapter / WEIGHTS).is_file():
+        pickles = sorted(path.name for path in adapter.glob("*.bin"))
+        beside = f"; {pickles[0]} is a pickle, which can run code: save the adapter as safetensors" if pickles else ""
+        raise PacaError(f"The adapter in {str(adapter)!r} holds no {WEIGHTS}{beside}.")
+    try:
+        config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise PacaError(f"{adapter / CONFIG} is not valid JSON: {error}. Copy or save the adapter again.") from error
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str) or not base:
+        raise PacaError(f"{adapter / CONFIG} does not name its base model as 'base_model_name_or_path': got {base!r}.")
+    return base
+
+
+def _recipe_model(adapter: Path) -> tuple[dict[str, Any], str]:
+    """The model section and the task of the recipe that lies beside an adapter, as far as they are given."""
+    import yaml
+
+    path = adapter.parent / RECIPE
+    if not path.is_file():
+        return {}, "text"
+    try:
+        content = yaml_scalars.parse(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise PacaError(f"The run's recipe {path} is not valid YAML: {error}") from error
+    content = content if isinstance(content, dict) else {}
+    model = content.get("model")
+    return model if isinstance(model, dict) else {}, str(content.get("task", "text"))
+
+
+def _check_model_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise PacaError(
+            f"The folder {str(folder)!r} holds neither an adapter ({CONFIG}) nor a model (config.json). Name a run's "
+            f"output folder, an adapter, a model's folder, or an embedded model ({', '.join(EMBEDDED)})."
+        )

@@ -1,0 +1,225 @@
+"""Examines a run before its first step: data, model, and one rehearsal of everything that it will do."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from paca.workbench.base.processes import ranks
+from paca.workbench.data.loss_facts import count_loss, end_marks
+from paca.workbench.data.prepare import TrainingData, spread
+from paca.workbench.recipe.recipe import Recipe
+from paca.workbench.training.checkpoints import checkpoint_folders
+from paca.workbench.training.doctor.batch_size import set_micro_batch
+from paca.workbench.training.doctor.findings import Finding, fine, note, problem, warning
+from paca.workbench.training.doctor.rehearsal import Rehearsal, rehearse
+from paca.workbench.training.report import count_parameters
+
+MOST_SEQUENCES = 2000  # labels of so many are read
+MOST_NAMED = 3
+MUCH_CUT = 0.1
+LITTLE_SHOWN = 0.5
+
+
+def examine(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | None = None) -> list[Finding]:
+    """Examine a run, and split its batch if it does not fit into memory.
+
+    Args:
+        trainer: A `Trainer` with model, method and data that has not trained yet. Its batch may be changed; all else
+            stays as it is, bit for bit.
+        recipe: What is going to be run.
+        folder: The run's output folder, which exists.
+        data: What text was encoded to; None for images.
+
+    Returns:
+        What was found. With several processes nothing is rehearsed, since these wait for each other in every step.
+    """
+    findings = [*model_findings(trainer.model, recipe)]
+    if data is not None:
+        findings += data_findings(trainer, data)
+    if ranks() > 1:
+        return [*findings, fine(f"nothing was rehearsed: {ranks()} processes train together")]
+    wanted, evaluated = trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size
+    rehearsal = rehearse(trainer, folder)
+    if rehearsal.micro_batch < wanted:
+        set_micro_batch(trainer, rehearsal.micro_batch)
+    trainer.args.per_device_eval_batch_size = rehearsal.eval_batch
+    return [*findings, *rehearsal_findings(rehearsal, trainer, folder, wanted, evaluated)]
+
+
+def model_findings(model: Any, recipe: Recipe) -> Iterator[Finding]:
+    """Look at what of a model is trained.
+
+    Args:
+        model: Usually a `PeftModel`.
+        recipe: Names the method and its targets.
+
+    Yields:
+        Finding: One for each thing looked at.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    counted = count_parameters(model)
+    layers = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    kinds = Counter(name.rsplit(".", 1)[-1] for name in layers)
+    listed = ", ".join(f"{kind} ×{number}" for kind, number in kinds.most_common(12))
+    share = counted.trained / max(counted.total, 1)
+    text = f"{counted.trained:,} of {counted.total:,} parameters are trained ({share:.2%})"
+    yield (
+        fine(f"{text}, in {len(layers)} layers: {listed}")
+        if counted.trained
+        else problem("No parameter is trained; name layers with method.target_modules=all-linear.")
+    )
+    targets = recipe.method.config.get("target_modules")
+    if isinstance(targets, list):
+        unmatched = [name for name in targets if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
+        if unmatched:
+            yield warning(f"method.target_modules names no layer of this model: {', '.join(unmatched)}")
+    yield from _tied(model)
+
+
+def _tied(model: Any) -> Iterator[Finding]:
+    inputs, outputs = (getattr(model, f"get_{side}_embeddings", lambda: None)() for side in ("input", "output"))
+    weights = [getattr(module, "weight", None) for module in (inputs, outputs)]
+    if weights[0] is None or weights[0] is not weights[1]:
+        return
+    if getattr(weights[0], "requires_grad", False):
+        yield warning("input and output embeddings are one tensor (tied), and it is trained: both change")
+    else:
+        yield fine("input and output embeddings are one tensor (tied), which is not trained")
+
+
+def data_findings(trainer: Any, data: TrainingData) -> Iterator[Finding]:
+    """Look at what of the data carries loss, ends, and was cut.
+
+    Args:
+        trainer: Holds tokenizer and model.
+        data: What the recipe's data was encoded to.
+
+    Yields:
+        Finding: One for each thing looked at.
+    """
+    looked_at = spread(range(len(data.train)), MOST_SEQUENCES)
+    facts = count_loss(data.train.select(looked_at), end_marks(trainer.processing_class, trainer.model))
+    yield fine(
+        f"{len(data.train):,} training sequences, {facts.learned / max(facts.tokens, 1):.1%} of their tokens carry "
+        f"loss; {len(data.held_out):,} of {data.held_out_total:,} held-out sequences are evaluated"
+    )
+    ends = f"{facts.ending:,} of {facts.sequences:,} sequences teach an end mark"
+    if facts.ending == 0:
+        yield warning(
+            f"{ends}: the model is never taught to stop. Raise training.max_length if answers are cut, or end the "
+            "answers in the data with the tokenizer's end mark."
+        )
+    else:
+        yield fine(ends)
+    counted, length = data.counted, trainer.args.max_length
+    if not counted.cut:
+        yield fine(f"no row is longer than training.max_length = {length} (the longest: {max(counted.lengths)})")
+        return
+    share = counted.cut / len(counted.lengths)
+    text = (
+        f"{counted.cut:,} of {len(counted.lengths):,} rows ({share:.0%}) are cut at training.max_length = {length}, "
+        f"{counted.dropped:,} of them lose all that they teach; the longest has {max(counted.lengths):,} tokens"
+    )
+    yield warning(text) if share > MUCH_CUT or counted.dropped else fine(text)
+
+
+def rehearsal_findings(
+    rehearsal: Rehearsal, trainer: Any, folder: Path, wanted: int, evaluated: int
+) -> Iterator[Finding]:
+    """Say what a rehearsal showed.
+
+    Args:
+        rehearsal: What was measured.
+        trainer: The trainer, its batch split already where it had to be.
+        folder: The run's output folder.
+        wanted: Sequences per device that the recipe asked for.
+        evaluated: The same in evaluation.
+
+    Yields:
+        Finding: One for each thing looked at.
+    """
+    arguments = trainer.args
+    yield from _learning(rehearsal, arguments)
+    if rehearsal.micro_batch < wanted:
+        yield warning(
+            f"out of memory with {wanted} sequences at once: training goes on with {rehearsal.micro_batch} at once "
+            f"and {arguments.gradient_accumulation_steps} accumulated, so that a step takes as many as before"
+        )
+    if rehearsal.eval_batch < evaluated:
+        yield warning(
+            f"out of memory in evaluation with {evaluated} sequences at once: {rehearsal.eval_batch} are taken"
+        )
+    peak = "" if rehearsal.peak_bytes is None else f", {rehearsal.peak_bytes / 2**30:.1f} GiB at the peak"
+    steps = total_steps(trainer)
+    seconds = steps * rehearsal.seconds * arguments.gradient_accumulation_steps
+    yield note(
+        f"the longest batch, an evaluation and a checkpoint went well{peak}; at most about {_spelled(seconds)} for "
+        f"{steps:,} steps, if all batches were the longest"
+    )
+    keep = (arguments.save_total_limit or steps) + 1
+    needed = rehearsal.checkpoint_bytes * keep
+    if needed > rehearsal.free_bytes and not checkpoint_folders(folder):
+        yield warning(
+            f"{keep} checkpoints of {_megabytes(rehearsal.checkpoint_bytes)} do not fit: "
+            f"{_megabytes(rehearsal.free_bytes)} are free in {str(folder)!r}"
+        )
+
+
+def _learning(rehearsal: Rehearsal, arguments: Any) -> Iterator[Finding]:
+    if not all(map(math.isfinite, rehearsal.losses)):
+        losses = ", ".join(f"{loss:g}" for loss in rehearsal.losses)
+        yield problem(
+            f"The loss is not finite within {len(rehearsal.losses)} steps ({losses}). Lower training.learning_rate = "
+            f"{arguments.learning_rate:g}, or set model.dtype=bfloat16 where it is float16."
+        )
+        return
+    missed = rehearsal.without_gradient
+    named = ", ".join(missed[:MOST_NAMED]) + (", …" if len(missed) > MOST_NAMED else "")
+    if missed and len(missed) == rehearsal.layers:
+        yield problem(f"No gradient reaches any of the {rehearsal.layers} adapted layers ({named}).")
+    elif missed:
+        yield warning(
+            f"no gradient reached {len(missed)} of {rehearsal.layers} adapted layers in three steps: {named}"
+        )
+    else:
+        yield fine(f"a gradient reaches all {rehearsal.layers} adapted layers")
+    rate = f"training.learning_rate = {arguments.learning_rate:g}"
+    if rehearsal.moved == 0:
+        yield warning(f"no trained value moved in three steps at {rate}: it is too low for their dtype, or zero")
+    elif rehearsal.shown is not None and rehearsal.shown < LITTLE_SHOWN:
+        yield warning(
+            f"only {rehearsal.shown:.0%} of the trained values of the weights moved in three steps at {rate}: the "
+            "rest of the updates is lost in rounding until they have grown. Raise the rate or method.paca_alpha, or "
+            "set model.dtype=float32."
+        )
+    else:
+        share = rehearsal.moved if rehearsal.shown is None else rehearsal.shown
+        yield fine(f"{share:.0%} of the trained values moved in three steps at {rate}")
+
+
+def total_steps(trainer: Any) -> int:
+    """Count the optimizer steps of a run.
+
+    Args:
+        trainer: With its arguments and data.
+
+    Returns:
+        `max_steps`, or what the epochs come to.
+    """
+    arguments = trainer.args
+    if arguments.max_steps > 0:
+        return int(arguments.max_steps)
+    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * ranks()
+    return max(math.ceil(arguments.num_train_epochs * len(trainer.train_dataset) / per_step), 1)
+
+
+def _spelled(seconds: float) -> str:
+    minutes = seconds / 60
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.0f} MB"

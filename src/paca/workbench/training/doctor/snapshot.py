@@ -1,0 +1,70 @@
+"""Steps that leave no trace: model, random numbers and trainer are afterwards what they were, bit for bit."""
+
+import contextlib
+import copy
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def untouched(trainer: Any) -> Iterator[None]:
+    """Let a `with` block train, and undo it.
+
+    Args:
+        trainer: A `Trainer` that has not trained yet.
+
+    Yields:
+        None: Nothing.
+    """
+    from paca.tuner.layers.base import PacaLayer
+
+    model = trainer.model
+    tensors = [tensor for tensor in (*model.parameters(), *model.buffers()) if _may_change(tensor)]
+    saved = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
+    modes = [(module, module.training) for module in model.modules()]
+    counters = {name: copy.deepcopy(getattr(trainer, name)) for name in _COUNTERS if hasattr(trainer, name)}
+    numbers = _random_state()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for tensor, value in zip(tensors, saved, strict=True):
+                tensor.copy_(value)
+                tensor.grad = None
+        for module in model.modules():
+            if isinstance(module, PacaLayer):
+                module.sync()
+                module.columns.release()  # the memory layout of training too, which changes how products are rounded
+        trainer.optimizer = trainer.lr_scheduler = None
+        for name, value in counters.items():
+            setattr(trainer, name, value)
+        _set_random_state(numbers)
+
+
+# What TRL counts whenever it computes a loss.
+_COUNTERS = ("_metrics", "_total_train_tokens")
+
+
+def _may_change(tensor: torch.Tensor) -> bool:
+    """Trained parameters, and all buffers: statistics of batch normalisation, say."""
+    return tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)
+
+
+def _random_state() -> tuple[Any, ...]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def _set_random_state(state: tuple[Any, ...]) -> None:
+    python, numpy, cpu, cuda = state
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)

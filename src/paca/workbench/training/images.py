@@ -1,0 +1,203 @@
+"""Runs a recipe whose task is image classification on transformers' `Trainer`, as `paca.workbench.training.text` runs text.
+
+What it promises about interruptions holds here as well: nothing draws a random number between the seed and the first
+step, and how an image is varied depends on seed, epoch and position alone.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.base.files import write_folder, write_json
+from paca.workbench.base.processes import ranks
+from paca.workbench.base.progress import LossBar, quiet_libraries
+from paca.workbench.recipe.recipe import Recipe
+from paca.workbench.training.checkpoints import last_complete
+from paca.workbench.training.doctor.batch_size import follow_earlier_start
+from paca.workbench.training.memory_estimate import say_memory
+from paca.workbench.training.report import count_parameters, loss_points, versions
+from paca.workbench.training.run_folder import ADAPTER, BEFORE, CURVE, METRICS, MISTAKES, open_run, read_metrics
+from paca.workbench.training.stages import examined, measured_once, train
+from paca.workbench.training.step_meter import StepMeter
+from paca.workbench.vision.adapters import save_classes
+from paca.workbench.vision.arguments import image_method_config, image_training_arguments
+from paca.workbench.vision.batch_norm import batch_norm_names, freeze_batch_norm
+from paca.workbench.vision.data import ImageData, read_data
+from paca.workbench.vision.measure import Answers, answer
+from paca.workbench.vision.models import classifier_names, load_classifier, pixel_format
+from paca.workbench.vision.pixels import PixelDataset, PixelFormat, make_transform, stack
+from paca.workbench.vision.report import describe_answers, draw_curves, draw_mistakes
+
+
+def finetune_images(
+    recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True
+) -> dict[str, Any]:
+    """Run a recipe whose task is image classification.
+
+    Args:
+        recipe: What to run.
+        resume: Go on from the last checkpoint of an interrupted run; a finished one is only reported again.
+        overwrite: Replace what the output folder holds.
+        doctor: Examine and rehearse the run before its first step.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        PacaError: If the data, the model or the output folder do not allow the run.
+    """
+    folder = Path(recipe.output_dir)
+    data = read_data(recipe.data, recipe.images)
+    arguments = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    if ranks() > 1:
+        raise PacaError(
+            f"Image recipes are trained by one process; this launch has {ranks()}. Start it without torchrun or "
+            "accelerate launch."
+        )
+    if open_run(folder, recipe, resume, overwrite):
+        return read_metrics(folder)
+    with quiet_libraries():
+        if doctor:
+            say_memory(recipe)
+        return _run(recipe, data, arguments, folder, doctor)
+
+
+def image_trainer(recipe: Recipe) -> Any:
+    """Make the trainer of a recipe whose task is image classification, without a run.
+
+    Args:
+        recipe: Names model, method and data.
+
+    Returns:
+        A `Trainer` whose model bears the adapter.
+    """
+    data = read_data(recipe.data, recipe.images)
+    arguments = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    with quiet_libraries():
+        return _load(recipe, data, arguments)[0]
+
+
+def _load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, PixelFormat]:
+    from transformers import set_seed
+
+    set_seed(recipe.seed)  # a new head is drawn; the same one when a run is resumed or its adapter is loaded again
+    classes = data.train.classes
+    model = load_classifier(recipe.model.name, classes, recipe.model.dtype, recipe.images.weights)
+    pixels = pixel_format(model, recipe.images.size)
+    return make_trainer(recipe, arguments, with_method(model, recipe, len(classes)), data, pixels), pixels
+
+
+def _run(recipe: Recipe, data: ImageData, arguments: Any, folder: Path, doctor: bool) -> dict[str, Any]:
+    classes = data.train.classes
+    trainer, pixels = _load(recipe, data, arguments)
+    follow_earlier_start(trainer, folder)
+    if doctor:
+        examined(trainer, recipe, folder)
+    before = measured_once(folder / BEFORE, lambda: describe_answers(answer(trainer), classes))
+    meter = StepMeter()
+    trainer.add_callback(meter)
+    train(trainer, recipe.seed, last_complete(folder))
+    answers = answer(trainer)
+    metrics = _metrics(recipe, trainer, data, before, answers)
+    metrics |= _measured_steps(meter, trainer, pixels)
+    write_folder(folder / ADAPTER, lambda temporary: _save(trainer.model, temporary, classes, pixels))
+    draw_curves(folder / CURVE, metrics)
+    draw_mistakes(folder / MISTAKES, data.held_out, answers)
+    write_json(folder / METRICS, metrics)
+    return metrics
+
+
+def with_method(model: Any, recipe: Recipe, classes: int) -> Any:
+    """Put a recipe's method onto a classifier, and have its head trained whole.
+
+    Args:
+        model: The base model, which is changed.
+        recipe: Names the method, and what batch normalisation does.
+        classes: How many classes there are.
+
+    Returns:
+        A `PeftModel`.
+
+    Raises:
+        PacaError: If the method cannot be applied to the model.
+    """
+    from peft import get_peft_model
+
+    method = recipe.method
+    if recipe.images.batch_norm == "frozen":
+        model = freeze_batch_norm(model)
+    named = method.config.get("modules_to_save")
+    whole = [*(() if named else classifier_names(model, classes)), *batch_norm_names(model)]
+    try:
+        return get_peft_model(model, image_method_config(method.name, method.config, whole))
+    except ValueError as error:
+        if isinstance(error, PacaError):
+            raise
+        raise PacaError(
+            f"The method {method.name!r} can't be trained on {recipe.model.name!r} like this: {error}"
+        ) from error
+
+
+def make_trainer(recipe: Recipe, arguments: Any, model: Any, data: ImageData, pixels: PixelFormat) -> Any:
+    """Put model and data into transformers' trainer.
+
+    Args:
+        recipe: Says how training images are varied.
+        arguments: `TrainingArguments`.
+        model: What is trained.
+        data: Training and held-out images.
+        pixels: What the model expects of its input.
+
+    Returns:
+        A `Trainer`.
+    """
+    from transformers import ProgressCallback, Trainer
+
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        data_collator=stack,
+        train_dataset=PixelDataset(data.train, make_transform(pixels, recipe.images.augment), recipe.seed),
+        eval_dataset=PixelDataset(data.held_out, make_transform(pixels)),
+    )
+    if trainer.pop_callback(ProgressCallback) is not None:  # absent under training.disable_tqdm
+        trainer.add_callback(LossBar())
+    return trainer
+
+
+def _save(model: Any, folder: Path, classes: tuple[str, ...], pixels: PixelFormat) -> None:
+    model.save_pretrained(folder)
+    save_classes(folder, classes, pixels)
+
+
+def _measured_steps(meter: StepMeter, trainer: Any, pixels: PixelFormat) -> dict[str, Any]:
+    values = 3 * pixels.size**2  # what Trainer counts as tokens of one image
+    per_second = meter.tokens_per_second
+    return {
+        "images": trainer.state.num_input_tokens_seen // values,
+        "images_per_second": None if per_second is None else per_second / values,
+        "peak_bytes": meter.peak_bytes,
+        "image_size": pixels.size,
+    }
+
+
+def _metrics(
+    recipe: Recipe, trainer: Any, data: ImageData, before: dict[str, Any], answers: Answers
+) -> dict[str, Any]:
+    parameters = count_parameters(trainer.model)
+    history = trainer.state.log_history
+    return {
+        "before": before,
+        "after": describe_answers(answers, data.train.classes),
+        "held_out": {"images": len(data.held_out), "total": data.held_out_total},
+        "skipped": [*data.train.skipped, *data.held_out.skipped],
+        "trained_parameters": parameters.trained,
+        "trained_share": parameters.trained / parameters.total,
+        "steps": trainer.state.global_step,
+        "device": str(trainer.args.device),
+        "loss_curve": loss_points(history),
+        "eval_curve": loss_points(history, "eval_loss"),
+        "adapter": str(Path(recipe.output_dir) / ADAPTER),
+        "versions": versions(),
+        "recipe": recipe.to_dict(),
+    }

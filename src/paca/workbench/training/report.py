@@ -1,0 +1,127 @@
+"""What a run leaves for people to read: the numbers of metrics.json, the loss curve, and three closing lines."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paca.profiling.environment import versions as installed_versions
+from paca.workbench.base.files import write_file
+from paca.workbench.training.held_out import HeldOut
+
+VERSIONED = ("paca", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How much of a model is trained.
+
+    Args:
+        trained: Elements of the parameters that are trained.
+        total: Elements of all parameters, those of quantized weights unpacked.
+    """
+
+    trained: int
+    total: int
+
+
+def count_parameters(model: Any) -> Parameters:
+    """Count a model's parameters.
+
+    Args:
+        model: Usually a `PeftModel`, whose adapter alone is trained.
+
+    Returns:
+        The counts.
+    """
+    from paca.tuner.layers.quantized import unpacked_sizes
+
+    sizes = unpacked_sizes(model)
+    trained = sum(sizes[name] for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return Parameters(trained, sum(sizes.values()))
+
+
+def describe_held_out(measured: HeldOut) -> dict[str, Any]:
+    """Spell a measurement for JSON.
+
+    Args:
+        measured: On held-out data.
+
+    Returns:
+        `loss`, `perplexity` and `tokens`.
+    """
+    return {"loss": measured.loss, "perplexity": measured.perplexity, "tokens": measured.tokens}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the libraries that a result depends on."""
+    return installed_versions(VERSIONED)
+
+
+def loss_points(log_history: Sequence[Mapping[str, Any]], key: str = "loss") -> list[tuple[int, float]]:
+    """Pick one quantity out of Trainer's log.
+
+    Args:
+        log_history: `trainer.state.log_history`.
+        key: `loss` for training, `eval_loss` for evaluations on the way.
+
+    Returns:
+        (step, value) pairs.
+    """
+    return [(int(entry["step"]), float(entry[key])) for entry in log_history if key in entry]
+
+
+def draw_loss_curve(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Draw the training loss, and the held-out loss before and after, as a PNG.
+
+    Args:
+        path: Where the picture goes.
+        metrics: What metrics.json holds.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    curve = metrics["loss_curve"]
+    if curve:
+        axes.plot(*zip(*curve, strict=True), label="training, mean since the last point")
+    before, after = metrics["before"], metrics["after"]
+    on_the_way = [tuple(point) for point in metrics["eval_curve"]]
+    held_out = [(0, before["loss"]), *on_the_way, (metrics["steps"], after["loss"])]
+    label = (
+        f"held out: perplexity {before['perplexity']:.1f} → {after['perplexity']:.1f} ({before['tokens']:,} tokens)"
+    )
+    axes.plot(*zip(*held_out, strict=True), "o--", label=label)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(f"{metrics['recipe']['method']['name']} on {metrics['recipe']['model']['name']}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    write_file(path, lambda temporary: figure.savefig(temporary, dpi=150))
+
+
+def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
+    """Say what improved, where the adapter lies, and how to merge it.
+
+    Args:
+        metrics: What metrics.json holds.
+
+    Returns:
+        Three lines.
+    """
+    before, after, held = metrics["before"], metrics["after"], metrics["held_out"]
+    verdict = "improved" if after["loss"] < before["loss"] else "no gain"
+    dtype = metrics["recipe"]["model"]["dtype"]
+    arguments = [repr(metrics["adapter"]), repr(str(Path(metrics["adapter"]).parent / "merged"))]
+    arguments += [] if dtype == "auto" else [f"dtype={dtype!r}"]
+    quantization = metrics["recipe"]["model"].get("quantization")
+    arguments += [] if quantization is None else [f"quantization={quantization!r}"]
+    config = metrics["recipe"]["model"].get("config")
+    arguments += [] if config is None else [f"config={config!r}"]
+    return [
+        f"{verdict}: held-out perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f} "
+        f"({held['sequences']} of {held['total']} held-out sequences, {before['tokens']:,} tokens)",
+        f"adapter: {metrics['adapter']} ({metrics['trained_parameters']:,} trained parameters, "
+        f"{metrics['trained_share']:.2%} of the model)",
+        f'merge: python -c "from paca.workbench.models.load import merge; merge({", ".join(arguments)})"',
+    ]

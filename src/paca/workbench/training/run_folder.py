@@ -1,0 +1,143 @@
+"""The output folder of a run: what lies where, whether a run is going on in it, and what may be done with it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.base import yaml as yaml_scalars
+from paca.workbench.base.files import discard, write_json, write_text
+from paca.workbench.base.messages import one_line, shown
+from paca.workbench.recipe.recipe import Recipe, describe_difference
+from paca.workbench.training.checkpoints import checkpoint_folders
+
+RECIPE = "recipe.yaml"  # written first: a run was started
+PROCESSES = ".processes.json"  # on how many processes, if more than one
+METRICS = "metrics.json"  # written last: it is finished
+BEFORE = "before.json"
+ADAPTER = "adapter"
+MERGED = "merged"
+CURVE = "loss.png"
+MISTAKES = "misclassified.png"
+MICRO_BATCH = ".micro_batch.json"  # how many sequences fit at once, if fewer than the recipe asks for
+LOGS = "runs"  # TensorBoard's
+CARD = "README.md"  # TRL's model card
+BATCH_KEYS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}  # with Trainer's defaults
+
+
+def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool = False, processes: int = 1) -> bool:
+    """Make a folder ready for a run, or refuse.
+
+    Args:
+        folder: The output folder.
+        recipe: What is going to be run.
+        resume: Go on with a run that was interrupted. Where none was begun, begin.
+        overwrite: Delete what an earlier run left there.
+        processes: How many train together; a run may be resumed with another number, at the same global batch.
+
+    Returns:
+        Whether the run that is to be resumed is finished already.
+
+    Raises:
+        PacaError: If the folder holds a run and neither flag says what to do, if another recipe began that run, or if
+            the folder holds something else.
+    """
+    _check_ours(folder)
+    begun, finished = (folder / RECIPE).exists(), (folder / METRICS).exists()
+    if begun and resume:
+        _check_same_recipe(folder, recipe, processes)
+        return finished
+    if begun and not overwrite:
+        raise PacaError(_refusal(folder, finished))
+    if begun:
+        _clear(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes > 1:
+        write_json(folder / PROCESSES, processes)
+    write_text(folder / RECIPE, yaml_scalars.dump(recipe.to_dict()))
+    return False
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Read what a finished run measured.
+
+    Args:
+        folder: Its output folder.
+
+    Returns:
+        What metrics.json holds.
+    """
+    metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    return {**metrics, "adapter": str(folder / ADAPTER)}  # the folder may have been moved
+
+
+def _check_ours(folder: Path) -> None:
+    """A run writes a README.md and deletes old checkpoints, so it must not share a folder with anything else."""
+    try:
+        found = folder.lstat()
+    except (NotADirectoryError, FileNotFoundError):
+        found = None
+    except OSError as error:
+        raise PacaError(f"The output folder {shown(str(folder))} can't be made: {one_line(error)[:200]}") from error
+    below = next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None)
+    if below is not None or (found is not None and not folder.is_dir()):
+        what = folder if below is None else below
+        raise PacaError(f"The output folder {str(folder)!r}: {str(what)!r} is no folder; name one with --output DIR.")
+    if not folder.exists() or (folder / RECIPE).exists():
+        return
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if others:
+        raise PacaError(
+            f"The output folder {str(folder)!r} holds files that no run of paca wrote ({', '.join(others[:3])}"
+            f"{', …' if len(others) > 3 else ''}); name a new or an empty folder with --output DIR."
+        )
+
+
+def _global_batch(recipe: Mapping[str, Any], processes: int) -> int:
+    """How many sequences one optimizer step takes on CPUs, and on GPUs with one process each."""
+    size, accumulated = (recipe.get("training", {}).get(key, default) for key, default in BATCH_KEYS.items())
+    return size * accumulated * processes
+
+
+def _clear(folder: Path) -> None:
+    # In this order, a deletion that is interrupted leaves what looks like an unfinished run, and can be repeated.
+    for name in (METRICS, PROCESSES, MICRO_BATCH, BEFORE, ADAPTER, MERGED, CURVE, MISTAKES, LOGS, CARD):
+        discard(folder / name)
+    for checkpoint in checkpoint_folders(folder):
+        discard(checkpoint)
+    discard(folder / RECIPE)
+
+
+def _refusal(folder: Path, finished: bool) -> str:
+    if finished:
+        return (
+            f"The output folder {str(folder)!r} holds a finished run. Add --overwrite to replace it, or write "
+            "elsewhere with --output DIR."
+        )
+    return (
+        f"The output folder {str(folder)!r} holds a run that is not finished. Add --resume to go on from its last "
+        "checkpoint, --overwrite to start again, or write elsewhere with --output DIR."
+    )
+
+
+def _check_same_recipe(folder: Path, recipe: Recipe, processes: int) -> None:
+    started_with = yaml_scalars.parse((folder / RECIPE).read_text(encoding="utf-8"))
+    wanted = recipe.to_dict()
+    started_on = json.loads((folder / PROCESSES).read_text()) if (folder / PROCESSES).exists() else 1
+    before, now = (_global_batch(*run) for run in ((started_with, started_on), (wanted, processes)))
+    if before != now:
+        raise PacaError(
+            f"The run in {str(folder)!r} takes {before} sequences per step ({started_on} processes when it was "
+            f"started), this launch would take {now} ({processes} processes). Resume with as many: set "
+            "training.per_device_train_batch_size or training.gradient_accumulation_steps so that their product "
+            f"times {processes} is {before}."
+        )
+    same = {key: started_with.get("training", {}).get(key) for key in BATCH_KEYS}
+    training = {key: value for key, value in {**wanted["training"], **same}.items() if value is not None}
+    differences = describe_difference(started_with, {**wanted, "training": training})
+    if differences:
+        raise PacaError(
+            f"The run in {str(folder)!r} was started with another recipe: {'; '.join(differences)}. Resume with the "
+            "same recipe, or add --overwrite in place of --resume to start again."
+        )

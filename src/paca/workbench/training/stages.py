@@ -1,0 +1,204 @@
+"""The stages that the run of every task has: a measurement that survives an interruption, and training."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paca.tuner.distributed import check_ranks
+from paca.workbench.base.files import write_json
+from paca.workbench.base.processes import on_main, ranks
+from paca.workbench.base.progress import say
+from paca.workbench.data.prepare import TrainingData
+from paca.workbench.models.embedded_columns import columns_of_embedded
+from paca.workbench.recipe.recipe import Recipe
+from paca.workbench.training.checkpoints import ALL_RANKS, STATE
+from paca.workbench.training.doctor.findings import NOTE, WARNING
+from paca.workbench.training.engines import before_training, load_only, prepared_by_parameters, shards
+from paca.workbench.training.interruptions import StopOnTerm, StoppedError
+
+
+def measured_once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Measure, or read what was measured before the interruption.
+
+    Args:
+        path: The file that holds the measurement.
+        measure: Takes it.
+
+    Returns:
+        The measurement, as JSON holds it.
+    """
+    if not on_main(path.exists):
+        fresh = measure()
+        on_main(lambda: write_json(path, fresh))
+    measured: dict[str, Any] = on_main(lambda: json.loads(path.read_text(encoding="utf-8")))
+    return measured
+
+
+def examined(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | None = None) -> None:
+    """Examine a run before its first step: say what the user should know, and stop where it would be wasted.
+
+    Args:
+        trainer: A `Trainer` that has not trained yet.
+        recipe: What is going to be run.
+        folder: The run's output folder.
+        data: What text was encoded to; None for images.
+
+    Raises:
+        PacaError: If the run would be wasted.
+    """
+    from paca.workbench.training.doctor import examine, refuse_problems
+    from paca.workbench.training.doctor.batch_size import keep_for_resuming
+
+    wanted = trainer.args.per_device_train_batch_size
+    findings = examine(trainer, recipe, folder, data)
+    for finding in findings:
+        if finding.level in (NOTE, WARNING):
+            say(f"{finding.level}: {finding.text}")
+    refuse_problems(findings)
+    if trainer.args.per_device_train_batch_size < wanted:
+        keep_for_resuming(trainer, folder)
+
+
+def measured_first(trainer: Any, path: Path, measure: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """Take a measurement before training: now, or where the model is sharded, as soon as it is.
+
+    Args:
+        trainer: Any `Trainer`, before it trains.
+        path: The file that holds the measurement.
+        measure: Takes it.
+
+    Returns:
+        Gives the measurement; to be called after training.
+    """
+    if not shards(trainer):
+        measured = measured_once(path, measure)
+        return lambda: measured
+
+    def undisturbed() -> None:
+        with torch.random.fork_rng():
+            measured_once(path, measure)
+            trainer.model.train()
+
+    before_training(trainer, undisturbed)
+    return lambda: measured_once(path, measure)
+
+
+def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
+    """Train to the end, from a checkpoint if there is one.
+
+    Args:
+        trainer: Any `Trainer` whose model is a `PeftModel`.
+        seed: Of everything that is drawn from here on; a checkpoint brings its own state.
+        checkpoint: A complete checkpoint's folder, as this trainer's engine writes it.
+
+    Raises:
+        StoppedError: If SIGTERM came; a checkpoint is written then.
+    """
+    from transformers import TrainerState, set_seed
+
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / STATE))
+        if state.global_step >= state.max_steps or stopped_early(state):
+            # The run was killed after its last step. Trainer would take one step more, each time it is resumed.
+            last = best_checkpoint(state, checkpoint) if trainer.args.load_best_model_at_end else checkpoint
+            load_only(trainer, last)
+            trainer.state = state
+            return
+    choose_connections(trainer, seed, checkpoint is not None)
+    check_ranks(trainer.model)
+    if ranks() > 1:
+        trainer.add_callback(_all_ranks())
+    # The evaluation drew random numbers, or was skipped by a resumed run.
+    set_seed(seed)
+    term = StopOnTerm()
+    trainer.add_callback(term)
+    with prepared_by_parameters(trainer):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if term.asked:
+        raise StoppedError(f"checkpoint-{trainer.state.global_step}")
+
+
+def _all_ranks() -> Any:
+    """A callback that marks a checkpoint when every rank has written its part of it."""
+    from torch.distributed import barrier
+    from transformers import TrainerCallback
+
+    class AllRanks(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            barrier()
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            on_main(lambda: write_json(folder / ALL_RANKS, ranks()))
+
+    return AllRanks()
+
+
+def stopped_early(state: Any) -> bool:
+    """Tell whether early stopping has ended a run.
+
+    Args:
+        state: The `TrainerState` of its last checkpoint.
+
+    Returns:
+        Whether as many evaluations as it waits for were no better than the best.
+    """
+    saved = state.stateful_callbacks.get("EarlyStoppingCallback")
+    if not isinstance(saved, dict):
+        return False
+    waited: int = saved["attributes"]["early_stopping_patience_counter"]
+    return waited >= saved["args"]["early_stopping_patience"]
+
+
+def best_checkpoint(state: Any, last: Path) -> Path:
+    """Find the checkpoint with the lowest held-out loss.
+
+    Args:
+        state: The `TrainerState` of the last checkpoint.
+        last: That checkpoint's folder; the run's may have been moved since the state was written.
+
+    Returns:
+        The best one's folder, or the last's where no evaluation came before it.
+    """
+    named = last.parent / Path(state.best_model_checkpoint or last).name
+    return named if named.is_dir() else last
+
+
+def choose_connections(trainer: Any, seed: int, resumes: bool = False) -> None:
+    """Let every adapter whose strategy needs data choose its connections, on the first batches of the training data.
+
+    Args:
+        trainer: Any `Trainer` whose model is a `PeftModel`; those of other methods are left alone.
+        seed: Of the order of the data.
+        resumes: Whether a checkpoint will bring the connections: only those that move are measured then.
+    """
+    from paca.tuner.select_connections import select_connections
+
+    configs = getattr(trainer.model, "peft_config", {})
+    moving = {name for name, config in configs.items() if getattr(config, "reselect_every", None)}
+    if moving:
+        from paca.tuner.reselect import MovingConnections
+
+        trainer.add_callback(MovingConnections())
+    waiting = set(getattr(trainer.model.base_model, "unselected", ()))
+    for name in sorted(waiting & moving if resumes else waiting):
+        batches = selection_batches(trainer, seed)
+        with columns_of_embedded(configs[name]):
+            select_connections(trainer.model, batches, adapter_name=name, progress=not trainer.args.disable_tqdm)
+
+
+def selection_batches(trainer: Any, seed: int) -> Any:
+    """The training data as a strategy that needs data sees it: the same batches whenever they are asked for.
+
+    Args:
+        trainer: Any `Trainer`.
+        seed: Of the order of the data.
+
+    Returns:
+        A dataloader.
+    """
+    from transformers import set_seed
+
+    set_seed(seed)
+    return trainer.get_train_dataloader()

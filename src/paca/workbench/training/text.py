@@ -1,0 +1,208 @@
+"""Runs a recipe on TRL's `SFTTrainer`: evaluates, trains, evaluates again, and writes all results.
+
+A process that is killed at any moment loses at most the steps since the last checkpoint. Resumed, it ends with the
+same adapter file, bit for bit, as a run that was never interrupted: Trainer restores optimizer, schedule, order of the
+data and random numbers, and nothing here draws a random number between the seed and the first step.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from paca.errors import PacaError
+from paca.workbench.base.files import discard, write_folder, write_json
+from paca.workbench.base.processes import on_main, ranks
+from paca.workbench.base.progress import LossBar, quiet_libraries
+from paca.workbench.data.chat_templates import set_chat_template
+from paca.workbench.data.prepare import RawData, TrainingData, prepare_data, read_data
+from paca.workbench.models.embedded_columns import columns_of_embedded
+from paca.workbench.models.load import load_model, load_tokenizer
+from paca.workbench.recipe.recipe import Recipe
+from paca.workbench.recipe.text_arguments import method_config, training_arguments
+from paca.workbench.training import report
+from paca.workbench.training.checkpoint_formats import for_engine
+from paca.workbench.training.checkpoints import last_complete
+from paca.workbench.training.doctor.batch_size import follow_earlier_start
+from paca.workbench.training.engines import adapter_state, shards, use_engine
+from paca.workbench.training.held_out import evaluate
+from paca.workbench.training.interruptions import failed_writes_explained
+from paca.workbench.training.memory_estimate import say_memory
+from paca.workbench.training.run import TASKS
+from paca.workbench.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS, open_run, read_metrics
+from paca.workbench.training.stages import examined, measured_first, train
+from paca.workbench.training.step_meter import StepMeter
+
+
+def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True) -> dict[str, Any]:
+    """Run a recipe, whatever its task is.
+
+    Args:
+        recipe: What to run; `recipe.read_recipe` makes it from a file.
+        resume: Go on from the last checkpoint of an interrupted run; a finished one is only reported again.
+        overwrite: Replace what the output folder holds.
+        doctor: Examine and rehearse the run before its first step.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        PacaError: If the data, the model or the output folder do not allow the run.
+    """
+    with failed_writes_explained(Path(recipe.output_dir)):
+        return TASKS[recipe.task].run(recipe, resume, overwrite, doctor)
+
+
+def finetune_text(
+    recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True
+) -> dict[str, Any]:
+    """As `finetune`, for a recipe whose task is text."""
+    folder = Path(recipe.output_dir)
+    raw = read_data(recipe.data)
+    arguments = training_arguments(recipe.all_training, recipe.output_dir, recipe.seed)
+    if on_main(lambda: open_run(folder, recipe, resume, overwrite, ranks())):
+        return read_metrics(folder)
+    with quiet_libraries():
+        if doctor:
+            say_memory(recipe)
+        return _run(recipe, raw, arguments, folder, doctor)
+
+
+def text_trainer(recipe: Recipe) -> tuple[Any, TrainingData]:
+    """Make the trainer of a recipe whose task is text, without a run.
+
+    Args:
+        recipe: Names model, method and data.
+
+    Returns:
+        An `SFTTrainer` whose model bears the adapter, and the data that it was given.
+    """
+    raw = read_data(recipe.data)
+    arguments = training_arguments(recipe.all_training, recipe.output_dir, recipe.seed)
+    with quiet_libraries():
+        loaded = load_recipe(recipe, raw, arguments)
+        return make_trainer(recipe, arguments, *loaded), loaded.data
+
+
+class Loaded(NamedTuple):
+    """What a recipe names, in memory."""
+
+    model: Any
+    tokenizer: Any
+    data: TrainingData
+
+
+def load_recipe(recipe: Recipe, raw: RawData, arguments: Any) -> Loaded:
+    """Load the base model of a recipe, its tokenizer, and the data as sequences of tokens.
+
+    Args:
+        recipe: Names them.
+        raw: Its documents.
+        arguments: An `SFTConfig`, for the length of a sequence.
+
+    Returns:
+        All three.
+    """
+    tokenizer = load_tokenizer(recipe.model.name)
+    set_chat_template(tokenizer, recipe.model.chat_template)
+    data = prepare_data(raw, recipe.data, tokenizer, arguments.max_length, recipe.seed)
+    model = load_model(recipe.model.name, recipe.model.dtype, recipe.model.quantization, recipe.model.config)
+    return Loaded(model, tokenizer, data)
+
+
+def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path, doctor: bool) -> dict[str, Any]:
+    loaded = load_recipe(recipe, raw, arguments)
+    trainer = make_trainer(recipe, arguments, *loaded)
+    use_engine(trainer)
+    follow_earlier_start(trainer, folder)
+    if doctor and not shards(trainer):  # other ranks than 0 may hold no weights yet
+        examined(trainer, recipe, folder, loaded.data)
+    before = measured_first(trainer, folder / BEFORE, lambda: report.describe_held_out(evaluate(trainer)))
+    meter = StepMeter()
+    trainer.add_callback(meter)
+    train(trainer, recipe.seed, on_main(lambda: for_engine(trainer, last_complete(folder), shards(trainer))))
+    metrics = _metrics(recipe, trainer, loaded.data, before(), meter)
+    chats = loaded.tokenizer if recipe.model.chat_template else None
+    adapter = adapter_state(trainer)
+    on_main(lambda: _write(folder, trainer.model, adapter, metrics, chats))
+    return metrics
+
+
+def _write(
+    folder: Path, model: Any, adapter: dict[str, Any] | None, metrics: dict[str, Any], tokenizer: Any | None
+) -> None:
+    write_folder(folder / ADAPTER, lambda temporary: _save(model, adapter, tokenizer, temporary))
+    report.draw_loss_curve(folder / CURVE, metrics)
+    discard(folder / CARD)  # TRL's model card tells how to load a whole model, which is not what lies here
+    write_json(folder / METRICS, metrics)
+
+
+def _save(model: Any, adapter: dict[str, Any] | None, tokenizer: Any | None, folder: Path) -> None:
+    model.save_pretrained(folder, state_dict=adapter)
+    if tokenizer is not None:  # its chat template is not the base model's
+        tokenizer.save_pretrained(folder)
+
+
+def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, data: TrainingData) -> Any:
+    """Put model, method and data into TRL's trainer.
+
+    Args:
+        recipe: Names the method.
+        arguments: An `SFTConfig`.
+        model: The base model.
+        tokenizer: Its tokenizer.
+        data: Tokenized training and held-out data.
+
+    Returns:
+        An `SFTTrainer` whose model bears the adapter.
+
+    Raises:
+        PacaError: If the method cannot be applied to the model, or the arguments do not go together.
+    """
+    from transformers import EarlyStoppingCallback, ProgressCallback
+    from trl import SFTTrainer
+
+    try:
+        with columns_of_embedded(method_config(recipe.method.name, recipe.method.config)) as config:
+            trainer = SFTTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=data.train,
+                eval_dataset=data.held_out,
+                processing_class=tokenizer,
+                peft_config=config,
+            )
+    except ValueError as error:
+        if isinstance(error, PacaError):
+            raise
+        raise PacaError(
+            f"The method {recipe.method.name!r} can't be trained on {recipe.model.name!r} like this: {error}"
+        ) from error
+    stopping = recipe.early_stopping
+    if stopping is not None:
+        trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
+    if trainer.pop_callback(ProgressCallback) is not None:  # absent under training.disable_tqdm
+        trainer.add_callback(LossBar())
+    return trainer
+
+
+def _metrics(
+    recipe: Recipe, trainer: Any, data: TrainingData, before: dict[str, Any], meter: StepMeter
+) -> dict[str, Any]:
+    parameters = report.count_parameters(trainer.model)
+    history = trainer.state.log_history
+    return {
+        "before": before,
+        "after": report.describe_held_out(evaluate(trainer)),
+        "held_out": {"sequences": len(data.held_out), "total": data.held_out_total},
+        "tokens_per_second": meter.tokens_per_second,
+        "peak_bytes": meter.peak_bytes,
+        "trained_parameters": parameters.trained,
+        "trained_share": parameters.trained / parameters.total,
+        "steps": trainer.state.global_step,
+        "tokens": trainer.state.num_input_tokens_seen,
+        "device": str(trainer.args.device),
+        "loss_curve": report.loss_points(history),
+        "eval_curve": report.loss_points(history, "eval_loss"),
+        "adapter": str(Path(recipe.output_dir) / ADAPTER),
+        "versions": report.versions(),
+        "recipe": recipe.to_dict(),
+    }

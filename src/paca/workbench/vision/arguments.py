@@ -1,0 +1,85 @@
+"""What a recipe's `training` and `method` keys become where the task is image classification."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, get_type_hints
+
+from paca.workbench.base.schema import unknown_keys, wrong_types
+from paca.workbench.recipe.text_arguments import construction_problems, known_methods, refused_keys
+
+# Keys of `TrainingArguments` that would turn nothing here, or break resuming, and what to type instead.
+REFUSED_TRAINING_KEYS = {
+    "output_dir": "set the recipe's own output_dir, or pass --output DIR",
+    "seed": "set the recipe's own seed",
+    "resume_from_checkpoint": "pass --resume",
+    "save_only_model": "resuming needs the optimizer's state; use save_total_limit to save space",
+    "include_num_input_tokens_seen": "images are always counted, for metrics.json",
+    "remove_unused_columns": "a batch holds nothing but pixels and classes",
+    "label_names": "a batch's classes are its labels",
+    "load_best_model_at_end": "the last state is what is measured and saved",
+}
+
+
+def image_training_arguments(training: Mapping[str, Any], output_dir: str, seed: int) -> Any:
+    """Make transformers' `TrainingArguments` from a recipe's `training` keys.
+
+    Args:
+        training: The keys, which win over the defaults here and in transformers.
+        output_dir: Where checkpoints go.
+        seed: The recipe's seed.
+
+    Returns:
+        The arguments.
+    """
+    import torch
+    from transformers import TrainingArguments
+
+    defaults = {
+        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not training.get("fp16", False),
+        "report_to": "none",
+        "save_total_limit": 2,
+        "dataloader_pin_memory": torch.cuda.is_available(),  # elsewhere it only warns
+    }
+    fixed = {
+        "include_num_input_tokens_seen": "all",  # values of `pixel_values`, a fixed number per image
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+    }
+    return TrainingArguments(**{**defaults, **training, **fixed, "output_dir": output_dir, "seed": seed})
+
+
+def image_training_problems(training: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with a recipe's `training` keys.
+
+    Args:
+        training: The keys and values.
+
+    Returns:
+        One message per problem.
+    """
+    from transformers import TrainingArguments
+
+    problems = refused_keys("training", training, REFUSED_TRAINING_KEYS)
+    allowed = {spec.name for spec in dataclasses.fields(TrainingArguments)} - set(REFUSED_TRAINING_KEYS)
+    kept = {key: value for key, value in training.items() if key not in REFUSED_TRAINING_KEYS}
+    problems += unknown_keys("training", kept, allowed)
+    problems += wrong_types("training", kept, get_type_hints(TrainingArguments))
+    if not problems:
+        problems += construction_problems("training", lambda: image_training_arguments(training, "unused", 0))
+    return problems
+
+
+def image_method_config(name: str, config: Mapping[str, Any], whole: Sequence[str]) -> Any:
+    """Make a PEFT config for an image classifier.
+
+    Args:
+        name: A method's name, such as `paca` or `lora`.
+        config: Its fields.
+        whole: Modules that are trained whole and saved with the adapter, such as a new head; what the fields name
+            as `modules_to_save` is added to them.
+
+    Returns:
+        An instance of that method's config class.
+    """
+    saved = [*whole, *(entry for entry in config.get("modules_to_save") or () if entry not in whole)]
+    return known_methods()[name](**{**config, "modules_to_save": saved})

@@ -1,0 +1,173 @@
+"""Reads what a recipe's data section names as images: built-ins, `.npz` files, image folders, data sets of the Hub."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paca.errors import PacaError
+from paca.workbench.base.schema import suggestion
+from paca.workbench.data.documents import near_files
+from paca.workbench.vision.folder import read_folder
+from paca.workbench.vision.images import Images, from_array
+from paca.workbench.vision.section import ImagesSection
+
+
+def digits() -> Images:
+    """Return scikit-learn's 1,797 handwritten digits, 8 × 8 pixels in 17 shades of grey."""
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise PacaError("The data 'digits' comes with scikit-learn. Type: pip install 'paca[vision]'") from error
+    bunch = load_digits()
+    pixels = (bunch.images * (255 / 16)).round().astype("uint8")
+    return from_array(pixels, bunch.target, [str(name) for name in bunch.target_names], "digits")
+
+
+BUILT_INS = {"digits": digits}
+
+
+def read_images(source: str, subset: str | None, split: str, section: ImagesSection) -> Images:
+    """Read one source of images.
+
+    Args:
+        source: A built-in's name, an `.npz` file, a folder with a folder per class, or a data set's name on the Hub.
+        subset: The configuration of a data set that has several.
+        split: Which split of a data set, which arrays of an `.npz` file, which part of a folder that has parts.
+        section: The recipe's `images` section.
+
+    Returns:
+        At least one image.
+
+    Raises:
+        PacaError: If something is missing or is not what was expected.
+    """
+    path = Path(source).expanduser()
+    is_data_set = source not in BUILT_INS and path.suffix != ".npz" and not path.is_dir()
+    if subset is not None and not is_data_set:
+        raise PacaError(f"data.subset = {subset!r} says nothing about {source!r}; only data sets have subsets.")
+    if source in BUILT_INS:
+        found = BUILT_INS[source]()
+    elif path.suffix == ".npz":
+        found = read_npz(path, split)
+    elif path.is_dir():
+        found = read_folder(path, split, section.most_unreadable)
+    else:
+        found = _load_data_set(source, subset, split, section)
+    if not len(found):
+        raise PacaError(f"The data {source!r} holds no images.")
+    return found
+
+
+def read_npz(path: Path, split: str) -> Images:
+    """Read images from an `.npz` file.
+
+    Args:
+        path: The file, with `{split}_images` and `{split}_labels`, or `images` and `labels`, and perhaps
+            `class_names`. Images are bytes, `(n, height, width, 3)` or `(n, height, width)`.
+        split: For example `train`.
+
+    Returns:
+        The images.
+
+    Raises:
+        PacaError: If the file or an array is missing, or is not of that kind.
+    """
+    import zipfile
+
+    import numpy as np
+
+    if not path.is_file():
+        raise PacaError(f"There is no data file {str(path)!r}{near_files(path)}.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            prefix = f"{split}_" if f"{split}_images" in file else ""
+            missing = [key for key in (f"{prefix}images", f"{prefix}labels") if key not in file]
+            if missing:
+                raise PacaError(
+                    f"The data file {path} holds {', '.join(file.files) or 'nothing'}; expected {split}_images and "
+                    f"{split}_labels, or images and labels."
+                )
+            pixels, labels = file[f"{prefix}images"], file[f"{prefix}labels"]
+            names = file.get("class_names")
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise PacaError(f"The data file {path} is no whole .npz file of plain arrays: {error}") from error
+    _check_arrays(path, pixels, labels, names)
+    classes = [str(name) for name in (range(int(labels.max()) + 1) if names is None else names)]
+    return from_array(pixels, labels, classes, f"{path}:{prefix}images")
+
+
+def _check_arrays(path: Path, pixels: Any, labels: Any, names: Any) -> None:
+    problems = []
+    grey_or_colour = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[-1] == 3)
+    if pixels.dtype != "uint8" or not grey_or_colour:
+        problems.append(
+            f"images are {pixels.dtype} of shape {pixels.shape}; expected uint8, (n, height, width, 3) or "
+            "(n, height, width)"
+        )
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        problems.append(f"labels are {labels.dtype} of shape {labels.shape}; expected whole numbers, (n,)")
+    elif len(labels) != len(pixels):
+        problems.append(f"there are {len(pixels)} images and {len(labels)} labels")
+    elif len(labels) and (labels.min() < 0 or (names is not None and labels.max() >= len(names))):
+        last = "any number" if names is None else f"{len(names) - 1}, the last of class_names"
+        problems.append(f"labels go from {labels.min()} to {labels.max()}; expected from 0 to {last}")
+    if problems:
+        raise PacaError(f"The data file {path}: {'; '.join(problems)}.")
+
+
+def _load_data_set(name: str, subset: str | None, split: str, section: ImagesSection) -> Images:
+    import datasets
+
+    try:
+        data_set = datasets.load_dataset(name, subset, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        hint = suggestion(name, BUILT_INS) or (near_files(Path(name)) if Path(name).parent.is_dir() else "")
+        raise PacaError(
+            f"The data {name!r} is no built-in ({', '.join(BUILT_INS)}), .npz file or folder{hint}, and could not be "
+            f"loaded as a data set: {error}"
+        ) from error
+    return from_data_set(data_set, section, f"{name}:{split}")
+
+
+def from_data_set(data_set: Any, section: ImagesSection, origin: str) -> Images:
+    """Take images and classes out of a data set.
+
+    Args:
+        data_set: A `datasets.Dataset` with an image column and a class column.
+        section: Names the columns where there are several.
+        origin: What was read.
+
+    Returns:
+        The images.
+
+    Raises:
+        PacaError: If a column is missing or not the only one of its kind.
+    """
+    from datasets import ClassLabel, Image
+
+    features: Mapping[str, Any] = data_set.features
+    image = _column(features, Image, section.image_column, "images.image_column", origin)
+    label = _column(features, ClassLabel, section.label_column, "images.label_column", origin)
+    return Images(
+        read=lambda position: data_set[position][image].convert("RGB"),
+        labels=tuple(data_set.select_columns([label])[:][label]),
+        classes=tuple(features[label].names),
+        origin=origin,
+    )
+
+
+def _column(features: Mapping[str, Any], kind: type, wanted: str | None, key: str, origin: str) -> str:
+    found = [name for name, feature in features.items() if isinstance(feature, kind)]
+    listed = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+    if wanted is not None:
+        if wanted not in found:
+            raise PacaError(
+                f"{key} = {wanted!r} is no {kind.__name__} column of {origin!r}{suggestion(wanted, found)}; its "
+                f"columns: {listed}."
+            )
+        return wanted
+    if len(found) != 1:
+        which = "several columns" if found else "no column"
+        hint = f"; choose with {key}={found[0]}" if found else ""
+        raise PacaError(f"The data set {origin!r} has {which} of kind {kind.__name__}{hint}; its columns: {listed}.")
+    return found[0]

@@ -1,9 +1,0 @@
-"""The tiny model, once per session."""
-
-import pytest
-from tests.training.tiny import save_model
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("model"))

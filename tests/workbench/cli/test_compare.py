@@ -1,0 +1,82 @@
+import argparse
+import json
+
+import pytest
+from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
+
+from paca.workbench.cli.compare import size
+from paca.workbench.cli.main import main
+from paca.workbench.compare import worker
+
+
+class Inside(worker.Here):
+    """A child process takes seconds to start."""
+
+    def __init__(self, recipe, unrelated=None, gpu=None):
+        super().__init__(recipe, unrelated)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def recipe_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "Elsewhere", Inside)
+    content = recipe_content(save_model(tmp_path / "model"), write_text(tmp_path / "text.txt"), tmp_path / "run")
+    return str(write_recipe(tmp_path / "recipe.yaml", content))
+
+
+def test_a_comparison_prints_its_table_and_where_the_report_is(recipe_file, tmp_path, capsys):
+    words = [
+        "compare",
+        recipe_file,
+        "training.max_steps=2",
+        "--methods",
+        "paca,lora",
+        "--rounds",
+        "1",
+        "--points",
+        "1",
+    ]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "| paca | 4 |" in said.out
+    assert f"report: {tmp_path / 'run-compare'}" in said.out
+    assert "run--lora--seed3" in said.err
+    assert main([*words, "--operations"]) == 0
+    results = json.loads((tmp_path / "run-compare" / "results.json").read_text())
+    assert all(row["operations"]["forward"] > 0 for row in results["methods"])
+    assert all(row["loss"] for row in results["methods"]), "what was measured before is still there"
+
+
+def test_where_every_method_fails_the_status_is_1(recipe_file, capsys):
+    assert main(["compare", recipe_file, "--methods", "paca", "--memory-limit", "1KB", "--rounds", "1"]) == 1
+    assert "out of memory: a step needs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--methods", "lorra"], "did you mean 'lora'"),
+        (["--rates", "dora=1e-3"], "'dora' is not compared"),
+        (["--unrelated", "nowhere.txt"], "can't be read"),
+        (["--sweep", "-1"], "--sweep -1: expected how many rates"),
+        (["trainin.max_steps=3"], "trainin"),
+    ],
+)
+def test_mistakes_are_refused_with_what_to_type(recipe_file, words, message, capsys, tmp_path):
+    assert main(["compare", recipe_file, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run-compare").exists()
+
+
+def test_image_recipes_are_refused(capsys):
+    assert main(["compare", "efficientnet-lite0-digits"]) == 2
+    assert "takes recipes whose task is text" in capsys.readouterr().err
+
+
+def test_sizes():
+    assert (size("4GB"), size("512MiB"), size("1.5kb"), size("7")) == (4 * 10**9, 512 * 2**20, 1500, 7)
+    for text in ("4XB", "GB", "0", "-1GB"):
+        with pytest.raises(argparse.ArgumentTypeError, match="write for example 4GB"):
+            size(text)

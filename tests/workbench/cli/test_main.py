@@ -1,0 +1,82 @@
+"""The command as it is typed: status, what goes to which stream, and that help is quick."""
+
+import subprocess
+import sys
+
+import pytest
+from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
+
+from paca.workbench.cli.main import main
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    content = recipe_content(save_model(tmp_path / "model"), write_text(tmp_path / "text.txt"), tmp_path / "run")
+    return str(write_recipe(tmp_path / "recipe.yaml", content))
+
+
+def test_help_shows_a_command_and_what_it_prints(capsys):
+    for arguments in (["--help"], ["finetune", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 0
+        shown = capsys.readouterr().out
+        assert "$ paca finetune smollm2-python-reference" in shown
+        assert "improved: held-out perplexity" in shown
+
+
+def test_no_verb_and_a_wrong_option_are_usage_errors(capsys):
+    for arguments, expected in (([], "required: VERB"), (["finetune", "r", "--resume", "--overwrite"], "not allowed")):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert caught.value.code == 2
+        assert expected in capsys.readouterr().err
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from paca.workbench.cli.main import build_parser; build_parser().format_help();"
+        "print([name for name in ('torch', 'transformers', 'peft', 'trl', 'datasets', 'yaml') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_finetune_prints_three_lines_at_the_end(recipe, tmp_path, capsys):
+    assert main(["finetune", recipe, "training.max_steps=2", "--output", str(tmp_path / "there")]) == 0
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert [line.split(":")[0] for line in lines] == ["improved", "adapter", "merge"]
+    assert (tmp_path / "there" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["nowhere.yaml"], "There is no recipe file 'nowhere.yaml'"),
+        (["{recipe}", "training.max_step=1"], "did you mean 'max_steps'?"),
+        (["{recipe}", "data.train=nowhere.txt"], "There is no data file 'nowhere.txt'"),
+        (["{recipe}", "model.name=smollm2-135m-instrukt"], "did you mean 'smollm2-135m-instruct'?"),
+    ],
+)
+def test_a_users_mistake_is_a_message_and_status_2(recipe, capsys, arguments, expected):
+    assert main(["finetune", *(argument.format(recipe=recipe) for argument in arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("paca finetune: ") == 1
+    assert expected in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_ctrl_c_is_no_traceback(recipe, capsys, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paca.workbench.training.text.finetune", interrupt)
+    assert main(["finetune", recipe]) == 130
+    assert capsys.readouterr().err.endswith("paca finetune: interrupted; add --resume to go on\n")
+
+
+def test_a_missing_library_says_what_to_install(recipe, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "paca.workbench.training.report", None)
+    monkeypatch.delitem(sys.modules, "paca.workbench.training.text", raising=False)
+    assert main(["finetune", recipe]) == 2
+    assert "pip install 'paca[train]'" in capsys.readouterr().err

@@ -1,0 +1,98 @@
+import json
+
+import pytest
+from transformers import LlamaConfig
+
+from paca.workbench.cli.main import main
+
+
+@pytest.fixture
+def config(tmp_path):
+    LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=300,
+        max_position_embeddings=256,
+    ).save_pretrained(tmp_path)
+    return str(tmp_path / "config.json")
+
+
+def plan(*words):
+    return main(["plan", *words])
+
+
+def test_json_holds_the_peak_of_each_method_and_the_picture_is_drawn(config, tmp_path, capsys):
+    picture = tmp_path / "plan.png"
+    assert plan(config, "--methods", "paca,lora", "--seq", "64", "--json", "--png", str(picture)) == 0
+    paca, lora = json.loads(capsys.readouterr().out)["methods"]
+    assert 0 < paca["total"] < lora["total"]
+    assert 0 < paca["operations"]["adapter"] < lora["operations"]["adapter"] < paca["operations"]["forward"]
+    assert sum(paca["by_category"].values()) == paca["total"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_longest_sequence_fits_and_the_next_does_not(config, capsys):
+    size = "0.01GB"
+    assert plan(config, "--methods", "paca", "--gpu", size, "--seq", "64", "--max-seq", "--json") == 0
+    longest = json.loads(capsys.readouterr().out)["methods"][0]["max_seq"]
+    assert longest > 0
+    for seq, fits in ((longest, True), (longest + 128, False)):
+        plan(config, "--methods", "paca", "--gpu", size, "--seq", str(seq), "--json")
+        assert json.loads(capsys.readouterr().out)["methods"][0]["fits"] is fits
+
+
+def test_when_nothing_fits_it_says_what_is_lacking_and_what_would_do(config, capsys):
+    assert plan(config, "--methods", "paca", "--gpu", "0.004GB", "--seq", "256", "--batch", "4") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Nothing fits 0.004GB: paca comes nearest and lacks" in said
+    assert "It fits with --checkpointing --batch 1: 0.00 GiB" in said
+
+
+def test_more_tokens_than_positions_warn(config, capsys):
+    assert plan(config, "--methods", "paca", "--seq", "512", "--json") == 0
+    assert "512 tokens are more than the model's 256 positions" in capsys.readouterr().err
+
+
+def test_a_recipe_says_how_it_trains_and_arguments_win(capsys):
+    assert plan("smollm2-python-reference", "--seq", "64", "--json") == 0
+    (own,) = json.loads(capsys.readouterr().out)["methods"]
+    assert own["method"] == "paca"
+    assert plan("smollm2-python-reference", "--seq", "32", "--methods", "paca", "--json") == 0
+    (shorter,) = json.loads(capsys.readouterr().out)["methods"]
+    assert shorter["total"] < own["total"]
+    assert shorter["trained"] == own["trained"]
+
+
+def test_a_named_gpu_bounds_the_time_from_below(config, capsys):
+    assert plan(config, "--methods", "paca", "--gpu", "a100-80gb", "--seq", "64", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["methods"]
+    assert row["seconds_at_least"] == row["operations"]["total"] / 312e12
+
+
+def test_a_configuration_with_code_needs_the_flag(config, tmp_path, capsys):
+    content = json.loads((tmp_path / "config.json").read_text())
+    content |= {"model_type": "own", "auto_map": {"AutoConfig": "code.OwnConfig"}}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    assert plan(str(tmp_path)) == 2
+    assert "pass --trust-remote-code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["llama3-8", "--methods", "paca"], "did you mean 'llama3-8b'"),
+        (["llama3-8b", "--gpu", "h10O"], "did you mean 'h100'"),
+        (["llama3-8b", "--methods", "pacca"], "did you mean 'paca'"),
+        (["llama3-8b", "--max-seq"], "pass --gpu 80GB"),
+        (["llama3-8b", "--optimizer", "adamw_bnb_8bits"], "did you mean 'adamw_bnb_8bit'"),
+        (["llama3-8b", "--loss", "chunk"], "did you mean 'chunked'"),
+        (["llama3-8b", "--methods", "qpaca", "--ranks", "2"], "how 4-bit layers lie in shards is not counted"),
+        (["no-such.yaml"], "There is no recipe file"),
+    ],
+)
+def test_mistakes_are_refused_with_what_to_type(words, message, capsys):
+    assert plan(*words) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,244 @@
+"""A whole comparison on a tiny model: fair, complete, repeatable, resumable."""
+
+import dataclasses
+import json
+import threading
+
+import pytest
+from tests.workbench.compare.conftest import RATES, run
+
+from paca.errors import PacaError
+from paca.workbench.compare.choice import choose_methods
+from paca.workbench.compare.comparison import Runner, begin, compare, ranked_entries
+from paca.workbench.compare.folder import finished, stored_units
+from paca.workbench.compare.jobs import PROFILE, RUN, Entry, Job
+from paca.workbench.compare.methods import Setting
+from paca.workbench.compare.progress import Progress
+from paca.workbench.compare.worker import Here
+
+
+class Counting:
+    """Runs units elsewhere and remembers which; may be interrupted before one."""
+
+    def __init__(self, worker, stop_at=None):
+        self.worker, self.stop_at, self.ran = worker, stop_at, []
+
+    def run(self, job, watch):
+        if job.name == self.stop_at:
+            raise KeyboardInterrupt
+        self.ran.append(job.name)
+        return self.worker.run(job, watch)
+
+
+class Apart:
+    """Finishes a unit only when another worker is at one too."""
+
+    def __init__(self, meeting):
+        self.meeting = meeting
+
+    def run(self, job, watch):
+        watch(1, 1, "waiting")
+        self.meeting.wait(timeout=20)
+        return {"name": job.name}
+
+
+def row(results, method):
+    return next(found for found in results["methods"] if found["method"] == method)
+
+
+def units(folder, kind):
+    return [unit for unit in stored_units(folder) if unit["job"]["kind"] == kind]
+
+
+def test_every_method_has_a_row_with_everything_that_is_measured(compared):
+    _, results = compared
+    assert [found["method"] for found in results["methods"][:5]] == ["frozen", "paca", "lora", "moslora", "full"]
+    for name in ("paca", "lora", "moslora"):
+        found = row(results, name)
+        assert len(found["losses"]) == len(found["curves"]) == 2
+        assert found["loss"] < found["loss_before"]
+        assert all(found[key] > 0 for key in ("file_bytes", "merge_ms", "latency_ms", "merged_latency_ms"))
+        assert all(found[key] > 0 for key in ("step_ms", "to_floor", "tokens_per_second", "kept_bytes"))
+        assert found["peak_bytes"] == sum(found["peak_by_kind"].values())
+        assert found["merged_differs"] < 1e-4
+        assert abs(found["accuracy"]) <= 1
+    assert row(results, "full")["trained_parameters"] == row(results, "full")["total_parameters"]
+    assert row(results, "frozen")["forgotten"] == 0
+    assert results["noise"] > 0
+    assert results["machine"]["threads"] > 0
+    assert len(row(results, "paca")["steps_ms"]) == 2
+
+
+def test_a_method_that_cannot_take_the_layers_is_a_row_with_its_error_and_the_others_go_on(compared):
+    _, results = compared
+    found = row(results, "lora(target_modules=nowhere)")
+    assert "can't be put onto" in found["error"]
+    assert "nowhere" in found["error"]
+    assert not found["out_of_memory"]
+    assert found.get("loss") is None
+
+
+def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(compared):
+    folder, _ = compared
+    first = {}
+    for unit in units(folder, RUN):
+        if unit["job"]["rate"] is not None:
+            first.setdefault(unit["job"]["seed"], []).append(unit["result"]["training_loss"][0])
+    assert len(first) == 2
+    for losses in first.values():
+        assert len(losses) == 4
+        assert all(step == 1 and loss == pytest.approx(losses[0][1], abs=1e-4) for step, loss in losses)
+    assert first[3][0] != first[4][0], "another seed has another order"
+
+
+def test_ranks_train_equally_many_parameters(compared):
+    _, results = compared
+    wanted = row(results, "paca")["trained_parameters"]
+    assert row(results, "paca")["rank"] == 4
+    assert row(results, "lora")["rank"] == 2
+    for name in ("lora", "moslora"):
+        assert row(results, name)["trained_parameters"] == pytest.approx(wanted, rel=0.1)
+
+
+def test_with_match_rank_all_have_the_recipes(comparison, tmp_path):
+    with Progress() as progress:
+        entries = ranked_entries(dataclasses.replace(comparison, match="rank"), Runner(tmp_path, [], progress))
+    assert {entry.setting.rank for entry in entries} == {4}
+
+
+def test_the_rate_with_the_lowest_loss_on_the_slice_is_used(compared):
+    _, results = compared
+    for name, rates in RATES.items():
+        found = row(results, name)
+        tried = dict(found["sweep"])
+        assert sorted(tried) == rates
+        assert found["rate"] == min(tried, key=tried.get)
+
+
+def test_rates_are_tuned_on_training_data_that_is_neither_trained_on_nor_held_out(here):
+    workload = here._workload
+    kept, slice_ = workload.tuning
+    train, held = ({tuple(ids) for ids in data["input_ids"]} for data in (workload.data.train, workload.data.held_out))
+    assert {tuple(ids) for ids in slice_["input_ids"]} <= train
+    assert len(kept) < len(workload.data.train)
+    assert not {tuple(ids) for ids in slice_["input_ids"]} & (held - train)
+
+
+def test_the_same_comparison_twice_has_identical_losses(comparison, compared, recipe, tmp_path):
+    _, first = compared
+    short = dataclasses.replace(comparison, methods=tuple(choose_methods("paca,lora")), seeds=1)
+    again = run(short, tmp_path / "out", Here(recipe))
+    for name in ("paca", "lora"):
+        curves = [
+            [(point["step"], point["loss"]) for point in row(found, name)["curves"][0]] for found in (first, again)
+        ]
+        assert curves[0] == curves[1]
+
+
+def test_an_interrupted_comparison_loses_only_the_unit_in_progress(comparison, here, tmp_path):
+    short = dataclasses.replace(comparison, methods=tuple(choose_methods("paca,lora")), seeds=1, rates={})
+    folder = tmp_path / "out"
+    begin(short, folder)
+    with pytest.raises(KeyboardInterrupt), Progress() as progress:
+        compare(short, folder, [Counting(here, stop_at="run--lora--seed3")], progress)
+    rest = Counting(here)
+    results = run(short, folder, rest)
+    assert rest.ran == ["run--lora--seed3", "timing"]
+    assert row(results, "lora")["loss"] < row(results, "lora")["loss_before"]
+    third = Counting(here)
+    run(short, folder, third)
+    assert third.ran == []
+    more = Counting(here)
+    run(dataclasses.replace(short, seeds=2), folder, more)
+    assert more.ran == ["run--paca--seed4", "run--lora--seed4"]
+
+
+def test_out_of_memory_is_a_row_that_says_so(comparison, compared, here, tmp_path):
+    limited = dataclasses.replace(
+        comparison,
+        methods=tuple(choose_methods("paca,full")),
+        seeds=1,
+        rates={},
+        memory_limit=row(compared[1], "full")["peak_bytes"] - 1,
+    )
+    results = run(limited, tmp_path / "limited", here)
+    assert row(results, "full")["out_of_memory"]
+    assert row(results, "full")["error"].startswith("out of memory: a step needs 0.00 GB")
+    assert row(results, "paca")["loss"] < row(results, "paca")["loss_before"]
+
+
+@pytest.mark.parametrize("what", ["recipe", "match"])
+def test_the_folder_of_another_recipe_is_refused(comparison, compared, what):
+    folder, _ = compared
+    changes = {
+        "recipe": {"recipe": dataclasses.replace(comparison.recipe, seed=9)},
+        "match": {"match": "rank"},
+    }
+    with pytest.raises(PacaError, match=r"holds a comparison of another recipe: .*Add --overwrite to replace it") as e:
+        begin(dataclasses.replace(comparison, **changes[what]), folder)
+    assert ("recipe.seed was 3, now 9" in str(e.value)) == (what == "recipe")
+
+
+def test_a_folder_with_other_files_is_refused_and_nothing_is_written(comparison, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(PacaError, match=r"holds files that no comparison wrote \(thesis.tex\)"):
+        begin(comparison, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_overwriting_takes_the_old_units_away(comparison, tmp_path):
+    begin(comparison, tmp_path / "out")
+    (tmp_path / "out" / "units" / "old.json").write_text("{}")
+    begin(dataclasses.replace(comparison, match="rank"), tmp_path / "out", overwrite=True)
+    assert list((tmp_path / "out" / "units").iterdir()) == []
+
+
+def test_results_and_markdown_lie_beside_the_units(compared):
+    folder, results = compared
+    assert json.loads((folder / "results.json").read_text()) == results
+    text = (folder / "report.md").read_text()
+    assert "| paca | 4 |" in text
+    assert "- **lora(target_modules=nowhere)**: " in text
+    assert "Held-out loss before training" in text
+
+
+def test_every_run_is_also_spelled_as_pefts_board_does(compared):
+    folder, _ = compared
+    names = sorted(path.stem for path in (folder / "peft").iterdir())
+    assert names == sorted(f"{name}--seed{seed}" for name in ("paca", "lora", "moslora", "full") for seed in (3, 4))
+    result = json.loads((folder / "peft" / "paca--seed3.json").read_text())
+    assert set(result) == {"run_info", "train_info", "meta_info"}
+    assert result["run_info"]["peft_config"]["peft_type"] == "PACA"
+    assert result["train_info"]["status"] == "success"
+    assert result["train_info"]["metrics"][-1]["test loss"] > 0
+    assert {"step", "train loss", "train samples", "test accuracy"} <= set(result["train_info"]["metrics"][-1])
+    assert json.loads((folder / "peft" / "full--seed3.json").read_text())["run_info"]["peft_config"] is None
+
+
+def test_a_failed_unit_and_one_with_other_values_are_run_again(compared, comparison, here):
+    folder, _ = compared
+    with Progress() as progress:
+        entries = ranked_entries(comparison, Runner(folder, [here], progress))
+    assert finished(folder, Job(PROFILE, (entries[1],), {"limit": None})) is not None
+    assert finished(folder, Job(PROFILE, (entries[1],), {"limit": 5})) is None
+    assert finished(folder, Job(PROFILE, (entries[-1],), {"limit": None})) is None, "it failed"
+
+
+def test_several_workers_run_units_at_the_same_time_and_results_keep_their_order(comparison, tmp_path):
+    begin(comparison, tmp_path / "out")
+    entry = Entry(comparison.methods[0], Setting())
+    jobs = [Job(RUN, (entry,), {"seed": seed}) for seed in range(6)]
+    meeting = threading.Barrier(2)
+    with Progress() as progress:
+        found = Runner(tmp_path / "out", [Apart(meeting), Apart(meeting)], progress).run(jobs)
+    assert [result["name"] for result in found] == [job.name for job in jobs]
+    assert len(list((tmp_path / "out" / "units").iterdir())) == 6
+
+
+def test_connections_may_be_chosen_by_data(comparison, here, tmp_path):
+    methods = tuple(choose_methods("paca,paca(selection=activation,selection_batches=2)"))
+    results = run(dataclasses.replace(comparison, methods=methods, seeds=1, rates={}), tmp_path / "out", here)
+    chosen = row(results, "paca(selection=activation,selection_batches=2)")
+    assert chosen["loss"] < chosen["loss_before"]
+    assert chosen["losses"] != row(results, "paca")["losses"]
+    assert chosen["peak_bytes"] == row(results, "paca")["peak_bytes"]

@@ -1,0 +1,76 @@
+"""What the report holds, without a browser."""
+
+import csv
+import io
+import json
+import re
+
+import pytest
+from tests.workbench.compare.found import NASTY, results
+
+from paca.workbench.compare.figures import charts, colours
+from paca.workbench.compare.html import page, summary_csv
+
+
+def embedded(text, name):
+    return json.loads(re.search(rf'id="{name}">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def test_one_file_asks_for_nothing_else():
+    text = page(results())
+    own = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.search(r'(src|href)="(?!data:)', own)
+    assert "url(" not in own
+    assert "default-src 'none'" in own
+
+
+def test_all_numbers_are_in_it_and_names_cannot_break_out():
+    found = results()
+    text = page(found)
+    assert embedded(text, "results") == found
+    assert NASTY not in text
+    assert "lora(target_modules=&lt;/script&gt;&lt;b&gt;)" in text
+    assert "no module &lt;here&gt;" in text
+    assert "two&lt;three&gt;.txt" in text
+
+
+def test_the_best_are_marked_and_only_they():
+    rows = re.findall(r"<tr><td>.*?</tr>", page(results()))
+    by_method = {re.search(r"</span>([^<]+)</td>", row)[1]: row for row in rows}
+    assert '<td class="best" title="best"><b>2.5400 ± 0.0100</b></td>' in by_method["paca"]
+    assert 'class="best"' not in by_method["frozen"]
+    assert "<td>1.200 ± 0.012</td>" in by_method["lora"]
+
+
+def test_every_measurement_has_its_chart():
+    made = {chart["id"]: chart["figure"] for chart in charts(results())}
+    wanted = "loss-step loss-time memory time pareto throughput longest operations"
+    assert list(made) == wanted.split()
+    lines = [trace for trace in made["loss-step"]["data"] if trace.get("mode") == "lines+markers"]
+    assert [trace["name"] for trace in lines] == ["paca", "lora"]
+    assert lines[0]["y"][-1] == pytest.approx(2.54)
+    bands = [trace for trace in made["loss-step"]["data"] if trace.get("fill") == "toself"]
+    assert (max(bands[0]["y"][2:4]), min(bands[0]["y"][2:4])) == pytest.approx((2.55, 2.53))
+    assert bands[0]["mode"] == "lines"
+    kinds = {trace["name"]: trace["x"] for trace in made["memory"]["data"]}
+    assert kinds["weights"] == [500, 510, 510]
+
+
+def test_what_was_not_measured_has_no_chart():
+    found = results()
+    found["methods"] = [{key: row[key] for key in ("method", "error")} for row in found["methods"]]
+    assert charts({**found, "pareto": []}) == []
+    assert "<h2>Summary</h2>" in page({**found, "pareto": [], "best": {}})
+
+
+def test_a_method_has_one_colour_and_the_floor_is_grey():
+    tints = colours(results()["methods"])
+    assert len(set(tints.values())) == 4
+    assert tints["frozen"] == "#8a94a6"
+
+
+def test_the_summary_as_comma_separated_values():
+    rows = list(csv.DictReader(io.StringIO(summary_csv(results()))))
+    assert [row["method"] for row in rows] == ["frozen", "paca", "lora", NASTY]
+    assert float(rows[1]["loss"]) == results()["methods"][1]["loss"]
+    assert rows[3]["error"] == "no module <here>"

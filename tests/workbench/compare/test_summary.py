@@ -1,0 +1,55 @@
+"""The best of each column and the Pareto front."""
+
+import math
+
+from paca.errors import PacaError
+from paca.workbench.compare.columns import COLUMNS, cell
+from paca.workbench.compare.failures import describe_failure
+from paca.workbench.compare.report import finite
+from paca.workbench.compare.summary import BEST, best, pareto, summarize
+
+
+def found(method, loss, peak_bytes, **more):
+    return {"method": method, "loss": loss, "peak_bytes": peak_bytes, **more}
+
+
+def test_the_front_holds_what_no_other_beats_in_both():
+    rows = [found("a", 2.0, 10), found("b", 1.0, 20), found("c", 1.5, 30), found("d", 3.0, 5), found("e", None, 1)]
+    assert pareto(rows) == ["d", "a", "b"]
+    assert pareto([found("a", 2.0, 10), found("b", 2.0, 10)]) == ["a"]
+    assert pareto([found("a", math.nan, 10)]) == []
+
+
+def test_the_best_is_the_lowest_or_the_highest_and_the_floor_takes_no_part():
+    rows = [found("frozen", 9.0, 1), found("a", 2.0, 10, accuracy=0.1), found("b", 1.0, 10, accuracy=0.4)]
+    assert best(rows) == {"loss": ["b"], "peak_bytes": ["a", "b"], "accuracy": ["b"]}
+    assert best(rows[:2]) == {}, "nothing is best where nothing is compared"
+
+
+def test_every_column_that_has_a_best_is_shown():
+    assert set(BEST) == {column.key for column in COLUMNS} - {"rank", "trained_parameters", "rate"}
+
+
+def test_cells():
+    columns = {column.key: column for column in COLUMNS}
+    assert cell({"loss": 2.5, "loss_spread": 0.01}, columns["loss"]) == "2.5000 ± 0.0100"
+    assert cell({"loss": 2.5}, columns["loss"]) == "2.5000"
+    assert cell({"to_floor": 1.0625, "to_floor_error": 0.01}, columns["to_floor"]) == "1.062 ± 0.010"
+    assert cell({}, columns["loss"]) == "–"
+    assert cell({"peak_bytes": 3 * 2**20}, columns["peak_bytes"]) == "3.0"
+    assert cell({"rate": 5e-3}, columns["rate"]) == "0.005"
+
+
+def test_nothing_measured_is_an_empty_summary():
+    assert summarize([]) == {"methods": [], "noise": None, "pareto": [], "best": {}, "machine": None}
+
+
+def test_failures_are_one_line_and_tell_memory_apart():
+    assert describe_failure(RuntimeError("CUDA out of memory.\nTried 4 GB"))["out_of_memory"]
+    assert describe_failure(MemoryError())["error"] == "out of memory: MemoryError"
+    assert describe_failure(PacaError("no\nsuch thing")) == {"error": "no such thing", "out_of_memory": False}
+    assert describe_failure(KeyError("x"))["error"] == "KeyError: 'x'"
+
+
+def test_what_json_does_not_have_becomes_none():
+    assert finite({"a": [math.inf, 1.0, (math.nan,)]}) == {"a": [None, 1.0, [None]]}

@@ -1,0 +1,144 @@
+"""Splitting, cutting, and what reaches the trainer."""
+
+import pytest
+from tests.workbench.tiny import write_jsonl, write_text
+
+from paca import PacaError
+from paca.workbench.data.prepare import hold_out, prepare_data, read_data, spread
+from paca.workbench.recipe.recipe import DataSection
+
+CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
+
+
+def prepare(section, tokenizer, length=16):
+    return prepare_data(read_data(section), section, tokenizer, length)
+
+
+def test_hold_out_and_spread():
+    assert hold_out(range(7), 3) == ([1, 2, 4, 5], [0, 3, 6])
+    assert hold_out(range(3), None) == ([0, 1, 2], [])
+    assert spread(range(10), 4) == [0, 2, 5, 7]
+    assert spread(range(3), 4) == [0, 1, 2]
+    assert spread(range(3), None) == [0, 1, 2]
+
+
+def test_a_text_file_is_cut_into_blocks_of_which_one_in_so_many_is_held_out(tmp_path, tokenizer):
+    path = write_text(tmp_path / "a.txt")
+    ids = [*tokenizer(path.read_text())["input_ids"], tokenizer.eos_token_id]
+    blocks = [ids[start : start + 16] for start in range(0, len(ids), 16)]
+    data = prepare(DataSection(train=str(path), holdout_every=4), tokenizer)
+    train, held_out = list(data.train["input_ids"]), list(data.held_out["input_ids"])
+    assert held_out == blocks[::4]
+    assert sorted(train + held_out) == sorted(blocks)
+    assert list(data.train["labels"]) == train
+
+
+def test_rows_are_held_out_whole(tmp_path, tokenizer):
+    texts = [f"{number} " * 20 for number in range(6)]
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts])
+    data = prepare(DataSection(train=str(path), holdout_every=3), tokenizer)
+    train, held_out = (
+        "".join(tokenizer.decode(ids) for ids in part["input_ids"]) for part in (data.train, data.held_out)
+    )
+    end = tokenizer.eos_token
+    assert held_out == texts[0] + end + texts[3] + end
+    assert train == "".join(texts[index] + end for index in (1, 2, 4, 5))
+
+
+def test_data_of_its_own_for_evaluation(tmp_path, tokenizer):
+    train = write_jsonl(tmp_path / "a.jsonl", [{"text": "train"}])
+    held_out = write_jsonl(tmp_path / "b.jsonl", [{"text": "held out"}])
+    data = prepare(DataSection(train=str(train), eval=str(held_out)), tokenizer)
+    assert tokenizer.decode(data.train[0]["input_ids"]) == "train<|im_end|>"
+    assert tokenizer.decode(data.held_out[0]["input_ids"]) == "held out<|im_end|>"
+
+
+def test_eval_split_of_a_data_set(tmp_path, tokenizer):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        write_jsonl(folder / f"{split}.jsonl", [{"text": split}])
+    section = DataSection(train=str(folder), eval=str(folder), eval_split="validation")
+    assert tokenizer.decode(prepare(section, tokenizer).held_out[0]["input_ids"]) == "validation<|im_end|>"
+
+
+def test_eval_limit_keeps_the_total(tmp_path, tokenizer):
+    data = prepare(DataSection(train=str(write_text(tmp_path / "a.txt")), holdout_every=4, eval_limit=3), tokenizer)
+    assert len(data.held_out) == 3
+    assert data.held_out_total > 10
+
+
+def test_conversations_keep_their_bounds_and_are_cut_at_the_length(tmp_path, tokenizer):
+    long_question = {"messages": [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "y"}]}
+    path = write_jsonl(tmp_path / "a.jsonl", [CHAT, CHAT, long_question, CHAT])
+    data = prepare(DataSection(train=str(path), holdout_every=3), tokenizer, length=64)
+    assert len(data.held_out) == 2
+    assert len(data.train) == 1  # nothing of the long question's answer is left within 64 tokens
+    assert max(map(len, data.train["input_ids"])) <= 64
+
+
+def test_kinds_must_agree(tmp_path):
+    section = DataSection(
+        train=str(write_text(tmp_path / "a.txt")), eval=str(write_jsonl(tmp_path / "b.jsonl", [CHAT]))
+    )
+    with pytest.raises(PacaError, match=r"data\.train holds plain text and data\.eval conversations"):
+        read_data(section)
+
+
+def test_what_encoding_did_is_counted(tmp_path, tokenizer):
+    long_question = {"messages": [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "y"}]}
+    long_answer = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y" * 200}]}
+    path = write_jsonl(tmp_path / "a.jsonl", [CHAT, CHAT, long_question, long_answer])
+    counted = prepare(DataSection(train=str(path), holdout_every=4), tokenizer, length=64).counted
+    assert (len(counted.lengths), counted.cut, counted.dropped) == (3, 2, 1)
+    assert max(counted.lengths) > 200
+
+
+def test_prompts_are_not_learned_and_completions_are_with_their_end(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "The cat", "completion": " jumps"}] * 2)
+    (row,) = prepare(DataSection(train=str(path), holdout_every=2), tokenizer).train
+    assert tokenizer.decode(row["input_ids"]) == "The cat jumps<|im_end|>"
+    assert tokenizer.decode([label for label in row["labels"] if label >= 0]) == " jumps<|im_end|>"
+
+
+def mixed(tmp_path, tokenizer, weights, seed=42, sizes=(40, 10)):
+    paths = [
+        write_jsonl(
+            tmp_path / f"{name}.jsonl", [{"prompt": name, "completion": f" {number}"} for number in range(size)]
+        )
+        for name, size in zip("ab", sizes, strict=True)
+    ]
+    section = DataSection(train=[str(path) for path in paths], holdout_every=5, weights=weights)
+    data = prepare_data(read_data(section), section, tokenizer, 64, seed)
+    held_out, train = ([tokenizer.decode(ids) for ids in part["input_ids"]] for part in (data.held_out, data.train))
+    return held_out, train
+
+
+def test_weights_are_the_shares_of_the_sources(tmp_path, tokenizer):
+    held_out, train = mixed(tmp_path, tokenizer, [1.0, 3.0])
+    share = sum(text.startswith("b") for text in train) / len(train)
+    assert 0.65 < share < 0.85
+    assert {text[0] for text in held_out} == {"a", "b"}
+    assert not set(held_out) & set(train)  # what is repeated is what is trained on
+    assert len({text for text in train if text.startswith("a")}) == 32  # every row is seen
+    assert mixed(tmp_path, tokenizer, [1.0, 3.0])[1] == train
+    assert mixed(tmp_path, tokenizer, [1.0, 3.0], seed=1)[1] != train
+
+
+def test_text_may_be_mixed_with_conversations(tmp_path, tokenizer):
+    paths = [
+        write_jsonl(tmp_path / "a.jsonl", [{"text": "x" * 40}] * 9),
+        write_jsonl(tmp_path / "b.jsonl", [CHAT] * 9),
+    ]
+    section = DataSection(train=list(map(str, paths)), holdout_every=3, weights=[1, 1])
+    rows = list(prepare(section, tokenizer, length=64).train["labels"])
+    assert {min(labels) < 0 for labels in rows} == {True, False}
+
+
+def test_too_little_data(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "alone"}])
+    with pytest.raises(PacaError, match="has 1 rows, too few to hold some out and train on the rest"):
+        prepare(DataSection(train=str(path), holdout_every=10), tokenizer)
+    chat = write_jsonl(tmp_path / "b.jsonl", [CHAT])
+    with pytest.raises(PacaError, match=r"data\.train = .* has nothing that carries loss within training\.max_length"):
+        prepare(DataSection(train=str(chat), eval=str(path.with_name("b.jsonl"))), tokenizer, length=8)

@@ -1,0 +1,123 @@
+import pytest
+import torch
+from transformers import LlamaConfig
+
+from paca.errors import PacaError
+from paca.workbench.planning.losses import find_loss
+from paca.workbench.planning.models import find_config, is_image_config
+from paca.workbench.planning.optimizers import find_optimizer
+from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.shapes import SHAPES, find_shape
+from paca.workbench.planning.simulate import Planner, build, measure
+
+# Parameters of the published checkpoints, as their pages on the Hub count them.
+PARAMETERS = {
+    "llama2-7b": 6_738_415_616,
+    "llama2-13b": 13_015_864_320,
+    "llama3-8b": 8_030_261_248,
+    "llama3.1-70b": 70_553_706_496,
+    "smollm2-135m": 134_515_008,
+    "vit-b-16": 86_567_656,
+    "efficientnetv2-l": 118_515_272,
+}
+CONFIG = LlamaConfig(
+    hidden_size=64,
+    intermediate_size=192,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=40_000,
+)
+
+
+@pytest.fixture(scope="module")
+def planner():
+    return Planner(CONFIG)
+
+
+def step(planner, method="full", **changes):
+    return planner.step(Setting(method, 8, 1, 64, **changes))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_shape_has_as_many_parameters_as_the_published_model(name):
+    if name == "efficientnetv2-l":
+        pytest.importorskip("timm")
+    config = find_config(name)
+    model = build(config, Setting("full"))
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+    assert is_image_config(config) == (name in ("vit-b-16", "efficientnetv2-l"))
+
+
+def test_a_hub_name_of_a_known_shape_needs_no_network():
+    assert find_shape("meta-llama/Llama-3.1-70B") is SHAPES["llama3.1-70b"]
+    assert find_config("meta-llama/Meta-Llama-3-8B").vocab_size == 128256
+
+
+def test_eight_bits_quarter_the_optimizer_and_paged_states_are_elsewhere(planner):
+    pytest.importorskip("bitsandbytes")
+    whole = step(planner, dtype=torch.float32)
+    eight = step(planner, dtype=torch.float32, optimizer="adamw_bnb_8bit")
+    paged = step(planner, dtype=torch.float32, optimizer="paged_adamw_8bit")
+    assert eight.peak.by_category["optimizer"] / whole.peak.by_category["optimizer"] == pytest.approx(0.254, abs=0.01)
+    assert eight.paged == 0
+    assert paged.paged > 0
+    assert paged.paged + paged.peak.by_category["optimizer"] == pytest.approx(
+        eight.peak.by_category["optimizer"], rel=0.01
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_torch", "adamw_bnb_8bit"])
+@pytest.mark.parametrize("loss", ["full", "chunked"])
+def test_other_optimizers_and_losses_are_what_the_real_step_takes(planner, optimizer, loss):
+    if optimizer == "adamw_bnb_8bit":
+        pytest.importorskip("bitsandbytes")
+    setting = Setting("paca", 8, 1, 64, torch.float32, attention="sdpa", optimizer=optimizer, loss=loss)
+    real = measure(build(CONFIG, setting, "cpu"), setting, warm_up=True)
+    assert planner.step(setting).peak.total == pytest.approx(real.peak.total, rel=0.03)
+
+
+def test_a_chunked_loss_keeps_no_logits(planner):
+    logits = 512 * 40_000 * 4
+    full, chunked = (planner.step(Setting("paca", 8, 1, 512, loss=loss)).peak.total for loss in ("full", "chunked"))
+    assert full - chunked > logits / 2
+
+
+def test_what_is_trained_in_16_bits_takes_half(planner):
+    wide, narrow = step(planner, "lora"), step(planner, "lora", adapter_dtype=torch.bfloat16)
+    assert narrow.peak.by_category["optimizer"] < 0.51 * wide.peak.by_category["optimizer"]
+
+
+def test_four_ranks_hold_a_quarter_each_and_gather_blocks():
+    planner = Planner(CONFIG)
+    whole, part = (step(planner, dtype=torch.float32, ranks=ranks) for ranks in (1, 4))
+    for category in ("parameters", "optimizer"):
+        assert part.peak.by_category[category] / whole.peak.by_category[category] == pytest.approx(0.25, abs=0.01)
+    assert part.peak.total > 1.5 * whole.peak.total / 4
+    assert part.by_phase == whole.by_phase
+
+
+def test_unknown_optimizers_and_losses_are_refused_with_near_ones():
+    with pytest.raises(PacaError, match="did you mean 'adamw_bnb_8bit'"):
+        find_optimizer("adamw_bnb_8bits")
+    with pytest.raises(PacaError, match="did you mean 'chunked'"):
+        find_loss("chunk")
+
+
+@pytest.mark.parametrize("shape", ["vit-b-16", "tf_efficientnet_b0"])
+@pytest.mark.parametrize("method", ["paca", "full"])
+def test_image_classifiers_take_what_the_real_step_takes(shape, method):
+    pytest.importorskip("timm")
+    if shape == "vit-b-16":
+        config = find_config(shape)
+        config.num_hidden_layers, config.image_size = 2, 64
+        setting = Setting(method, 8, 2, dtype=torch.float32, attention="sdpa", pixels=64)
+    else:
+        from transformers import TimmWrapperConfig
+
+        from paca.workbench.planning.shapes import CONVOLUTIONS
+
+        config = TimmWrapperConfig(architecture=shape, num_labels=10)
+        setting = Setting(method, 8, 2, dtype=torch.float32, attention="sdpa", pixels=64, targets=CONVOLUTIONS)
+    real = measure(build(config, setting, "cpu"), setting, warm_up=True)
+    assert Planner(config).step(setting).peak.total == pytest.approx(real.peak.total, rel=0.03)

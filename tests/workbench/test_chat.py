@@ -1,0 +1,172 @@
+"""Conversations with a tiny model: history, the adapter's switch, what a pipe prints, and mistakes."""
+
+import io
+
+import pytest
+from tests.workbench.tiny import make_tokenizer, save_adapted
+from transformers import AutoModelForCausalLM
+
+from paca import PacaError
+from paca.workbench.chat import Conversation, Sampling, context_length, converse, end_marks
+from paca.workbench.cli.main import main
+
+GREEDY = Sampling(temperature=0, max_new_tokens=30)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model with an adapter that changes what it says."""
+    return save_adapted(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture
+def conversation(folder):
+    from paca.workbench.training.adapted import find_source, load_adapted
+
+    return Conversation(*load_adapted(find_source(str(folder / "adapter"))), GREEDY)
+
+
+def nothing(_):
+    """Show nothing."""
+
+
+def greedy(model, tokenizer, messages):
+    """What the model says by plain `generate`."""
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    output = model.generate(
+        **inputs, do_sample=False, max_new_tokens=30, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
+    )
+    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_the_answer_comes_in_pieces_and_the_history_is_read(conversation):
+    pieces = []
+    first = conversation.say("The cat jumps.", pieces.append)
+    assert "".join(pieces).strip() == first
+    assert len(pieces) > 1
+    second = conversation.say("And the dog?", nothing)
+    model, tokenizer = conversation.model, conversation.tokenizer
+    turns = [{"role": "user", "content": "The cat jumps."}, {"role": "assistant", "content": first}]
+    asked = {"role": "user", "content": "And the dog?"}
+    assert second == greedy(model, tokenizer, [*turns, asked])
+    assert second != greedy(model, tokenizer, [asked])
+
+
+def test_the_adapter_goes_off_and_on_again(conversation, folder):
+    base = AutoModelForCausalLM.from_pretrained(folder / "model")
+    asked = [{"role": "user", "content": "The cat jumps."}]
+    on = conversation.say("The cat jumps.", nothing)
+    converse(conversation, ["/adapter off"], nothing)
+    off = conversation.say_again(nothing)
+    assert off == greedy(base, conversation.tokenizer, asked) != on
+    assert len(conversation.messages) == 2
+    converse(conversation, ["/adapter on", "/again"], nothing)
+    assert conversation.messages[-1]["content"] == on
+
+
+def test_the_system_message_is_read(conversation):
+    plain = conversation.say("The cat jumps.", nothing)
+    conversation.messages.clear()
+    conversation.system = "The fox walks over the log. " * 3
+    assert conversation.say("The cat jumps.", nothing) != plain
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_conversation(conversation):
+    shown = []
+
+    def interrupt(piece):
+        shown.append(piece)
+        if len(shown) == 2:
+            raise KeyboardInterrupt
+
+    conversation.adapter_on = False
+    whole = conversation.say("The cat jumps.", nothing)
+    conversation.messages.clear()
+    cut = conversation.say("The cat jumps.", interrupt)
+    assert whole.startswith(cut)
+    assert len(cut) < len(whole)
+    conversation.adapter_on = True
+    assert conversation.say("And the dog?", nothing)
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
+
+
+def test_the_oldest_turns_go_where_the_model_can_read_no_more(conversation):
+    conversation.model.config.max_position_embeddings = 128
+    for _ in range(4):
+        conversation.say("The dog walks over the mat.", nothing)
+    assert 2 <= len(conversation.messages) < 8
+    conversation.messages.clear()
+    with pytest.raises(PacaError, match=r"The message has .* tokens with its frame; the model reads 128, of which 30"):
+        conversation.say("cat " * 500, nothing)
+    assert conversation.messages == []
+    assert context_length(conversation.model) == 128
+
+
+def test_an_answer_ends_at_the_mark_of_either_model_or_tokenizer(conversation):
+    conversation.model.generation_config.eos_token_id = [7, 9]
+    assert end_marks(conversation.model, conversation.tokenizer) == [1, 7, 9]
+
+
+def test_drawing_follows_the_seed(folder, monkeypatch, capsys):
+    def say(*options):
+        monkeypatch.setattr("sys.stdin", io.StringIO("The cat jumps.\n"))
+        assert main(["chat", str(folder / "adapter"), "--max-new-tokens", "8", "--temperature", "2", *options]) == 0
+        return capsys.readouterr().out
+
+    assert say() == say()
+    assert say() != say("--seed", "1")
+
+
+def test_a_pipe_gets_the_answers_and_nothing_else(folder, conversation, monkeypatch, capsys):
+    lines = "The cat jumps.\n\n/reset\nAnd the dog?\n/quit\nnever read\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    options = ["--temperature", "0", "--max-new-tokens", "30"]
+    assert main(["chat", str(folder / "adapter"), *options]) == 0
+    printed = capsys.readouterr().out
+    expected = []
+    for text in ("The cat jumps.", "And the dog?"):
+        conversation.messages.clear()
+        conversation.say(text, expected.append)
+        expected.append("\n")
+    assert printed == "".join(expected)
+
+
+def test_at_a_terminal_a_mistake_is_shown_and_the_conversation_goes_on(conversation):
+    shown = []
+    converse(
+        conversation, ["/again", "/adapter maybe", "/rest", "/help", "The cat jumps."], shown.append, terminal=True
+    )
+    said = "".join(shown)
+    assert "There is no message to answer again." in said
+    assert "/adapter 'maybe': type /adapter on or /adapter off." in said
+    assert "There is no command /rest." in said
+    assert "/again: answer the last message again" in said
+    assert conversation.messages[0] == {"role": "user", "content": "The cat jumps."}
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "message"),
+    [
+        (b"/adapter of\n", [], "type /adapter on or /adapter off"),
+        (b"\xff\xfe\n", [], "The input is not UTF-8 text"),
+        (b"cat " * 10_000, [], "Shorten it, or lower --max-new-tokens."),
+        (b"x\n", ["--temperature", "-1"], "temperature = -1.0: expected 0 or more"),
+        (b"x\n", ["--top-p", "0", "--max-new-tokens", "0"], "top_p = 0.0: expected more than 0, at most 1; max_new"),
+    ],
+)
+def test_in_a_pipe_a_mistake_ends_it(folder, monkeypatch, capsys, line, options, message):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line), encoding="utf-8"))
+    assert main(["chat", str(folder / "adapter"), *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_what_cannot_be_talked_to(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("/adapter off\n"))
+    assert main(["chat", str(folder / "model")]) == 2
+    assert "There is no adapter: a plain model was loaded." in capsys.readouterr().err
+    AutoModelForCausalLM.from_pretrained(folder / "model").save_pretrained(tmp_path)
+    make_tokenizer(chat_template=None).save_pretrained(tmp_path)
+    assert main(["chat", str(tmp_path)]) == 2
+    assert "has no chat template" in capsys.readouterr().err

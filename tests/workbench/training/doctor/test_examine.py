@@ -1,0 +1,228 @@
+"""What an examination finds, and that it leaves no trace."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from tests.workbench.tiny import write_jsonl, write_recipe
+
+from paca import PacaError
+from paca.workbench.recipe.recipe import read_recipe
+from paca.workbench.training.doctor import examine, refuse_problems
+from paca.workbench.training.doctor.batch_size import largest_that_fits, set_micro_batch
+from paca.workbench.training.doctor.findings import PROBLEM, WARNING
+from paca.workbench.training.doctor.rehearsal import rehearse
+from paca.workbench.training.run import TASKS
+from paca.workbench.training.text import finetune
+
+
+def prepared(content, tmp_path, *overrides):
+    recipe = read_recipe(write_recipe(tmp_path / "recipe.yaml", content), overrides)
+    return (recipe, *TASKS[recipe.task].trainer(recipe))
+
+
+def findings_of(content, tmp_path, *overrides):
+    recipe, trainer, data = prepared(content, tmp_path, *overrides)
+    return examine(trainer, recipe, tmp_path, data)
+
+
+def texts(findings, level=None):
+    return [finding.text for finding in findings if level in (None, finding.level)]
+
+
+def told(findings, level, start):
+    assert any(text.startswith(start) for text in texts(findings, level)), texts(findings, level)
+
+
+def state_of(trainer):
+    """Everything that decides how a run goes on."""
+    tensors = [*trainer.model.state_dict().values(), *(parameter.data for parameter in trainer.model.parameters())]
+    return (
+        [(tensor.clone(), tensor.stride()) for tensor in tensors],
+        [module.training for module in trainer.model.modules()],
+        torch.get_rng_state(),
+        np.random.get_state()[1].tolist(),
+        random.getstate(),
+        trainer.optimizer,
+        trainer._total_train_tokens,
+        dict(trainer._metrics["train"]),
+    )
+
+
+def test_an_examination_leaves_no_trace(content, tmp_path):
+    _, trainer, _ = prepared(content, tmp_path)
+    before = state_of(trainer)
+    steps = []
+    original = torch.optim.AdamW.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", lambda *args: steps.append(1) or original(*args))
+        rehearsal = rehearse(trainer, tmp_path)
+    assert len(steps) == 3  # it did train
+    assert rehearsal.moved > 0.9
+    after = state_of(trainer)
+    assert len(before[0]) == len(after[0])
+    for (old, stride), (new, new_stride) in zip(before[0], after[0], strict=True):
+        assert torch.equal(old, new)
+        assert stride == new_stride
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert torch.equal(before[2], after[2])
+    assert (*before[1:2], *before[3:]) == (*after[1:2], *after[3:])
+    assert not (tmp_path / ".rehearsal").exists()
+
+
+@pytest.mark.parametrize("overrides", [(), ("model.dtype=bfloat16",), ("method.selection=gradient",)])
+def test_a_run_is_the_same_with_and_without(content, tmp_path, overrides):
+    runs = []
+    for doctor in (True, False):
+        folder = tmp_path / f"run-{doctor}"
+        recipe = read_recipe(
+            write_recipe(tmp_path / "recipe.yaml", content),
+            [*overrides, f"output_dir={folder}", "training.max_steps=3"],
+        )
+        metrics = finetune(recipe, doctor=doctor)
+        runs.append((
+            (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
+            *(metrics[key] for key in ("before", "after", "loss_curve", "tokens")),
+        ))  # fmt: skip
+    assert runs[0] == runs[1]
+
+
+def test_a_good_recipe(content, tmp_path):
+    findings = findings_of(content, tmp_path)
+    told(findings, "fine", "2,048 of ")
+    told(findings, "fine", "a gradient reaches all 14 adapted layers")
+    told(findings, "fine", "100% of the trained values moved in three steps at training.learning_rate = 0.01")
+    told(findings, "note", "the longest batch, an evaluation and a checkpoint went well; at most about ")
+    assert not texts(findings, PROBLEM)
+    refuse_problems(findings)
+
+
+def test_text_that_teaches_no_end_and_names_that_match_nothing(content, tmp_path):
+    content["method"]["target_modules"] = ["q_proj", "qkv_proj"]
+    findings = findings_of(content, tmp_path)
+    told(findings, WARNING, "method.target_modules names no layer of this model: qkv_proj")
+    assert any("q_proj ×2" in text for text in texts(findings, "fine"))
+
+
+def chats(tmp_path, answers):
+    rows = [
+        {"messages": [{"role": "user", "content": "Say"}, {"role": "assistant", "content": answer}]}
+        for answer in answers
+    ]
+    return {"train": str(write_jsonl(tmp_path / "chat.jsonl", rows)), "holdout_every": 4}
+
+
+def test_answers_that_are_cut(content, tmp_path):
+    content["data"] = chats(tmp_path, ["cat " * 60] * 8)
+    findings = findings_of(content, tmp_path, "training.max_length=64")
+    told(findings, WARNING, "0 of 6 sequences teach an end mark: the model is never taught to stop.")
+    told(findings, WARNING, "6 of 6 rows (100%) are cut at training.max_length = 64, 0 of them lose all")
+    whole = findings_of(content, tmp_path, "training.max_length=512")
+    told(whole, "fine", "6 of 6 sequences teach an end mark")
+    told(whole, "fine", "no row is longer than training.max_length = 512")
+
+
+def test_a_rate_that_rounding_swallows(content, tmp_path):
+    findings = findings_of(content, tmp_path, "model.dtype=bfloat16", "training.learning_rate=1e-6")
+    told(findings, WARNING, "only ")
+    assert any("is lost in rounding until they have grown" in text for text in texts(findings, WARNING))
+    told(findings_of(content, tmp_path, "training.learning_rate=1e-6"), "fine", "100% of the trained values moved")
+    told(
+        findings_of(content, tmp_path, "training.learning_rate=0.0"), WARNING, "no trained value moved in three steps"
+    )
+
+
+def test_a_loss_that_is_not_finite_is_refused(content, tmp_path):
+    findings = findings_of(content, tmp_path, "training.learning_rate=1e38")
+    told(findings, PROBLEM, "The loss is not finite within 3 steps (")
+    with pytest.raises(
+        PacaError, match=r"This run would be wasted: The loss is not finite.*Lower training\.learning_rate"
+    ):
+        refuse_problems(findings)
+
+
+def test_a_layer_that_no_gradient_reaches(content, tmp_path):
+    recipe, trainer, data = prepared(content, tmp_path)
+    layer = trainer.model.base_model.model.model.layers[0].mlp.up_proj
+    layer.register_forward_hook(lambda module, inputs, output: output.detach())
+    findings = examine(trainer, recipe, tmp_path, data)
+    told(findings, WARNING, "no gradient reached 1 of 14 adapted layers in three steps: model.layers.0.mlp.up_proj")
+
+
+def test_lora_is_examined_too(content, tmp_path):
+    content["method"] = {"name": "lora", "r": 2, "target_modules": ["q_proj"]}
+    told(findings_of(content, tmp_path), "fine", "a gradient reaches all 2 adapted layers")
+
+
+def test_a_batch_is_halved_until_it_fits():
+    tried = []
+
+    def attempt(size, most=2):
+        tried.append(size)
+        if size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+    assert largest_that_fits(8, attempt) == 2
+    assert largest_that_fits(12, attempt) == 1  # every size divides the first, so that the step stays the same
+    assert tried == [8, 4, 2, 12, 6, 3, 1]
+    with pytest.raises(PacaError, match="One sequence of this recipe needs more memory than there is"):
+        largest_that_fits(4, lambda size: attempt(size, most=0))
+    with pytest.raises(RuntimeError, match="something else"):
+        largest_that_fits(4, lambda size: (_ for _ in ()).throw(RuntimeError("something else")))
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """A machine on which more than two sequences of a training batch do not fit."""
+    from trl import SFTTrainer
+
+    original = SFTTrainer.compute_loss
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if model.training and len(inputs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+        return original(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "compute_loss", compute_loss)
+
+
+def test_a_run_goes_on_with_a_smaller_micro_batch_and_the_same_steps(content, tmp_path, small_memory, capsys):
+    content["training"]["per_device_train_batch_size"] = 4
+    metrics = finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))
+    assert (
+        "warning: out of memory with 4 sequences at once: training goes on with 2 at once and 2 accumulated"
+        in capsys.readouterr().err
+    )
+    assert metrics["steps"] == 6
+    assert metrics["tokens"] == 6 * 4 * 16
+    assert json.loads((tmp_path / "run" / ".micro_batch.json").read_text()) == 2
+    assert metrics["recipe"]["training"]["per_device_train_batch_size"] == 4
+
+
+def test_the_smaller_micro_batch_computes_the_same_step(content, tmp_path):
+    """Without dropout, which is drawn for each micro-batch."""
+    path = write_recipe(tmp_path / "recipe.yaml", content)
+    config = tmp_path / "model"
+    losses = []
+    for split in (False, True):
+        recipe = read_recipe(
+            path, ["model.config={attention_dropout: 0.0}", "training.per_device_train_batch_size=4",
+                   f"output_dir={config}-{split}"]
+        )  # fmt: skip
+        trainer, _ = TASKS[recipe.task].trainer(recipe)
+        if split:
+            set_micro_batch(trainer, 1)
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(losses[0]) == 6
+
+
+def test_what_cannot_be_written_is_found_before_the_first_step(content, tmp_path, monkeypatch):
+    recipe, trainer, data = prepared(content, tmp_path)
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(PacaError, match=r"No checkpoint can be written to .*: \[Errno 28\] No space left on device"):
+        examine(trainer, recipe, tmp_path, data)
+    assert not (tmp_path / ".rehearsal").exists()
