@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from methods import FLOOR, FLOOR_AGAIN, METHODS
 from models import SMOLLM2, load_base
 from paca.profiling import track
-from paca.profiling.machine import machine
+from paca.profiling.environment import machine
 from paca.profiling.steps import TrainingStep, interleave
 from paca.workbench.models.load import save_merged
 from paca.workbench.models.quantization import quantization_config

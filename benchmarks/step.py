@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from methods import METHODS, Method, check_that_methods_differ, choose_methods
 from models import SMOLLM2, load_base
-from paca.profiling.machine import machine
+from paca.profiling.environment import machine
 from paca.profiling.steps import TrainingStep, interleave
 from report import Figures, figures, noise, table, versions, with_ratios
 

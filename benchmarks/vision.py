@@ -29,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from methods import FLOOR, FLOOR_AGAIN
 from paca.profiling import track
-from paca.profiling.machine import cpu_name
+from paca.profiling.environment import cpu_name
 from paca.profiling.steps import TrainingStep, interleave, lower_quartile
 from report import versions
 from step import positive

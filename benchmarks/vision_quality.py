@@ -24,7 +24,7 @@ import torch
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from paca.profiling.machine import machine
+from paca.profiling.environment import machine
 from paca.workbench.base.files import write_json
 from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.recipe.recipe import DataSection, MethodSection, ModelSection, Recipe

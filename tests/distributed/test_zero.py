@@ -9,7 +9,7 @@ from tests.distributed.launch import on_ranks
 from tests.distributed.tiny import batch, largest_difference, make_model, trained, trained_alone, updates
 from tests.toys import layers
 
-from paca.method.columns.zero import is_copied
+from paca.method.columns.steps import is_copied
 
 
 class FlatOptimizer:

@@ -1,6 +1,6 @@
 """Steps are taken in turns, and their times summed up so that other work on the machine counts least."""
 
-from paca.profiling.machine import cpu_name
+from paca.profiling.environment import cpu_name
 from paca.profiling.steps import StepTime, interleave, lower_quartile
 
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
+from tests.toys import assert_pretrained, assert_resident, layers, trained
 
 from paca import PacaConfig
-
-from .toys import assert_pretrained, assert_resident, layers, trained
 
 VOCABULARY = 64
 DECODER = {

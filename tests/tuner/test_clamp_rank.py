@@ -5,10 +5,9 @@ import logging
 import pytest
 import torch
 from peft import PeftModel
+from tests.toys import adapted, inputs, layers, reference, train
 
 from paca import PacaError
-
-from .toys import adapted, inputs, layers, reference, train
 
 
 def test_a_rank_that_is_too_large_names_the_way_out():

@@ -7,14 +7,13 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from tests.toys import in_named_precision, layers, trained
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 import paca
 from paca import PacaConfig
 from paca.tuner import column_source
 from paca.tuner.column_source import ColumnSource, runs
-
-from .toys import in_named_precision, layers, trained
 
 IDS = torch.arange(3, 15)[None]
 TARGETS = ["q_proj", "down_proj"]

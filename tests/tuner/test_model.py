@@ -7,12 +7,11 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from tests.toys import KINDS, Toy, adapted, assert_pretrained, config, inputs, layers, linear, train, trained
 from torch import nn
 
 from paca import PacaConfig, PacaError, PacaLayer
 from paca.tuner.layers.linear import Conv1DLinear, Linear
-
-from .toys import KINDS, Toy, adapted, assert_pretrained, config, inputs, layers, linear, train, trained
 
 
 class Block(nn.Module):

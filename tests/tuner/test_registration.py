@@ -162,6 +162,6 @@ def test_a_peft_with_a_paca_of_its_own_is_taken_over_with_one_line():
     ]
     lines = [line for line in err.splitlines() if line.startswith("LOG paca")]
     assert lines == [
-        "LOG paca.tuner.registration WARNING paca takes the method PACA over from PEFT's own __main__.PacaConfig; adapter "
-        "files stay interchangeable."
+        "LOG paca.tuner.registration WARNING paca takes the method PACA over from PEFT's own __main__.PacaConfig; "
+        "adapter files stay interchangeable."
     ]

@@ -6,13 +6,12 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from tests.toys import Toy, adapted, assert_pretrained, assert_resident, config, inputs, layers, trained
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import paca
 from paca import PacaConfig, PacaError
 from paca.profiling import track
-
-from .toys import Toy, adapted, assert_pretrained, assert_resident, config, inputs, layers, trained
 
 
 def moved(times=2, dtype=torch.float64, steps=2, **options):

@@ -8,11 +8,10 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
+from tests.toys import Toy, adapted, assert_resident, config, inputs, layers, train
 from torch import nn
 
 from paca import PacaConfig, PacaError
-
-from .toys import Toy, adapted, assert_resident, config, inputs, layers, train
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
+from tests.toys import assert_resident, layers, trained
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 from torchvision.models import DenseNet, VisionTransformer, mobilenet_v3_small
@@ -15,7 +16,6 @@ from torchvision.models.swin_transformer import SwinTransformer
 from paca import PacaConfig, PacaError
 
 from .layers.every import weights_of
-from .toys import assert_resident, layers, trained
 
 CLASSES = 3
 PIXELS = 16

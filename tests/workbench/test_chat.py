@@ -7,8 +7,9 @@ from tests.workbench.tiny import make_tokenizer, save_adapted
 from transformers import AutoModelForCausalLM
 
 from paca import PacaError
-from paca.workbench.chat import Conversation, Sampling, context_length, converse, end_marks
+from paca.workbench.chat import Conversation, converse
 from paca.workbench.cli.main import main
+from paca.workbench.models.generation import Sampling, context_length, end_marks
 
 GREEDY = Sampling(temperature=0, max_new_tokens=30)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import PacaError
 from ..method.fingerprint import QUANTIZED
-from .targets.checks import near_names
+from .messages import near_names
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

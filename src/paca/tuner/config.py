@@ -12,10 +12,13 @@ from typing import Any
 from peft.config import PeftConfig
 from peft.utils import PeftType
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError, safe_open
 
 from ..errors import PacaError
-from .selection_problems import config_problems
+from .selection.given import given_problem
+from .selection.gradient import MODES
+from .selection.registry import INDICES, strategy_problem
 
 BIAS_CHOICES = ("none", "all", "paca_only")
 
@@ -237,3 +240,91 @@ def _is_rank(value: Any) -> bool:
 
 def _is_alpha(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0 and math.isfinite(value)
+
+
+def rank_of(config: PacaConfig, name: str) -> int:
+    """The rank of a layer: `rank_pattern`'s, or `r`."""
+    return config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
+
+
+def whole_runs(config: PacaConfig, rank: int, connections: int) -> int:
+    """The rank, capped at the whole runs of the layer where `clamp_rank` says so."""
+    return min(rank, connections // config.run_length * config.run_length) if config.clamp_rank else rank
+
+
+def alpha_of(config: PacaConfig, name: str) -> float:
+    """The alpha of a layer: `alpha_pattern`'s, or `paca_alpha`, or `r`."""
+    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.paca_alpha)
+    return config.r if alpha is None else alpha
+
+
+def config_problems(config: PacaConfig) -> Iterator[str]:
+    """What is wrong with the selection of a configuration, whatever the model is.
+
+    Args:
+        config: The configuration.
+
+    Yields:
+        str: One sentence per problem.
+    """
+    problem = strategy_problem(config.selection)
+    if problem:
+        yield problem
+    if config.selection == INDICES and config.selection_indices is None:
+        yield "selection='indices' needs the indices: pass selection_indices={'q_proj': [0, 5, 7], …}."
+    if config.selection != INDICES and config.selection_indices is not None:
+        yield f"selection_indices is given, but selection={config.selection!r}; pass selection='indices'."
+    if config.selection_indices is not None and not isinstance(config.selection_indices, str):
+        problem = given_problem(config.selection_indices)
+        if problem:
+            yield f"selection_indices: {problem}"
+    yield from _run_problems(config)
+    yield from _moving_problems(config)
+    if not _is_positive(config.selection_batches):
+        yield f"selection_batches={config.selection_batches!r} is not a whole number of 1 or more."
+    if config.gradient_mode not in MODES:
+        yield f"gradient_mode={config.gradient_mode!r} is unknown; pass one of {', '.join(map(repr, MODES))}."
+    if not isinstance(config.aligned, bool) and not _are_groups(config.aligned):
+        yield (
+            f"aligned={config.aligned!r} is neither True, False nor a list of lists of layer names; pass for example "
+            "[['q_proj', 'k_proj', 'v_proj']]."
+        )
+
+
+def _moving_problems(config: PacaConfig) -> Iterator[str]:
+    every, warmup = config.reselect_every, config.reselect_warmup
+    if every is None:
+        if warmup:
+            yield f"reselect_warmup={warmup!r} does nothing without reselect_every; pass reselect_every=20, say."
+        return
+    if not _is_positive(every):
+        yield f"reselect_every={every!r} is not a whole number of 1 or more; leave it out for connections that stay."
+    elif not isinstance(warmup, int) or not 0 <= warmup < every:
+        yield f"reselect_warmup={warmup!r} has to be a whole number below reselect_every={every}, 0 for none."
+    if config.selection == INDICES:
+        yield "reselect_every needs a strategy to choose new connections by, and selection='indices' is none."
+
+
+def _run_problems(config: PacaConfig) -> Iterator[str]:
+    length = config.run_length
+    if not _is_positive(length):
+        yield f"run_length={length!r} is not a whole number of 1 or more."
+        return
+    if config.selection == INDICES and length > 1:
+        yield f"run_length={length} does nothing with selection='indices', which says every connection; leave it out."
+        return
+    ranks = {"r": config.r, **{f"rank_pattern[{name!r}]": rank for name, rank in config.rank_pattern.items()}}
+    for where, rank in ranks.items():
+        if isinstance(rank, int) and rank % length:
+            nearest = max(length, rank // length * length)
+            yield f"{where}={rank} is no multiple of run_length={length}; pass {nearest}, or another run_length."
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_groups(groups: object) -> bool:
+    return isinstance(groups, (list, tuple)) and all(
+        isinstance(group, (list, tuple)) and all(isinstance(name, str) for name in group) for group in groups
+    )

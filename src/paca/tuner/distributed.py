@@ -7,7 +7,8 @@ connection `I[k]` everywhere; if not, nothing fails, and the model learns nonsen
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -105,3 +106,30 @@ def _digest(indices: Tensor) -> str:
     values = indices.tolist()
     digest = hashlib.sha256(repr(values).encode()).hexdigest()[:8]
     return f"[{', '.join(map(str, values[:3]))}{', …' if len(values) > 3 else ''}] #{digest}"
+
+
+INDICES = "paca_indices"
+
+
+@contextmanager
+def without_indices(model: nn.Module) -> Iterator[None]:
+    """Leave the connections out of a model's state dicts inside a `with` block.
+
+    accelerate's `cpu_ram_efficient_loading` sends a model's state dict to all ranks and takes every entry for a
+    parameter that FSDP2 has sharded. The connections are buffers, and whole on every rank:
+
+        with without_indices(model):
+            model, optimizer = accelerator.prepare(model, optimizer)
+
+    Args:
+        model: A model with PaCA adapters; any other is left alone.
+    """
+    holders = [module for name, module in model.named_modules() if name.rpartition(".")[2] == INDICES]
+    saved = [(holder, set(holder._non_persistent_buffers_set)) for holder in holders]
+    for holder in holders:
+        holder._non_persistent_buffers_set.update(holder._buffers)
+    try:
+        yield
+    finally:
+        for holder, names in saved:
+            holder._non_persistent_buffers_set = names

@@ -14,12 +14,12 @@ from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import nn
 
 from ..errors import PacaError
-from .config import PacaConfig
+from .config import PacaConfig, alpha_of, rank_of, whole_runs
 from .connections import ConnectedModel
 from .layers.attention import Attention
 from .layers.base import PacaLayer
 from .layers.experts import Experts, add_experts_adapter, targeted_parameters
-from .layers.find import alpha_of, paca_layers, rank_of, shared_places, whole_runs
+from .layers.find import paca_layers, shared_places
 from .layers.kinds import layer_kind
 from .layers.quantized import QuantizedLinear, unpacked_sizes
 from .merging import MergedModel

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from .config import PacaConfig
 from .layers.base import PacaLayer
 from .layers.find import PEFT_PREFIX, adapter_layers, paca_layers
 from .layers.quantized import QuantizedLinear
-from .targets.checks import adapter_problems, raise_together
+from .messages import raise_together
 
 FINGERPRINT = "paca_fingerprint"
 FINGERPRINT_OF_QUANTIZED = "paca_fingerprint_quantized"
@@ -187,3 +187,53 @@ def _take_back(model: Any, adapter_name: str) -> None:
     tuner._undo_injection(adapter_name)
     if several:
         model.peft_config.pop(adapter_name, None)
+
+
+def adapter_problems(
+    layers: Mapping[str, PacaLayer], adapter_name: str, state: Mapping[str, torch.Tensor]
+) -> list[str]:
+    """What stands against loading a saved adapter into layers that were made for it.
+
+    Args:
+        layers: The adapted layers by name.
+        adapter_name: The adapter.
+        state: The saved tensors, under the names that they have in the model.
+
+    Returns:
+        One line per problem.
+    """
+    problems = []
+    for name, layer in layers.items():
+        if adapter_name not in layer.paca_delta:
+            continue
+        for kind, wanted in (("paca_delta", layer.paca_delta), ("paca_indices", layer.paca_indices)):
+            tensor = state.get(f"{name}.{kind}.{adapter_name}")
+            if tensor is None:
+                problems.append(f"{name}: the file has no {kind}.")
+            elif tensor.shape != wanted[adapter_name].shape:
+                problems.append(
+                    f"{name}: {kind} is {tuple(tensor.shape)} in the file, this model needs "
+                    f"{tuple(wanted[adapter_name].shape)}."
+                )
+            elif kind == "paca_indices":
+                problems.extend(_index_problems(name, tensor, layer.in_features))
+        columns = state.get(f"{name}.paca_columns.{adapter_name}")
+        if columns is not None and columns.shape != layer.paca_delta[adapter_name].shape:
+            problems.append(
+                f"{name}: paca_columns is {tuple(columns.shape)} in the file, this model needs "
+                f"{tuple(layer.paca_delta[adapter_name].shape)}."
+            )
+    return problems
+
+
+def _index_problems(name: str, indices: torch.Tensor, connections: int) -> Iterable[str]:
+    if indices.is_floating_point() or indices.is_complex() or indices.device.type == "meta":
+        yield f"{name}: paca_indices are {indices.dtype}, not integers."
+        return
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < connections:
+        yield (
+            f"{name}: paca_indices reach from {int(indices.min())} to {int(indices.max())}, but the layer has "
+            f"connections 0 to {connections - 1}."
+        )
+    elif (indices.diff() <= 0).any():
+        yield f"{name}: paca_indices are not ascending, or name a connection twice."

@@ -1,13 +1,12 @@
 """A conversation with a model, word by word, at a terminal or in a pipe."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from paca.errors import PacaError
-
-Write = Callable[[str], None]
+from paca.workbench.models.generation import Sampling, Write, context_length, encode_prompt, generate
 
 COMMANDS = {
     "/adapter": "/adapter on|off: answer with or without the adapter; the conversation stays",
@@ -16,39 +15,6 @@ COMMANDS = {
     "/help": "/help: these lines",
     "/quit": "/quit: leave, as the end of the input does",
 }
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is drawn.
-
-    Args:
-        temperature: 0 takes the likeliest token each time.
-        top_p: Draw from the likeliest tokens that together have this probability.
-        max_new_tokens: The longest answer.
-    """
-
-    temperature: float = 0.7
-    top_p: float = 0.9
-    max_new_tokens: int = 512
-
-    def __post_init__(self) -> None:
-        """Refuse what can't be drawn by."""
-        problems = []
-        if not 0 <= self.temperature < float("inf"):
-            problems.append(f"temperature = {self.temperature}: expected 0 or more")
-        if not 0 < self.top_p <= 1:
-            problems.append(f"top_p = {self.top_p}: expected more than 0, at most 1")
-        if self.max_new_tokens < 1:
-            problems.append(f"max_new_tokens = {self.max_new_tokens}: expected at least 1")
-        if problems:
-            raise PacaError("; ".join(problems))
-
-    def arguments(self) -> dict[str, Any]:
-        """Return it as arguments of `generate`; a model's own settings for drawing are put aside."""
-        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
-        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {**(drawn if self.temperature > 0 else greedy), "max_new_tokens": self.max_new_tokens}
 
 
 @dataclass
@@ -66,7 +32,7 @@ class Conversation:
 
     model: Any
     tokenizer: Any
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     adapter_on: bool = True
     messages: list[dict[str, str]] = field(default_factory=list)
@@ -159,89 +125,6 @@ class Conversation:
                     "answer. Shorten it, or lower --max-new-tokens."
                 )
             del self.messages[:2]
-
-
-def context_length(model: Any) -> int:
-    """How many tokens a model can read.
-
-    Args:
-        model: Any causal language model.
-
-    Returns:
-        Its number of positions, or 2³¹ where it has no bound.
-    """
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
-
-
-def encode_prompt(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
-    """Write a conversation that asks for the next answer.
-
-    Args:
-        tokenizer: With a chat template.
-        messages: The turns so far.
-
-    Returns:
-        `input_ids` and `attention_mask`, shape `(1, tokens)`.
-
-    Raises:
-        PacaError: If the template refuses the turns, as some refuse a system message.
-    """
-    import jinja2
-
-    try:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    except jinja2.TemplateError as error:
-        raise PacaError(f"The chat template of {tokenizer.name_or_path!r} refuses these messages: {error}") from error
-
-
-def end_marks(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens at which an answer ends: those of the model's generation settings, and the tokenizer's end mark.
-
-    Args:
-        model: Any causal language model.
-        tokenizer: Its tokenizer.
-
-    Returns:
-        Token ids, sorted.
-    """
-    given = model.generation_config.eos_token_id
-    marks = {*(given if isinstance(given, list) else [given]), tokenizer.eos_token_id}
-    return sorted(mark for mark in marks if mark is not None)
-
-
-def generate(model: Any, tokenizer: Any, inputs: Any, sampling: Sampling, write: Write = lambda _: None) -> str:
-    """Let a model go on from a prompt.
-
-    Args:
-        model: A `PeftModel` or a plain one.
-        tokenizer: Its tokenizer.
-        inputs: `input_ids` and `attention_mask`, shape `(1, tokens)`.
-        sampling: How tokens are drawn.
-        write: Called with each piece of text as soon as it is there.
-
-    Returns:
-        The text, without special tokens.
-    """
-    from transformers import TextStreamer
-
-    class Streamer(TextStreamer):
-        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-            if text:
-                write(text)
-
-    marks = end_marks(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(marks), None)
-    inputs = {name: tensor.to(model.device) for name, tensor in inputs.items() if name != "token_type_ids"}
-    output = model.generate(
-        **inputs,
-        **sampling.arguments(),
-        streamer=Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        eos_token_id=marks or None,
-        pad_token_id=pad,
-    )
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def converse(conversation: Conversation, lines: Iterable[str], write: Write, terminal: bool = False) -> None:

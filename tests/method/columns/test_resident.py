@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from paca.method.columns.resident import Columns, Term, adapted_columns, connection_union, stepped
+from paca.method.columns.resident import Columns, Term, adapted_columns, connection_union
+from paca.method.columns.steps import stepped
 
 OUT, IN = 6, 10
 

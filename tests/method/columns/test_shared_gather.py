@@ -5,13 +5,12 @@ import copy
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from tests.toys import layers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paca import PacaConfig
 from paca.method.columns.shared_gather import SharedGather
 from paca.profiling import kept_for_backward
-
-from .toys import layers
 
 
 def llama():

@@ -8,6 +8,7 @@ import bitsandbytes as bnb
 import torch
 from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
 from peft import get_peft_model
+from tests.toys import layers
 from torch import nn
 from torch.func import functional_call
 from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, quantize_
@@ -15,8 +16,6 @@ from torchao.quantization.granularity import PerGroup
 from transformers.pytorch_utils import Conv1D
 
 from paca import PacaConfig, PacaLayer
-
-from ..toys import layers
 
 IN, HIDDEN, OUT = 64, 128, 64
 

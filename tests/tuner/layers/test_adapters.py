@@ -14,11 +14,7 @@ from peft import (
     inject_adapter_in_model,
     set_peft_model_state_dict,
 )
-
-import paca.method.columns.resident
-from paca import PacaError, PacaLayer
-
-from .toys import (
+from tests.toys import (
     KINDS,
     Toy,
     adapted,
@@ -31,6 +27,9 @@ from .toys import (
     train,
     trained,
 )
+
+import paca.method.columns.resident
+from paca import PacaError, PacaLayer
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}
 DTYPES = [torch.float32, torch.bfloat16]

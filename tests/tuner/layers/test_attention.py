@@ -6,14 +6,13 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from tests.toys import assert_resident, layers, trained
+from tests.tuner.layers.every import numbers, weights_of
 from torch import nn
 from torch.func import functional_call
 
 from paca import PacaConfig, PacaError
 from paca.tuner.layers import Attention
-
-from ..toys import assert_resident, layers, trained
-from .every import numbers, weights_of
 
 WIDTH, HEADS, ROWS, TARGETS, SOURCES = 8, 2, 3, 4, 5
 HIDDEN = torch.zeros(ROWS, SOURCES, dtype=torch.bool).index_fill(1, torch.tensor([4]), True)

@@ -5,13 +5,12 @@ import copy
 import pytest
 import torch
 from peft import get_peft_model
+from tests.toys import assert_resident, layers, trained
 from timm.layers import Conv2dSame, StdConv2d
 from torch import nn
 from torch.func import functional_call
 
 from paca import PacaConfig, PacaError
-
-from ..toys import assert_resident, layers, trained
 
 CHANNELS = 4
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

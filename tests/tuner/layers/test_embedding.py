@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
+from tests.toys import layers, trained
 from torch import nn
 from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2TextScaledWordEmbedding
 
@@ -13,7 +14,6 @@ from paca import PacaConfig, PacaError
 from paca.tuner.layers import Embedding
 
 from ..test_architectures import DECODER, causal, output
-from ..toys import layers, trained
 
 NAMED = [3, 5, 11]
 

@@ -6,12 +6,11 @@ import io
 import pytest
 import torch
 from peft import PeftModel
+from tests.toys import assert_resident, trained
+from tests.tuner.layers.every import KINDS, adapted, config, full_weights, inputs, reference, weights_of
 from torch.utils.checkpoint import checkpoint
 
 import paca.method.columns.resident
-
-from ..toys import assert_resident, trained
-from .every import KINDS, adapted, config, full_weights, inputs, reference, weights_of
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 8e-2}
 kinds = pytest.mark.parametrize("kind", KINDS)

@@ -8,14 +8,13 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
+from tests.toys import trained
 from torch.func import functional_call
 
 from paca import PacaConfig, PacaError
 from paca.profiling import kept_for_backward
 from paca.tuner.layers import Experts
 from paca.tuner.layers.experts import expert_parameters, router_names
-
-from ..toys import trained
 
 DECODER = {
     "vocab_size": 64,

@@ -9,15 +9,8 @@ import pytest
 import torch
 from bitsandbytes.functional import _convert_weight_packed_for_cpu
 from peft import PeftModel, get_peft_model
-from torch import nn
-from torch.utils.checkpoint import checkpoint
-
-import paca
-from paca.tuner.layers import QuantizedLinear, layer_kind
-from paca.workbench.training.report import count_parameters
-
-from ..toys import layers, trained
-from .kinds import (
+from tests.toys import layers, trained
+from tests.tuner.layers.kinds import (
     FORMATS,
     IN,
     LAYER_KINDS,
@@ -31,6 +24,12 @@ from .kinds import (
     packed_bytes,
     reference,
 )
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import paca
+from paca.tuner.layers import QuantizedLinear, layer_kind
+from paca.workbench.training.report import count_parameters
 
 ROUNDING = {torch.float32: {"rtol": 1e-5, "atol": 1e-6}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
 SHAPES = {"2-D": (6, IN), "3-D": (2, 3, IN), "4-D": (2, 1, 3, IN), "empty": (0, IN)}
@@ -360,7 +359,7 @@ def test_adapters_move_between_the_quantized_and_the_plain_model(form, tmp_path,
 
 def ordinary_model(form):
     """The unquantized weights of the toy."""
-    from .kinds import Toy
+    from tests.tuner.layers.kinds import Toy
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(LAYER_KINDS, form, lambda layer, compute: layer)

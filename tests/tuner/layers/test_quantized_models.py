@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from peft.utils import quantization_utils
+from tests.toys import in_named_precision, layers, trained
 from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
@@ -13,7 +14,6 @@ from paca import PacaConfig
 from paca.tuner.layers import QuantizedLinear, quantized
 
 from ..test_column_source import IDS, llama
-from ..toys import in_named_precision, layers, trained
 
 SETTINGS = {
     "NF4": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),

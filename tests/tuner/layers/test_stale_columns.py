@@ -11,14 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from peft import get_peft_model
-from torch import nn
-from torch.utils.checkpoint import checkpoint
-from transformers import Adafactor
-
-import paca
-import paca.method.columns.resident
-
-from .toys import (
+from tests.toys import (
     KINDS,
     adapted,
     adapted_weights,
@@ -31,6 +24,12 @@ from .toys import (
     train,
     trained,
 )
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Adafactor
+
+import paca
+import paca.method.columns.resident
 
 OPTIMIZERS = {
     "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, foreach=False),

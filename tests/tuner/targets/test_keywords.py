@@ -8,13 +8,12 @@ import torch
 import torchvision
 import transformers
 from peft import PeftModel, TaskType, get_peft_model
+from tests.toys import layers
+from tests.tuner.layers.test_experts import DECODER, batch, plain_model
 from torch import nn
 
 from paca import PacaConfig, PacaError
 from paca.tuner.targets.keywords import head_names
-
-from .layers.test_experts import DECODER, batch, plain_model
-from .toys import layers
 
 
 def adapted(model, **options):

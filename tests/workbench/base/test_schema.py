@@ -5,7 +5,8 @@ from typing import Literal
 import pytest
 from transformers.trainer_utils import IntervalStrategy
 
-from paca.workbench.base.schema import describe, fits, listing, suggestion, unknown_keys, wrong_types
+from paca.workbench.base.messages import listing, suggestion
+from paca.workbench.base.schema import describe, fits, unknown_keys, wrong_types
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,7 @@ def test_the_harness_asks_the_same_by_its_own_task_files(subject, tmp_path, monk
     ours = requests(index_tasks(["mmlu"], str(tmp_path)), f"mmlu_{subject}", 20)
 
     def rows(split):
-        read = pandas.read_csv(
-            MMLU / split / f"{subject}_{split}.csv", header=None, keep_default_na=False, dtype=str
-        )
+        read = pandas.read_csv(MMLU / split / f"{subject}_{split}.csv", header=None, keep_default_na=False, dtype=str)
         return datasets.Dataset.from_list(
             [{"question": r[0], "choices": list(r[1:5]), "answer": "ABCD".index(r[5])} for r in read.values.tolist()]
         )

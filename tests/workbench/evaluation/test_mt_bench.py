@@ -5,10 +5,10 @@ import json
 import pytest
 from tests.workbench.evaluation.judge_server import Judge, serving
 
-from paca.workbench.chat import Sampling
 from paca.workbench.cli.main import main
 from paca.workbench.evaluation.mt_bench import answers as answering
 from paca.workbench.evaluation.mt_bench.judge import rating
+from paca.workbench.models.generation import Sampling
 
 NEW_TOKENS = "6"
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
+from tests.toys import layers
+from tests.workbench.tiny import write_recipe
 
 from paca import PacaConfig
 from paca.workbench.models import embedded_columns
@@ -11,9 +13,6 @@ from paca.workbench.models.embedded_columns import columns_of_embedded
 from paca.workbench.models.load import SMOLLM2, load_model
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.text import finetune
-
-from ..toys import layers
-from .tiny import write_recipe
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ import pytest
 from tests.workbench.tiny import write_recipe
 
 from paca import PacaError
+from paca.workbench.base.schema import describe_difference
 from paca.workbench.base.yaml import parse
-from paca.workbench.recipe.recipe import describe_difference, find_recipe, read_recipe, shipped_recipes
-from paca.workbench.recipe.text_arguments import REFUSED_TRAINING_KEYS, known_methods
+from paca.workbench.methods.registry import known_methods
+from paca.workbench.recipe.recipe import find_recipe, read_recipe, shipped_recipes
+from paca.workbench.recipe.text_arguments import REFUSED_TRAINING_KEYS
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from tests.paths import ROOT
 from tests.workbench.tiny import write_jsonl
 
 from paca.workbench.recipe.recipe import read_recipe, shipped_recipes
-from paca.workbench.training.run import TEXT
+from paca.workbench.recipe.tasks import TEXT
 from paca.workbench.training.text import finetune
 
 FOLDER = ROOT / "recipes"

@@ -3,7 +3,7 @@
 import pytest
 
 from paca.workbench.recipe.recipe import read_recipe, shipped_recipes
-from paca.workbench.training.run import IMAGES
+from paca.workbench.recipe.tasks import IMAGES
 from paca.workbench.vision.arguments import image_method_config
 
 RECIPES = {name: path for name, path in shipped_recipes().items() if name.startswith(("vit", "efficientnet"))}

@@ -12,13 +12,14 @@ Columns are kept and written with the connections first: those of a weight of sh
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_leaves
+
+from .steps import _KEEPERS
 
 
 class Term(NamedTuple):
@@ -418,57 +419,3 @@ class Columns(ColumnKeeper):
 
 def _is_same_term(one: Term, other: Term) -> bool:
     return one.delta is other.delta and one.indices is other.indices and one.scaling == other.scaling
-
-
-# Which keeper shows a delta, by the delta's id: how a step finds the columns that it has made stale.
-_KEEPERS: weakref.WeakValueDictionary[int, ColumnKeeper] = weakref.WeakValueDictionary()
-
-
-def keepers() -> list[ColumnKeeper]:
-    """The keepers that show a delta, or did, and still live."""
-    return list(_KEEPERS.values())
-
-
-# Compiled code cannot check its columns before it runs. Once anything is compiled, columns are therefore written at
-# once when something changes, instead of in the next forward pass.
-_eager = False
-
-
-def writes_eagerly() -> bool:
-    """Whether columns are written as soon as something changes, instead of before the next forward pass."""
-    return _eager
-
-
-def write_eagerly() -> None:
-    """From now on, write columns as soon as something changes: compiled code cannot look before it runs."""
-    global _eager  # noqa: PLW0603 - one switch for the process: compiled code is shared by layers and models
-    _eager = True
-
-
-def stepped(parameters: Iterable[Tensor]) -> None:
-    """Tell that an optimizer has changed these parameters.
-
-    The columns that they show are stale now. The next forward pass writes them anew, or whoever walks the model's
-    parameters before it takes them out. They are written at once if compiled code will read them.
-
-    Args:
-        parameters: Any parameters; those that are no adapter's are passed over.
-    """
-    for parameter in parameters:
-        columns = _KEEPERS.get(id(parameter))
-        if columns is None:
-            continue
-        columns.invalidate()
-        shows = columns.shown is not None and any(term.delta is parameter for term in columns.shown.terms)
-        if (_eager or columns.eager) and shows and not columns.pinned:
-            columns.refresh()
-
-
-@torch.compiler.disable
-def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    # Version counters are not enough: fused steps and bitsandbytes' do not bump them. This hook is called after the
-    # step of every torch.optim.Optimizer, theirs included.
-    stepped(parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
-register_optimizer_step_post_hook(_after_step)

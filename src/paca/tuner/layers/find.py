@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ..config import PacaConfig
 from .base import PacaLayer
 from .experts import Experts
 
@@ -44,19 +42,3 @@ def shared_places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
             if child is not None:
                 places.setdefault(id(child), []).append((parent, name))
     return {key: found for key, found in places.items() if len(found) > 1}
-
-
-def rank_of(config: PacaConfig, name: str) -> int:
-    """The rank of a layer: `rank_pattern`'s, or `r`."""
-    return config.rank_pattern.get(get_pattern_key(config.rank_pattern.keys(), name), config.r)
-
-
-def whole_runs(config: PacaConfig, rank: int, connections: int) -> int:
-    """The rank, capped at the whole runs of the layer where `clamp_rank` says so."""
-    return min(rank, connections // config.run_length * config.run_length) if config.clamp_rank else rank
-
-
-def alpha_of(config: PacaConfig, name: str) -> float:
-    """The alpha of a layer: `alpha_pattern`'s, or `paca_alpha`, or `r`."""
-    alpha = config.alpha_pattern.get(get_pattern_key(config.alpha_pattern.keys(), name), config.paca_alpha)
-    return config.r if alpha is None else alpha

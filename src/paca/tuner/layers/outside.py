@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...method.columns.resident import writes_eagerly
+from ...method.columns.steps import writes_eagerly
 from .writing import LAYERS, WrittenLayer
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ...errors import PacaError
-from ...method.columns.resident import Kept, write_eagerly, writes_eagerly
+from ...method.columns.resident import Kept
 from ...method.columns.sharded import ShardedColumns, is_sharded, require_not_flattened, reshard
-from ...method.columns.zero import is_copied
+from ...method.columns.steps import is_copied, write_eagerly, writes_eagerly
 from .state import LayerState
 
 # All adapted layers that live, so that the first compilation can bring their columns up to date.

@@ -2,66 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from ...errors import PacaError
+from ..config import PacaConfig
 from ..layers.base import PacaLayer
 from ..layers.kinds import LAYER_KINDS, layer_kind
 from ..layers.quantized import QuantizedLinear
-
-
-def unmatched_names(wanted: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The wanted names that no module has, as a whole or at its end.
-
-    Args:
-        wanted: What `target_modules` lists.
-        names: Full names of the modules.
-
-    Returns:
-        Those without a match, sorted.
-    """
-    ends = {".".join(parts[start:]) for parts in (name.split(".") for name in names) for start in range(len(parts))}
-    return sorted(set(wanted) - ends)
-
-
-def near_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """Last parts of module names that look like `name`.
-
-    Args:
-        name: What was looked for.
-        names: Full names of the modules.
-        count: How many at most.
-
-    Returns:
-        The nearest, best first.
-    """
-    known = {part.rsplit(".", 1)[-1] for part in names if part}
-    return difflib.get_close_matches(name.rsplit(".", 1)[-1], sorted(known), n=count, cutoff=0.5)
-
-
-def not_found(wanted: Iterable[str], names: Mapping[str, nn.Module]) -> str:
-    """A sentence on each name that no module has.
-
-    Args:
-        wanted: The names.
-        names: The model's modules by name.
-
-    Returns:
-        The sentences, one line each.
-    """
-    lines = []
-    for name in wanted:
-        near = near_names(name, names)
-        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-        lines.append(f"{name!r} matches no module{hint}")
-    return "\n".join(lines)
+from ..selection.given import given_for, layer_problem, read_given
+from ..selection.groups import group_layers, same_input_groups
+from ..selection.registry import INDICES
 
 
 def adaptable_names(modules: Mapping[str, nn.Module]) -> str:
@@ -231,73 +185,6 @@ def connections(module: nn.Module) -> int:
     return _connections(module.base_layer if isinstance(module, PacaLayer) else module)[0]
 
 
-def adapter_problems(
-    layers: Mapping[str, PacaLayer], adapter_name: str, state: Mapping[str, torch.Tensor]
-) -> list[str]:
-    """What stands against loading a saved adapter into layers that were made for it.
-
-    Args:
-        layers: The adapted layers by name.
-        adapter_name: The adapter.
-        state: The saved tensors, under the names that they have in the model.
-
-    Returns:
-        One line per problem.
-    """
-    problems = []
-    for name, layer in layers.items():
-        if adapter_name not in layer.paca_delta:
-            continue
-        for kind, wanted in (("paca_delta", layer.paca_delta), ("paca_indices", layer.paca_indices)):
-            tensor = state.get(f"{name}.{kind}.{adapter_name}")
-            if tensor is None:
-                problems.append(f"{name}: the file has no {kind}.")
-            elif tensor.shape != wanted[adapter_name].shape:
-                problems.append(
-                    f"{name}: {kind} is {tuple(tensor.shape)} in the file, this model needs "
-                    f"{tuple(wanted[adapter_name].shape)}."
-                )
-            elif kind == "paca_indices":
-                problems.extend(_index_problems(name, tensor, layer.in_features))
-        columns = state.get(f"{name}.paca_columns.{adapter_name}")
-        if columns is not None and columns.shape != layer.paca_delta[adapter_name].shape:
-            problems.append(
-                f"{name}: paca_columns is {tuple(columns.shape)} in the file, this model needs "
-                f"{tuple(layer.paca_delta[adapter_name].shape)}."
-            )
-    return problems
-
-
-def _index_problems(name: str, indices: torch.Tensor, connections: int) -> Iterable[str]:
-    if indices.is_floating_point() or indices.is_complex() or indices.device.type == "meta":
-        yield f"{name}: paca_indices are {indices.dtype}, not integers."
-        return
-    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < connections:
-        yield (
-            f"{name}: paca_indices reach from {int(indices.min())} to {int(indices.max())}, but the layer has "
-            f"connections 0 to {connections - 1}."
-        )
-    elif (indices.diff() <= 0).any():
-        yield f"{name}: paca_indices are not ascending, or name a connection twice."
-
-
-def raise_together(problems: list[str], header: str, most: int = 10) -> None:
-    """Raise one error that lists the problems.
-
-    Args:
-        problems: One line each.
-        header: What could not be done.
-        most: How many to list; the rest is counted.
-
-    Raises:
-        PacaError: If there is a problem.
-    """
-    if not problems:
-        return
-    more = [f"… and {len(problems) - most} more."] if len(problems) > most else []
-    raise PacaError("\n".join([header, *(f"  {problem}" for problem in [*problems[:most], *more])]))
-
-
 def matches(pattern_keys: Iterable[str], name: str) -> bool:
     """Whether a `rank_pattern` or `alpha_pattern` has an entry for a layer.
 
@@ -309,3 +196,40 @@ def matches(pattern_keys: Iterable[str], name: str) -> bool:
         Whether one matches the name or its end.
     """
     return any(re.match(rf"(.*\.)?({key})$", name) for key in pattern_keys)
+
+
+def layer_problems(config: PacaConfig, sizes: Mapping[str, int], ranks: Mapping[str, int]) -> list[str]:
+    """What is wrong with the selection of a configuration on the layers of a model.
+
+    Args:
+        config: The configuration.
+        sizes: How many connections each layer has, by name.
+        ranks: Their ranks by name.
+
+    Returns:
+        One sentence per problem.
+    """
+    problems = []
+    if config.selection == INDICES and config.selection_indices is not None:
+        given = read_given(config.selection_indices)
+        found = (layer_problem(given_for(given, name), name, size, ranks[name]) for name, size in sizes.items())
+        problems += [problem for problem in found if problem]
+    for name, size in sizes.items():
+        whole = size // config.run_length * config.run_length
+        if whole < ranks[name] <= size:
+            problems.append(
+                f"r={ranks[name]} does not fit {name} in runs of {config.run_length}: its {size} connections hold "
+                f"{size // config.run_length} such runs. Pass r={whole} or less, or another run_length."
+            )
+        if config.reselect_every is not None and ranks[name] == size:
+            problems.append(
+                f"reselect_every={config.reselect_every} has nowhere to move in {name}: r={ranks[name]} trains all of "
+                f"its {size} connections. Pass a smaller r, or leave reselect_every out."
+            )
+    for group in group_layers(sizes, same_input_groups(config.aligned)):
+        if len({(sizes[name], ranks[name]) for name in group}) > 1:
+            facts = ", ".join(f"{name} (r={ranks[name]} of {sizes[name]})" for name in group)
+            problems.append(
+                f"aligned: {facts} cannot share an index set; give them one rank, or leave their group out of aligned."
+            )
+    return problems

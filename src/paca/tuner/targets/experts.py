@@ -10,7 +10,7 @@ from torch import nn
 
 from ...method.columns.sharded import divided_problem
 from ..layers.experts import Experts, expert_parameters, short_names, targeted_parameters, unknown_expert_parameters
-from .checks import near_names
+from ..messages import near_names
 
 
 def parameter_problems(

@@ -11,22 +11,13 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from ...errors import PacaError
-from ..config import PacaConfig
+from ..config import PacaConfig, rank_of, whole_runs
 from ..layers.base import PacaLayer
 from ..layers.experts import targeted_parameters
-from ..layers.find import rank_of, whole_runs
 from ..layers.kinds import layer_kind
 from ..layers.quantized import QuantizedLinear
-from ..selection_problems import layer_problems
-from .checks import (
-    adaptable_names,
-    connections,
-    not_found,
-    raise_together,
-    target_problems,
-    unmatched_names,
-    with_parts,
-)
+from ..messages import not_found, raise_together, unmatched_names
+from .checks import adaptable_names, connections, layer_problems, target_problems, with_parts
 from .experts import parameter_problems
 from .keywords import expand_targets
 

@@ -1,6 +1,8 @@
 """Small checks and excerpts of what files from outside hold, for messages of one line."""
 
+import difflib
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 LONGEST_NAME = 4096  # of a path, on most systems
@@ -52,3 +54,31 @@ def string_problem(name: str, value: Any) -> str | None:
     except UnicodeEncodeError as error:
         return f"{name!r} holds half of a surrogate pair at character {error.start}, which is no text"
     return None
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near.
+
+    Args:
+        word: What was typed.
+        known: What could have been meant.
+
+    Returns:
+        Text to append to an error message.
+    """
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def listing(known: Iterable[str], most: int = 12) -> str:
+    """Return `; known: a, b, c` when the known words are few enough to read.
+
+    Args:
+        known: The words.
+        most: More than this many are not listed.
+
+    Returns:
+        Text to append to an error message.
+    """
+    words = sorted(known)
+    return f"; known: {', '.join(words)}" if len(words) <= most else ""

@@ -1,27 +1,13 @@
 """Checks a mapping against a dataclass: unknown keys with the near one, values of the wrong type. Pure functions."""
 
-import difflib
 import math
+import os
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
-from paca.workbench.base.messages import shown
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near.
-
-    Args:
-        word: What was typed.
-        known: What could have been meant.
-
-    Returns:
-        Text to append to an error message.
-    """
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+from paca.workbench.base.messages import listing, shown, suggestion
 
 
 def unknown_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> list[str]:
@@ -128,15 +114,28 @@ def dotted(where: str, key: str) -> str:
     return f"{where}.{key}" if where else str(key)
 
 
-def listing(known: Iterable[str], most: int = 12) -> str:
-    """Return `; known: a, b, c` when the known words are few enough to read.
+def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """List what differs between two recipes as `Recipe.to_dict` spells them.
 
     Args:
-        known: The words.
-        most: More than this many are not listed.
+        old: The recipe that a run was started with.
+        new: The recipe that is asked for now.
 
     Returns:
-        Text to append to an error message.
+        One line per dotted key, with both values; `output_dir` is not compared, since a run's folder may be moved.
     """
-    words = sorted(known)
-    return f"; known: {', '.join(words)}" if len(words) <= most else ""
+    before, after = _flatten(old), _flatten(new)
+    keys = [key for key in {**before, **after} if key != "output_dir"]
+    return [
+        f"{key} was {before.get(key, 'not set')!r}, now {after.get(key, 'not set')!r}"
+        for key in keys
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _flatten(content: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        name = dotted(where, os.fspath(key))
+        flat.update(_flatten(value, name) if isinstance(value, dict) else {name: value})
+    return flat

@@ -50,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
         0.
     """
     from paca.workbench.base.progress import quiet_libraries
-    from paca.workbench.chat import Conversation, Sampling, converse
+    from paca.workbench.chat import Conversation, converse
+    from paca.workbench.models.generation import Sampling
     from paca.workbench.training.adapted import find_source, load_adapted
 
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.max_new_tokens)

@@ -139,7 +139,7 @@ def _comparison(arguments: argparse.Namespace) -> Any:
     from paca.workbench.compare.losses import unrelated_text
     from paca.workbench.compare.rates import read_rates
     from paca.workbench.recipe.recipe import find_recipe, read_recipe
-    from paca.workbench.training.run import TEXT
+    from paca.workbench.recipe.tasks import TEXT
 
     recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides)
     if recipe.task != TEXT:

@@ -46,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     from paca.workbench.data.preview import histogram, render, summary
     from paca.workbench.models.load import load_tokenizer
     from paca.workbench.recipe.recipe import find_recipe, read_recipe
+    from paca.workbench.recipe.tasks import TEXT
     from paca.workbench.recipe.text_arguments import training_arguments
-    from paca.workbench.training.run import TEXT
 
     recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides)
     if recipe.task != TEXT:

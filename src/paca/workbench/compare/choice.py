@@ -9,9 +9,9 @@ import yaml
 
 from paca.errors import PacaError
 from paca.workbench.base import yaml as yaml_scalars
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import suggestion
 from paca.workbench.compare.methods import FLOOR, METHODS, Chosen, Method
-from paca.workbench.recipe.text_arguments import known_methods, method_problems
+from paca.workbench.methods.registry import known_methods, method_problems
 
 DEFAULT = "paca,lora,miss,lora-fa"
 _WORD = re.compile(r"\s*([^,()\s]+)\s*(?:\(([^()]*)\))?\s*(?:,|$)")

@@ -8,8 +8,8 @@ from typing import Any
 from paca.errors import PacaError
 from paca.workbench.base import yaml as yaml_scalars
 from paca.workbench.base.files import discard, write_json, write_text
+from paca.workbench.base.schema import describe_difference
 from paca.workbench.compare.jobs import Job
-from paca.workbench.recipe.recipe import describe_difference
 
 COMPARISON = "comparison.yaml"
 UNITS = "units"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from paca.profiling.machine import machine
+from paca.profiling.environment import machine
 from paca.profiling.steps import StepTime, TrainingStep, interleave, lower_quartile
 from paca.workbench.compare.failures import OutOfMemoryError, is_out_of_memory
 from paca.workbench.compare.jobs import Entry, Job

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from paca.profiling.machine import machine
+from paca.profiling.environment import machine
 from paca.workbench.base import yaml as yaml_scalars
 from paca.workbench.base.files import discard, write_folder, write_json, write_text
 from paca.workbench.compare.folder import COMPARISON, HTML, MARKDOWN, RESULTS, UPSTREAM, stored_units

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.messages import LONGEST_NAME, one_line, shown
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import LONGEST_NAME, one_line, shown, suggestion
 from paca.workbench.data.files import READERS, UNSAFE_SUFFIXES, Placed, read_csv, read_text
 from paca.workbench.data.formats import Row, convert_rows
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.messages import shown, string_problem
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import shown, string_problem, suggestion
 from paca.workbench.data import mmlu, oasst
 
 Row = dict[str, Any]

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.messages import one_line
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import one_line, suggestion
 from paca.workbench.evaluation.journal import Journal
 from paca.workbench.evaluation.subject import Subject
 

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from paca.errors import PacaError
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import suggestion
 from paca.workbench.data.documents import near_files
 from paca.workbench.data.files import read_csv, read_parquet
 from paca.workbench.data.formats import BadRow

@@ -8,12 +8,12 @@ import torch
 from tqdm.auto import tqdm
 
 from paca.errors import PacaError
-from paca.workbench.chat import context_length
 from paca.workbench.data.conversations import IGNORED
 from paca.workbench.data.documents import Documents
 from paca.workbench.data.prepare import encode
 from paca.workbench.evaluation.journal import Journal
 from paca.workbench.evaluation.subject import Subject
+from paca.workbench.models.generation import context_length
 from paca.workbench.training.held_out import HeldOut
 
 SUMS = "sums.jsonl"

@@ -7,7 +7,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base.files import discard, write_json
-from paca.workbench.recipe.recipe import describe_difference
+from paca.workbench.base.schema import describe_difference
 
 SETTINGS = "settings.json"  # written first
 RESULT = "result.json"  # written last, whole

@@ -1,5 +1,12 @@
 """Has PEFT know the methods that this package brings."""
 
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, get_type_hints
+
+from paca.workbench.base.messages import listing, one_line, shown, suggestion
+from paca.workbench.base.schema import unknown_keys, wrong_types
+
 
 def register_methods() -> None:
     """Register PaCA and MosLoRA, so that PEFT makes and loads their adapters by name."""
@@ -7,3 +14,95 @@ def register_methods() -> None:
     from paca.tuner.registration import register
 
     register()
+
+
+# Fields of every PEFT config that say which adapter it is, rather than how it trains.
+REFUSED_METHOD_KEYS = {
+    "peft_type": "set method.name",
+    "task_type": "it is always CAUSAL_LM",
+    "base_model_name_or_path": "set model.name",
+    "inference_mode": "an adapter that is trained is not in inference mode",
+}
+
+
+def method_config(name: str, config: Mapping[str, Any]) -> Any:
+    """Make a PEFT config.
+
+    Args:
+        name: A method's name, such as `paca` or `lora`.
+        config: Its fields.
+
+    Returns:
+        An instance of that method's config class.
+    """
+    from peft import TaskType
+
+    return known_methods()[name](**config, task_type=TaskType.CAUSAL_LM)
+
+
+def known_methods() -> dict[str, Any]:
+    """Return the config class of each method that PEFT knows, PaCA and MosLoRA included, by lower-case name."""
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    register_methods()
+    return {str(getattr(kind, "value", kind)).lower(): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+
+
+def method_problems(name: str, config: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with a recipe's `method` keys.
+
+    Args:
+        name: The method's name.
+        config: Its fields.
+
+    Returns:
+        One message per problem.
+    """
+    methods = known_methods()
+    if name not in methods:
+        hint = suggestion(name, methods) or listing(methods, most=100)
+        return [f"method.name = {shown(name)}: PEFT knows no such method{hint}"]
+    cls = methods[name]
+    problems = refused_keys("method", config, REFUSED_METHOD_KEYS)
+    kept = {key: value for key, value in config.items() if key not in REFUSED_METHOD_KEYS}
+    allowed = {spec.name for spec in dataclasses.fields(cls)} - set(REFUSED_METHOD_KEYS)
+    problems += unknown_keys("method", kept, allowed)
+    problems += wrong_types("method", kept, get_type_hints(cls))
+    if not problems:
+        problems += construction_problems("method", lambda: method_config(name, config))
+    return problems
+
+
+def refused_keys(where: str, given: Mapping[str, Any], refused: Mapping[str, str]) -> list[str]:
+    """Say which keys are not to be set.
+
+    Args:
+        where: Dotted name of the mapping in the recipe.
+        given: The keys and values.
+        refused: Keys, and what to do instead of setting them.
+
+    Returns:
+        One message per key that is set nevertheless.
+    """
+    return [
+        f"{where}.{key} = {shown(given[key])}: not to be set here; {instead}"
+        for key, instead in refused.items()
+        if key in given
+    ]
+
+
+def construction_problems(where: str, construct: Callable[[], Any]) -> list[str]:
+    """Try whether a configuration can be built.
+
+    Args:
+        where: Dotted name of the mapping that it is built from.
+        construct: Builds it.
+
+    Returns:
+        The message of what it raised, if it did.
+    """
+    try:
+        construct()
+    except (ValueError, TypeError, ImportError) as error:
+        return [f"{where}: {one_line(error)}"]
+    return []

@@ -10,8 +10,7 @@ from typing import Any
 from paca.errors import PacaError
 from paca.tuner.layers.bnb_cpu import keep_packing
 from paca.workbench.base.files import write_folder
-from paca.workbench.base.messages import one_line
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import one_line, suggestion
 from paca.workbench.models.quantization import quantization_config
 
 SMOLLM2 = "smollm2-135m-instruct"

@@ -5,7 +5,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from paca.workbench.base.schema import listing, suggestion, unknown_keys
+from paca.workbench.base.messages import listing, suggestion
+from paca.workbench.base.schema import unknown_keys
 
 # What a short name stands for, as arguments of transformers' BitsAndBytesConfig.
 QUANTIZATIONS: dict[str, dict[str, Any]] = {

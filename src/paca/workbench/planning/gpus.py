@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from paca.errors import PacaError
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import suggestion
 
 
 @dataclass(frozen=True)

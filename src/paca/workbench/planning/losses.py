@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from paca.errors import PacaError
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import suggestion
 
 
 @dataclass(frozen=True)

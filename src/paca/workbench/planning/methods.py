@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import suggestion
+from paca.workbench.methods.registry import known_methods
 from paca.workbench.planning.setting import Setting
 from paca.workbench.planning.shapes import CONVOLUTIONS
-from paca.workbench.recipe.text_arguments import known_methods
 
 FULL = "full"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import suggestion
 from paca.workbench.planning.shapes import ALL_LINEAR, CONVOLUTIONS, SHAPES, Shape, find_shape
 
 TIMM = "timm_wrapper"

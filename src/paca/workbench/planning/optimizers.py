@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from paca.errors import PacaError
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import suggestion
 
 PAGED_FROM = 100_000  # values; bitsandbytes leaves the states of smaller parameters on the GPU
 ADAMW_OPERATIONS = 16  # per value: two moving averages, their corrections, root, quotient, update, decay

@@ -13,7 +13,7 @@ from paca.workbench.planning.models import find_config, image_size, is_image_con
 from paca.workbench.planning.setting import Setting
 from paca.workbench.planning.simulate import Planner
 from paca.workbench.recipe.recipe import Recipe
-from paca.workbench.training.run import IMAGES
+from paca.workbench.recipe.tasks import IMAGES
 
 PACKED = {"paca": "qpaca", "lora": "qlora"}
 

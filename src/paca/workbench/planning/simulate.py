@@ -137,7 +137,7 @@ def build(config: Any, setting: Setting, device: str = "meta") -> nn.Module:
     """
     from peft import get_peft_model
 
-    from paca.workbench.recipe.text_arguments import method_config
+    from paca.workbench.methods.registry import method_config
 
     method = find_method(setting.method)
     model = _plain(config, setting, device)

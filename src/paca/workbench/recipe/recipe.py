@@ -4,7 +4,6 @@ Everything is checked before a model or a data set is touched, and all problems 
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,20 +14,15 @@ import yaml
 import paca
 from paca.errors import PacaError
 from paca.workbench.base import yaml as yaml_scalars
-from paca.workbench.base.messages import one_line, shown
-from paca.workbench.base.schema import dotted, suggestion, unknown_keys, wrong_types
-from paca.workbench.recipe.sections import (
-    DataSection,
-    MethodSection,
-    ModelSection,
-    StoppingSection,
-    data_problems,
-    model_problems,
-    stopping_defaults,
-    stopping_problems,
-)
-from paca.workbench.recipe.text_arguments import method_problems
-from paca.workbench.training.run import IMAGES, TASKS, TEXT
+from paca.workbench.base.messages import one_line, shown, suggestion
+from paca.workbench.base.schema import dotted, unknown_keys, wrong_types
+from paca.workbench.data.section import DataSection, data_problems
+from paca.workbench.methods.registry import method_problems
+from paca.workbench.methods.section import MethodSection
+from paca.workbench.models.section import ModelSection, model_problems
+from paca.workbench.recipe.sections import StoppingSection, stopping_defaults, stopping_problems
+from paca.workbench.recipe.tasks import IMAGES, TEXT
+from paca.workbench.training.run import TASKS
 from paca.workbench.vision.section import ImagesSection, images_problems
 
 Section = TypeVar("Section")
@@ -272,30 +266,3 @@ def _task_problems(
     elif "images" in content:
         problems.append(f"images: a recipe whose task is {task} has none; add task: {IMAGES}")
     return problems
-
-
-def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List what differs between two recipes as `Recipe.to_dict` spells them.
-
-    Args:
-        old: The recipe that a run was started with.
-        new: The recipe that is asked for now.
-
-    Returns:
-        One line per dotted key, with both values; `output_dir` is not compared, since a run's folder may be moved.
-    """
-    before, after = _flatten(old), _flatten(new)
-    keys = [key for key in {**before, **after} if key != "output_dir"]
-    return [
-        f"{key} was {before.get(key, 'not set')!r}, now {after.get(key, 'not set')!r}"
-        for key in keys
-        if before.get(key) != after.get(key)
-    ]
-
-
-def _flatten(content: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        name = dotted(where, os.fspath(key))
-        flat.update(_flatten(value, name) if isinstance(value, dict) else {name: value})
-    return flat

@@ -5,11 +5,12 @@ The libraries are imported inside the functions: they take seconds, which `paca 
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from paca.workbench.base.messages import one_line, shown
-from paca.workbench.base.schema import listing, suggestion, unknown_keys, wrong_types
+from paca.workbench.base.messages import listing, shown, suggestion
+from paca.workbench.base.schema import unknown_keys, wrong_types
+from paca.workbench.methods.registry import construction_problems, refused_keys
 
 # Keys of `SFTConfig` that would turn nothing here, or break resuming, and what to type instead.
 REFUSED_TRAINING_KEYS = {
@@ -27,13 +28,6 @@ REFUSED_TRAINING_KEYS = {
     "eos_token": "the tokenizer's own is used",
     "pad_token": "the tokenizer's own is used",
     "include_num_input_tokens_seen": "tokens are always counted, for metrics.json",
-}
-# Fields of every PEFT config that say which adapter it is, rather than how it trains.
-REFUSED_METHOD_KEYS = {
-    "peft_type": "set method.name",
-    "task_type": "it is always CAUSAL_LM",
-    "base_model_name_or_path": "set model.name",
-    "inference_mode": "an adapter that is trained is not in inference mode",
 }
 
 
@@ -65,31 +59,6 @@ def training_arguments(training: Mapping[str, Any], output_dir: str, seed: int) 
         # the old one works, and is known, in all of them.
         warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
         return SFTConfig(**{**defaults, **training, "output_dir": output_dir, "seed": seed})
-
-
-def method_config(name: str, config: Mapping[str, Any]) -> Any:
-    """Make a PEFT config.
-
-    Args:
-        name: A method's name, such as `paca` or `lora`.
-        config: Its fields.
-
-    Returns:
-        An instance of that method's config class.
-    """
-    from peft import TaskType
-
-    return known_methods()[name](**config, task_type=TaskType.CAUSAL_LM)
-
-
-def known_methods() -> dict[str, Any]:
-    """Return the config class of each method that PEFT knows, PaCA and MosLoRA included, by lower-case name."""
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    from paca.workbench.methods.registry import register_methods
-
-    register_methods()
-    return {str(getattr(kind, "value", kind)).lower(): cls for kind, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
 
 
 def training_problems(training: Mapping[str, Any]) -> list[str]:
@@ -170,63 +139,3 @@ def _is_installed(integrations: Any, name: str) -> bool:
     """Ask transformers, whose checks are named after a logger or its first part: `is_comet_available`."""
     checks = (getattr(integrations, f"is_{part}_available", None) for part in (name, name.split("_")[0]))
     return next((check() for check in checks if check is not None), True)
-
-
-def method_problems(name: str, config: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with a recipe's `method` keys.
-
-    Args:
-        name: The method's name.
-        config: Its fields.
-
-    Returns:
-        One message per problem.
-    """
-    methods = known_methods()
-    if name not in methods:
-        hint = suggestion(name, methods) or listing(methods, most=100)
-        return [f"method.name = {shown(name)}: PEFT knows no such method{hint}"]
-    cls = methods[name]
-    problems = refused_keys("method", config, REFUSED_METHOD_KEYS)
-    kept = {key: value for key, value in config.items() if key not in REFUSED_METHOD_KEYS}
-    allowed = {spec.name for spec in dataclasses.fields(cls)} - set(REFUSED_METHOD_KEYS)
-    problems += unknown_keys("method", kept, allowed)
-    problems += wrong_types("method", kept, get_type_hints(cls))
-    if not problems:
-        problems += construction_problems("method", lambda: method_config(name, config))
-    return problems
-
-
-def refused_keys(where: str, given: Mapping[str, Any], refused: Mapping[str, str]) -> list[str]:
-    """Say which keys are not to be set.
-
-    Args:
-        where: Dotted name of the mapping in the recipe.
-        given: The keys and values.
-        refused: Keys, and what to do instead of setting them.
-
-    Returns:
-        One message per key that is set nevertheless.
-    """
-    return [
-        f"{where}.{key} = {shown(given[key])}: not to be set here; {instead}"
-        for key, instead in refused.items()
-        if key in given
-    ]
-
-
-def construction_problems(where: str, construct: Callable[[], Any]) -> list[str]:
-    """Try whether a configuration can be built.
-
-    Args:
-        where: Dotted name of the mapping that it is built from.
-        construct: Builds it.
-
-    Returns:
-        The message of what it raised, if it did.
-    """
-    try:
-        construct()
-    except (ValueError, TypeError, ImportError) as error:
-        return [f"{where}: {one_line(error)}"]
-    return []

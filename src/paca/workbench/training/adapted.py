@@ -7,9 +7,9 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base import yaml as yaml_scalars
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import suggestion
 from paca.workbench.models.load import EMBEDDED, load_model, load_tokenizer
-from paca.workbench.recipe.sections import DTYPES
+from paca.workbench.models.section import DTYPES
 from paca.workbench.training.run_folder import ADAPTER, RECIPE
 
 CONFIG = "adapter_config.json"

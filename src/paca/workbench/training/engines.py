@@ -116,7 +116,7 @@ def prepared_by_parameters(trainer: Any) -> Iterator[None]:
     Args:
         trainer: Any `Trainer` whose model is a `PeftModel`.
     """
-    from paca.tuner.indices import without_indices
+    from paca.tuner.distributed import without_indices
 
     prepare = trainer.accelerator.prepare
 

@@ -1,4 +1,4 @@
-"""Runs a recipe whose task is image classification on transformers' `Trainer`, as `paca.workbench.training.text` runs text.
+"""Runs a recipe whose task is image classification on transformers' `Trainer`, as `text.py` runs text.
 
 What it promises about interruptions holds here as well: nothing draws a random number between the seed and the first
 step, and how an image is varied depends on seed, epoch and position alone.

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TEXT = "text"
-IMAGES = "image-classification"
+from paca.workbench.recipe.tasks import IMAGES, TEXT, _image_problems, _text_problems
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,6 @@ class Task:
     closing_lines: Callable[[Mapping[str, Any]], list[str]]
 
 
-def _text_problems(training: Mapping[str, Any]) -> list[str]:
-    from paca.workbench.recipe.text_arguments import training_problems
-
-    return training_problems(training)
-
-
 def _run_text(recipe: Any, resume: bool, overwrite: bool, doctor: bool) -> dict[str, Any]:
     from paca.workbench.training.text import finetune_text
 
@@ -55,12 +48,6 @@ def _text_lines(metrics: Mapping[str, Any]) -> list[str]:
     from paca.workbench.training.report import closing_lines
 
     return closing_lines(metrics)
-
-
-def _image_problems(training: Mapping[str, Any]) -> list[str]:
-    from paca.workbench.vision.arguments import image_training_problems
-
-    return image_training_problems(training)
 
 
 def _run_images(recipe: Any, resume: bool, overwrite: bool, doctor: bool) -> dict[str, Any]:

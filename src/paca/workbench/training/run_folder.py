@@ -9,7 +9,8 @@ from paca.errors import PacaError
 from paca.workbench.base import yaml as yaml_scalars
 from paca.workbench.base.files import discard, write_json, write_text
 from paca.workbench.base.messages import one_line, shown
-from paca.workbench.recipe.recipe import Recipe, describe_difference
+from paca.workbench.base.schema import describe_difference
+from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import checkpoint_folders
 
 RECIPE = "recipe.yaml"  # written first: a run was started

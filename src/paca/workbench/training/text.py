@@ -14,10 +14,11 @@ from paca.workbench.base.processes import on_main, ranks
 from paca.workbench.base.progress import LossBar, quiet_libraries
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import RawData, TrainingData, prepare_data, read_data
+from paca.workbench.methods.registry import method_config
 from paca.workbench.models.embedded_columns import columns_of_embedded
 from paca.workbench.models.load import load_model, load_tokenizer
 from paca.workbench.recipe.recipe import Recipe
-from paca.workbench.recipe.text_arguments import method_config, training_arguments
+from paca.workbench.recipe.text_arguments import training_arguments
 from paca.workbench.training import report
 from paca.workbench.training.checkpoint_formats import for_engine
 from paca.workbench.training.checkpoints import last_complete

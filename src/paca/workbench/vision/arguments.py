@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
 from paca.workbench.base.schema import unknown_keys, wrong_types
-from paca.workbench.recipe.text_arguments import construction_problems, known_methods, refused_keys
+from paca.workbench.methods.registry import construction_problems, known_methods, refused_keys
 
 # Keys of `TrainingArguments` that would turn nothing here, or break resuming, and what to type instead.
 REFUSED_TRAINING_KEYS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from paca.errors import PacaError
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import suggestion
 from paca.workbench.vision.pixels import PixelFormat
 
 TIMM = "timm/"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.schema import suggestion
+from paca.workbench.base.messages import suggestion
 from paca.workbench.data.documents import near_files
 from paca.workbench.vision.folder import read_folder
 from paca.workbench.vision.images import Images, from_array

@@ -6,10 +6,10 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from paca.workbench.chat import Sampling, context_length, encode_prompt, generate
 from paca.workbench.evaluation.journal import Journal
 from paca.workbench.evaluation.mt_bench.questions import Question
 from paca.workbench.evaluation.subject import Subject
+from paca.workbench.models.generation import Sampling, context_length, encode_prompt, generate
 
 # As the published scores were made.
 TEMPERATURES = {
