@@ -43,7 +43,7 @@ class Peak:
 
     Args:
         peak: The most that were alive at once, the model included.
-        aside: Of these, what settled connections keep on the CPU.
+        aside: Of these, what retired connections keep on the CPU.
     """
 
     peak: int
@@ -158,11 +158,11 @@ def peak_of(base: PreTrainedModel, tokens: int, rank: int, moves: int, moving: b
 
 
 def aside(model: nn.Module) -> int:
-    """Bytes that settled connections keep on the CPU: their updates, and the pretrained values under them."""
+    """Bytes that retired connections keep on the CPU: their updates, and the pretrained values under them."""
     found = 0
     for layer in model.modules():
-        if isinstance(layer, PacaLayer) and layer.settled:
-            kept = [settled.delta for settled in layer.settled.values()]
+        if isinstance(layer, PacaLayer) and layer.retired:
+            kept = [retired.delta for retired in layer.retired.values()]
             kept += [] if layer.columns.under is None else [layer.columns.under.values]
             found += sum(tensor.numel() * tensor.element_size() for tensor in kept)
     return found

@@ -16,21 +16,21 @@ if TYPE_CHECKING:
     from .tuner.config import PacaConfig
     from .tuner.layers import PacaLayer, sync
     from .tuner.model import PacaModel
-    from .tuner.reselect import MovingConnections, reselect
-    from .tuner.saving import gathered_adapter
+    from .tuner.reselect import ReselectCallback, reselect
+    from .tuner.saving import full_adapter_state_dict
     from .tuner.select_connections import select_connections
     from .tuner.selection import LayerFacts, register_selection
 
 __version__ = "0.1.0"
 __all__ = [
     "LayerFacts",
-    "MovingConnections",
     "PacaConfig",
     "PacaError",
     "PacaLayer",
     "PacaModel",
+    "ReselectCallback",
     "__version__",
-    "gathered_adapter",
+    "full_adapter_state_dict",
     "register_selection",
     "reselect",
     "select_connections",
@@ -39,11 +39,11 @@ __all__ = [
 
 _HOMES = {
     "LayerFacts": "tuner.selection",
-    "MovingConnections": "tuner.reselect",
+    "ReselectCallback": "tuner.reselect",
     "PacaConfig": "tuner.config",
     "PacaLayer": "tuner.layers",
     "PacaModel": "tuner.model",
-    "gathered_adapter": "tuner.saving",
+    "full_adapter_state_dict": "tuner.saving",
     "register_selection": "tuner.selection",
     "reselect": "tuner.reselect",
     "select_connections": "tuner.select_connections",

@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from paca import PacaConfig, gathered_adapter
+from paca import PacaConfig, full_adapter_state_dict
 
 
 def shard(model):
@@ -86,7 +86,7 @@ def trained_quantized(rank, ranks, folder=None):
         with model.disable_adapter():
             found["disabled"] = model(input_ids=batch(99)).logits
     if folder is not None:
-        state = gathered_adapter(model)
+        state = full_adapter_state_dict(model)
         model.save_pretrained(folder, state_dict=state, is_main_process=rank == 0)
     return found, refusal(model.merge_adapter) if ranks > 1 else None
 
@@ -116,7 +116,7 @@ def divided_first_refused():
 def saved(rank, folder):
     model = shard(make_model())
     train(model, rank, 2, steps=2)
-    state = gathered_adapter(model)
+    state = full_adapter_state_dict(model)
     model.save_pretrained(folder, state_dict=state, is_main_process=rank == 0)
     return updates(model), len(state)
 
@@ -161,7 +161,7 @@ def test_four_bit_weights_that_are_divided(found, folder):
 def test_what_divided_four_bit_weights_cannot_do(found):
     for answers in found:
         assert "Cannot merge into a 4-bit weight that FSDP2 has divided" in answers["quantized"][1]
-        assert "Save the adapter (paca.gathered_adapter)" in answers["quantized"][1]
+        assert "Save the adapter (paca.full_adapter_state_dict)" in answers["quantized"][1]
         assert "stored as torch.float32, to torch.bfloat16: its bytes are lost" in answers["cast"]
         assert "bnb_4bit_quant_storage equal to the param_dtype" in answers["cast"]
 

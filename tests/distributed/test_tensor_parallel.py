@@ -26,7 +26,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 from transformers.distributed import DistributedConfig
 
-from paca import PacaConfig, gathered_adapter, sync
+from paca import PacaConfig, full_adapter_state_dict, sync
 from paca.profiling.traffic import count_traffic
 
 # Merged into the default plan: here a layer divides its own input, or gathers its own output.
@@ -163,7 +163,7 @@ def saved_and_loaded(rank, folder):
     """An adapter trained on divided weights, saved, and loaded into divided weights again."""
     model = adapted(folder)
     train(model, steps=2)
-    state = gathered_adapter(model)
+    state = full_adapter_state_dict(model)
     model.save_pretrained(f"{folder}/adapter", state_dict=state, is_main_process=rank == 0)
     torch.distributed.barrier()
     with warnings.catch_warnings():

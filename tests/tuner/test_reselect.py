@@ -114,7 +114,7 @@ def test_merging_gives_the_adapted_outputs():
     torch.testing.assert_close(model.merge_and_unload()(inputs()), wanted, rtol=0, atol=1e-12)
 
 
-def test_what_is_under_settled_connections_is_read_once_and_again_if_someone_else_wrote():
+def test_what_is_under_retired_connections_is_read_once_and_again_if_someone_else_wrote():
     plain, model, optimizer = moved(1, steps=1)
     keeper = layers(model)["one"].columns
     model(inputs()).square().mean().backward()
@@ -143,7 +143,7 @@ def test_the_saved_adapter_is_an_ordinary_one_with_the_same_outputs(times, optio
     read = fresh.peft_config["default"]
     assert read.reselect_every is None
     assert model.peft_config["default"].r == options.get("r", 3)
-    assert not any(layer.settled for layer in layers(fresh).values())
+    assert not any(layer.retired for layer in layers(fresh).values())
     torch.testing.assert_close(fresh(inputs()), model(inputs()), rtol=0, atol=1e-12)
     assert not torch.allclose(fresh(inputs()), plain(inputs()))
 
@@ -245,9 +245,9 @@ def test_nowhere_to_move_is_refused_before_the_model_is_touched():
 
 
 def set_aside(model):
-    """Bytes of settled connections, their updates and what is under them: on the CPU, whatever the model is on."""
+    """Bytes of retired connections, their updates and what is under them: on the CPU, whatever the model is on."""
     kept = [layer.columns.under.values for layer in layers(model).values() if layer.columns.under is not None]
-    kept += [layer.settled["default"].delta for layer in layers(model).values() if "default" in layer.settled]
+    kept += [layer.retired["default"].delta for layer in layers(model).values() if "default" in layer.retired]
     return sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
 

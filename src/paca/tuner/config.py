@@ -64,7 +64,7 @@ class PacaConfig(PeftConfig):
             be a multiple of it.
         aligned: Layers that read the same input (query, key and value; gate and up) share one index set. True for
             those known by name, or groups of last names: `[["q_proj", "k_proj", "v_proj"]]`.
-        reselect_every: Move to other connections every so many steps, by `paca.MovingConnections()`, a Trainer
+        reselect_every: Move to other connections every so many steps, by `paca.ReselectCallback()`, a Trainer
             callback, or `paca.reselect(model, optimizer)`. Memory stays that of rank `r`; the saved adapter holds all
             connections that were trained. None: they stay.
         reselect_warmup: Steps over which the learning rate rises again after each move, in a Trainer.

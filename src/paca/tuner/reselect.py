@@ -57,7 +57,7 @@ def reselect(
             )
         scores = layer_scores(config, layers)
     ranks = {name: layer.r[adapter_name] for name, layer in layers.items()}
-    chosen = choose(config, scores, ranks, {name: layer.touched(adapter_name) for name, layer in layers.items()})
+    chosen = choose(config, scores, ranks, {name: layer.visited(adapter_name) for name, layer in layers.items()})
     for name, layer in layers.items():
         layer.move_connections(adapter_name, chosen[name])
         if optimizer is not None:
@@ -66,10 +66,10 @@ def reselect(
     return chosen
 
 
-class MovingConnections(TrainerCallback):
+class ReselectCallback(TrainerCallback):
     """Has a `Trainer` move the connections of adapters every `reselect_every` steps.
 
-    trainer.add_callback(paca.MovingConnections())
+    trainer.add_callback(paca.ReselectCallback())
     """
 
     def __init__(self) -> None:

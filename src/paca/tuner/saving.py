@@ -10,7 +10,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
-from ..method.columns.retired import Settled, saved_settings, split
+from ..method.columns.retired import RetiredColumns, saved_settings, split
 from ..method.columns.sharded import is_sharded
 from ..method.fingerprint import QUANTIZED, ROUNDED, fingerprint, same_columns
 from .config import PacaConfig
@@ -23,7 +23,7 @@ FINGERPRINT = "paca_fingerprint"
 FINGERPRINT_OF_QUANTIZED = "paca_fingerprint_quantized"
 COLUMNS = "paca_columns"
 TRAINED = "paca_trained"  # of an adapter whose connections move: those that were being trained
-TOUCHED = "paca_touched"  # and those that were since all of them were last
+VISITED = "paca_visited"  # and those visited in the current sweep over all connections
 
 
 class SavedModel(BaseTuner):
@@ -38,13 +38,13 @@ class SavedModel(BaseTuner):
         state = super()._get_adapter_state_dict(model=model, config=config, adapter_name=adapter_name, **kwargs)
         for name, layer in paca_layers(model).items():
             if f"{name}.paca_indices.{adapter_name}" in state and layer.weight_device().type != "meta":
-                if adapter_name in layer.settled:
+                if adapter_name in layer.retired:
                     indices, delta = layer.whole_update(adapter_name)
                     state[f"{name}.paca_indices.{adapter_name}"] = indices
                     state[f"{name}.paca_delta.{adapter_name}"] = delta.detach()
                     state[f"{name}.{TRAINED}.{adapter_name}"] = layer.paca_indices[adapter_name]
-                    state[f"{name}.{TOUCHED}.{adapter_name}"] = layer.touched(adapter_name)
-                if not _is_divided(layer):  # else it takes all ranks; see gathered_adapter
+                    state[f"{name}.{VISITED}.{adapter_name}"] = layer.visited(adapter_name)
+                if not _is_divided(layer):  # else it takes all ranks; see full_adapter_state_dict
                     state.update(_fingerprint(name, layer, adapter_name))
         gathered = {key: value for key, value in kwargs["state_dict"].items() if f".{FINGERPRINT}" in key}
         return {**state, **gathered}
@@ -53,7 +53,7 @@ class SavedModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PacaConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        ends = tuple(f".{kind}" for kind in (FINGERPRINT, FINGERPRINT_OF_QUANTIZED, COLUMNS, TRAINED, TOUCHED))
+        ends = tuple(f".{kind}" for kind in (FINGERPRINT, FINGERPRINT_OF_QUANTIZED, COLUMNS, TRAINED, VISITED))
         extras = {key.removeprefix(PEFT_PREFIX): value for key, value in state_dict.items() if key.endswith(ends)}
         state_dict = {key: value for key, value in state_dict.items() if not key.endswith(ends)}
         state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
@@ -62,18 +62,18 @@ class SavedModel(BaseTuner):
             columns = extras.get(f"{name.removeprefix(PEFT_PREFIX)}.{COLUMNS}")
             if isinstance(layer, QuantizedLinear) and columns is not None:
                 state_dict[f"{name}.{COLUMNS}.{adapter_name}"] = columns
-        settled = _take_apart(layers, adapter_name, config, state_dict, extras)
+        retired = _take_apart(layers, adapter_name, config, state_dict, extras)
         problems = adapter_problems(layers, adapter_name, state_dict)
         if problems and _is_fresh(layers, adapter_name, config):
             _take_back(model, adapter_name)
         raise_together(problems, f"Adapter {adapter_name!r} does not fit this model:")
         config._being_loaded = False
         for name, layer in layers.items():
-            layer.settled.pop(adapter_name, None)
-            if name in settled:
+            layer.retired.pop(adapter_name, None)
+            if name in retired:
                 layer.columns.take_out()
-                layer.settled[adapter_name] = settled[name]
-        config._saved_as = saved_settings(adapter_layers(model, adapter_name), adapter_name) if settled else {}
+                layer.retired[adapter_name] = retired[name]
+        config._saved_as = saved_settings(adapter_layers(model, adapter_name), adapter_name) if retired else {}
         tuner: Any = getattr(model, "base_model", model)
         if isinstance(tuner, SavedModel):
             tuner.unselected = tuner.unselected - {adapter_name}
@@ -84,12 +84,12 @@ class SavedModel(BaseTuner):
         return state_dict
 
 
-def gathered_adapter(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
+def full_adapter_state_dict(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
     """The state dict of an adapter whose updates are divided over ranks, to be saved as any other.
 
     A collective call: every rank makes it, and rank 0 saves.
 
-        state = gathered_adapter(model)
+        state = full_adapter_state_dict(model)
         model.save_pretrained("adapter", state_dict=state, is_main_process=rank == 0)
 
     Args:
@@ -127,19 +127,19 @@ def _take_apart(
     config: PacaConfig,
     state: dict[str, Tensor],
     extras: Mapping[str, Tensor],
-) -> dict[str, Settled]:
-    """Put the trained connections of a saved moving adapter into `state`, and return the settled ones by layer."""
-    settled: dict[str, Settled] = {}
+) -> dict[str, RetiredColumns]:
+    """Put the trained connections of a saved moving adapter into `state`, and return the retired ones by layer."""
+    retired: dict[str, RetiredColumns] = {}
     for name, layer in layers.items() if config.reselect_every is not None else ():
         plain = name.removeprefix(PEFT_PREFIX)
-        trained, touched = (extras.get(f"{plain}.{kind}") for kind in (TRAINED, TOUCHED))
+        trained, visited = (extras.get(f"{plain}.{kind}") for kind in (TRAINED, VISITED))
         keys = [f"{name}.{kind}.{adapter_name}" for kind in ("paca_indices", "paca_delta")]
-        if trained is None or touched is None or any(key not in state for key in keys):
+        if trained is None or visited is None or any(key not in state for key in keys):
             continue
         indices, delta = (state[key] for key in keys)
-        state[keys[1]], settled[name] = split(indices, delta, trained, touched, layer.delta_dim)
+        state[keys[1]], retired[name] = split(indices, delta, trained, visited, layer.delta_dim)
         state[keys[0]] = trained
-    return settled
+    return retired
 
 
 def _check_fingerprints(
@@ -156,9 +156,9 @@ def _check_fingerprints(
         indices = state.get(f"{name}.paca_indices.{adapter_name}")
         if saved is None or indices is None or layer.weight_device().type == "meta":
             continue
-        if adapter_name in layer.settled:  # the file's fingerprint is that of all its connections
-            settled = layer.settled[adapter_name].indices
-            indices = torch.cat([indices, settled.to(indices.device)]).sort().values
+        if adapter_name in layer.retired:  # the file's fingerprint is that of all its connections
+            retired = layer.retired[adapter_name].indices
+            indices = torch.cat([indices, retired.to(indices.device)]).sort().values
         tolerance = QUANTIZED if quantized is not None or isinstance(layer, QuantizedLinear) else ROUNDED
         if not same_columns(saved, layer.columns.pretrained_columns(indices), tolerance):
             others.append(name.removeprefix(PEFT_PREFIX))

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tests.workbench.tiny import write_recipe
 from transformers import AutoModelForCausalLM
 
-from paca.tuner.reselect import MovingConnections
+from paca.tuner.reselect import ReselectCallback
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.text import finetune
 
@@ -62,7 +62,7 @@ def test_new_connections_warm_up():
 
     group = {"lr": 1.0}
     optimizer = type("Optimizer", (), {"param_groups": [group]})
-    callback, rates = MovingConnections(), []
+    callback, rates = ReselectCallback(), []
     for step in range(16):
         state = type("State", (), {"global_step": step})
         callback.on_pre_optimizer_step(None, state, None, model=Model, optimizer=optimizer)

@@ -30,7 +30,7 @@ class Term(NamedTuple):
     scaling: float
     pretrained: Tensor | None = None  # other values of W₀[:, I] than the weight's, shaped as `delta`
     gather: Callable[[Tensor, Tensor, torch.dtype], Tensor] | None = None  # of X[..., I], for several layers at once
-    settled: bool = False  # trained once, not any more: stays in the weight over the steps of the others
+    retired: bool = False  # trained once, not any more: stays in the weight over the steps of the others
 
 
 class Kept(NamedTuple):
@@ -208,10 +208,10 @@ class Columns(ColumnKeeper):
         self._weight = weakref.ref(weight)  # an engine that puts shards in its place must be able to free it
         self.connection_dim = connection_dim
         self.kept: Kept | None = None  # the pretrained values of the connections that are shown, or were last
-        self.under: Kept | None = None  # on the CPU, the pretrained values of settled connections
+        self.under: Kept | None = None  # on the CPU, the pretrained values of retired connections
         self._under_of: tuple[Term, ...] = ()  # the terms of these connections
         self._laid = False  # whether the weight shows them
-        self._settled = False  # whether the memory layout for training was decided
+        self._layout_chosen = False  # whether the memory layout for training was decided
         self._relaid = False  # whether it differs from the weight's own
         self._version = _version(weight)
         self._handed_out: list[weakref.ref[Tensor]] = []
@@ -247,7 +247,7 @@ class Columns(ColumnKeeper):
         Returns:
             The record of what the weight now shows.
         """
-        if train and not self._settled:
+        if train and not self._layout_chosen:
             self._settle()
         key = self._key(terms)
         if self.shown is not None and self.shown.key == key:
@@ -298,7 +298,7 @@ class Columns(ColumnKeeper):
         self._under_of = ()
         if self._relaid:
             self.weight.data = self.weight.data.contiguous()
-        self._settled = self._relaid = False
+        self._layout_chosen = self._relaid = False
 
     def hand_out(self, alias: Tensor) -> None:
         """Promise that `alias`, which shares the weight's memory, keeps the pretrained values.
@@ -353,7 +353,7 @@ class Columns(ColumnKeeper):
 
     def _settle(self) -> None:
         """Choose the memory layout in which the columns are written fastest, once, before the first training step."""
-        self._settled = True
+        self._layout_chosen = True
         if self.connection_dim == 1 and writes_faster_connection_major(self.weight):
             self.weight.data = self.weight.data.t().contiguous().t()
             self._relaid = True
@@ -361,14 +361,14 @@ class Columns(ColumnKeeper):
     def _write(self, shown: Shown) -> Shown:
         self._detach_handed_out()
         self._write_terms(shown.terms)
-        self._watch(tuple(term for term in shown.terms if not term.settled))
+        self._watch(tuple(term for term in shown.terms if not term.retired))
         self.shown = shown
         self.stale = False
         return shown
 
     def _write_terms(self, terms: tuple[Term, ...]) -> None:
-        self._lay_under(tuple(term for term in terms if term.settled))
-        terms = tuple(term for term in terms if not term.settled)
+        self._lay_under(tuple(term for term in terms if term.retired))
+        terms = tuple(term for term in terms if not term.retired)
         indices = connection_union(terms)
         if self.shown is None and self._version != _version(self.weight):
             self.kept = None  # someone else has written into the weight: the copy is out of date
@@ -388,10 +388,10 @@ class Columns(ColumnKeeper):
         return terms
 
     def _lay_under(self, terms: tuple[Term, ...]) -> None:
-        """Have the weight hold the settled terms and no others, below what is trained.
+        """Have the weight hold the retired terms and no others, below what is trained.
 
         What was trained once changes no more: the pretrained values under it, and those of the trained connections,
-        are read from the weight once for each set of settled terms.
+        are read from the weight once for each set of retired terms.
         """
         same = len(terms) == len(self._under_of) and all(map(_is_same_term, terms, self._under_of))
         if same and (self._laid or not terms):

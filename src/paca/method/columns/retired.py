@@ -1,6 +1,6 @@
 """Connections that move: what was trained at others before stays in the weight, and is kept beside the trained ones.
 
-The trained connections `I` and the settled ones `S` never overlap. A connection that is chosen again takes its update
+The trained connections `I` and the retired ones `S` never overlap. A connection that is chosen again takes its update
 along, so that at any moment
 
     W[:, I ∪ S] = W₀[:, I ∪ S] + s·[Δ_I, Δ_S]
@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 
-class Settled(NamedTuple):
+class RetiredColumns(NamedTuple):
     """Connections of one adapter in one layer that were trained and are not any more."""
 
     indices: Tensor  # (n,), int64, ascending
     delta: Tensor  # their updates, of the shape that the trained ones have at rank n; on the CPU
-    touched: Tensor  # (m,), the connections trained since all were last, those being trained among them
+    visited: Tensor  # (m,), visited in the current sweep over all connections, those being trained included
 
     def joined(self, indices: Tensor, delta: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """One adapter of all connections, settled and trained.
+        """One adapter of all connections, retired and trained.
 
         Args:
             indices: The trained connections, shape `(r,)`.
@@ -40,7 +40,7 @@ class Settled(NamedTuple):
         order = both.argsort()
         return both[order], updates.index_select(dim, order.to(updates.device))
 
-    def moved(self, fn: Callable[[Tensor], Tensor]) -> Settled:
+    def moved(self, fn: Callable[[Tensor], Tensor]) -> RetiredColumns:
         """After the module was moved: the indices where it is, the updates on the CPU.
 
         Args:
@@ -52,14 +52,14 @@ class Settled(NamedTuple):
         return self._replace(indices=fn(self.indices))
 
 
-def split(indices: Tensor, delta: Tensor, trained: Tensor, touched: Tensor, dim: int) -> tuple[Tensor, Settled]:
-    """Take an adapter of all connections apart again; the inverse of `Settled.joined`.
+def split(indices: Tensor, delta: Tensor, trained: Tensor, visited: Tensor, dim: int) -> tuple[Tensor, RetiredColumns]:
+    """Take an adapter of all connections apart again; the inverse of `RetiredColumns.joined`.
 
     Args:
         indices: All connections, ascending.
         delta: Their updates.
         trained: Those of `indices` that are trained, ascending; shape `(r,)`.
-        touched: Connections trained since all were last.
+        visited: Connections visited in the current sweep.
         dim: The dimension of the updates that counts connections.
 
     Returns:
@@ -67,33 +67,35 @@ def split(indices: Tensor, delta: Tensor, trained: Tensor, touched: Tensor, dim:
     """
     is_trained = torch.isin(indices, trained.to(indices.device))
     rest = (~is_trained).nonzero().flatten()
-    settled = Settled(indices[rest], delta.index_select(dim, rest.to(delta.device)).cpu(), touched)
-    return delta.index_select(dim, is_trained.nonzero().flatten().to(delta.device)), settled
+    retired = RetiredColumns(indices[rest], delta.index_select(dim, rest.to(delta.device)).cpu(), visited)
+    return delta.index_select(dim, is_trained.nonzero().flatten().to(delta.device)), retired
 
 
-def move(delta: Tensor, old: Tensor, new: Tensor, settled: Settled | None, dim: int) -> tuple[Tensor, Settled]:
+def move(
+    delta: Tensor, old: Tensor, new: Tensor, retired: RetiredColumns | None, dim: int
+) -> tuple[Tensor, RetiredColumns]:
     """Exchange the trained connections.
 
     Args:
         delta: The updates of the connections trained so far.
         old: These connections, shape `(r,)`.
         new: Those to train from now on, ascending, shape `(r,)`.
-        settled: Those trained before.
+        retired: Those trained before.
         dim: The dimension of the updates that counts connections.
 
     Returns:
-        The updates of the new connections, zero where they were never trained, and what is settled then.
+        The updates of the new connections, zero where they were never trained, and what is retired then.
     """
-    if settled is None:
-        settled = Settled(old[:0], delta.narrow(dim, 0, 0).cpu(), old)
-    indices, updates = settled.joined(old, delta, dim)
+    if retired is None:
+        retired = RetiredColumns(old[:0], delta.narrow(dim, 0, 0).cpu(), old)
+    indices, updates = retired.joined(old, delta, dim)
     fresh = new[~torch.isin(new, indices)]
     zeros = torch.zeros_like(delta).narrow(dim, 0, len(fresh))
-    whole = Settled(fresh, zeros, settled.touched)
+    whole = RetiredColumns(fresh, zeros, retired.visited)
     indices, updates = whole.joined(indices, updates, dim)
-    again = bool(torch.isin(new, settled.touched.to(new.device)).any())
-    touched = new if again else torch.cat([settled.touched.to(new.device), new])
-    return split(indices, updates, new, touched, dim)
+    again = bool(torch.isin(new, retired.visited.to(new.device)).any())
+    visited = new if again else torch.cat([retired.visited.to(new.device), new])
+    return split(indices, updates, new, visited, dim)
 
 
 def saved_settings(layers: Mapping[str, Any], adapter_name: str) -> dict[str, Any]:

@@ -81,8 +81,8 @@ class AdapterLayer(WrittenLayer):
         self.columns.take_out()
         delta, old = self.paca_delta[adapter_name], self.paca_indices[adapter_name]
         new = indices.to(old.device)
-        values, self.settled[adapter_name] = move(
-            delta.detach(), old, new, self.settled.get(adapter_name), self.delta_dim
+        values, self.retired[adapter_name] = move(
+            delta.detach(), old, new, self.retired.get(adapter_name), self.delta_dim
         )
         with torch.no_grad():
             delta.copy_(values)
@@ -90,10 +90,10 @@ class AdapterLayer(WrittenLayer):
         self.columns.invalidate()
         self._follow_change()
 
-    def touched(self, adapter_name: str) -> Tensor:
-        """The connections that were trained since all of them were last, shape `(n,)`."""
-        settled = self.settled.get(adapter_name)
-        return self.paca_indices[adapter_name] if settled is None else settled.touched
+    def visited(self, adapter_name: str) -> Tensor:
+        """The connections visited in the current sweep, shape `(n,)`."""
+        retired = self.retired.get(adapter_name)
+        return self.paca_indices[adapter_name] if retired is None else retired.visited
 
     def whole_update(self, adapter_name: str) -> tuple[Tensor, Tensor]:
         """All connections that an adapter has changed, and their updates.
@@ -106,8 +106,8 @@ class AdapterLayer(WrittenLayer):
             differentiable in it.
         """
         indices, delta = self.paca_indices[adapter_name], self.paca_delta[adapter_name]
-        settled = self.settled.get(adapter_name)
-        return (indices, delta) if settled is None else settled.joined(indices, delta, self.delta_dim)
+        retired = self.retired.get(adapter_name)
+        return (indices, delta) if retired is None else retired.joined(indices, delta, self.delta_dim)
 
     def trained_from(self, adapter_name: str) -> tuple[Tensor, bool]:
         """The pretrained columns that an adapter's updates are added to.

@@ -57,7 +57,7 @@ class Embedding(PacaLayer):
     def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:
         """`Y = E[X]` over a table with adapted rows in it, differentiable in these."""
         base = self.base_layer
-        trained = [term for term in terms if not term.settled]
+        trained = [term for term in terms if not term.retired]
         y = partial_embedding(
             x,
             base._parameters["weight"],

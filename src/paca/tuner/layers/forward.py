@@ -181,7 +181,7 @@ def over_terms(
     Returns:
         Shape `(..., out)`.
     """
-    trained = [term for term in terms if not term.settled]
+    trained = [term for term in terms if not term.retired]
     indices, deltas, scalings = zip(*(term[:3] for term in trained), strict=True) if trained else ((), (), ())
     gathered = _gather_together(x, trained) if any(term.gather is not None for term in trained) else ()
     return partial_linear(x, weight, bias, indices, scalings, deltas, columns, shown, gathered)

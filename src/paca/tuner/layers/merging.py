@@ -57,7 +57,7 @@ class MergingLayer(AdapterLayer):
     def _merge_terms(self, terms: tuple[Term, ...]) -> None:
         """Make the base weight hold these terms, and no others, until `_unmerge_terms`."""
         self.columns.release()
-        self.columns.show(tuple(term._replace(settled=False) for term in terms))
+        self.columns.show(tuple(term._replace(retired=False) for term in terms))
         self.columns.pin()
 
     def _unmerge_terms(self) -> None:

@@ -48,7 +48,7 @@ class SeenLayer(WrittenLayer):
         if not self.merged_adapters:
             self.columns.release()
         super()._apply(fn, recurse)
-        self.settled = {name: settled.moved(fn) for name, settled in self.settled.items()}
+        self.retired = {name: retired.moved(fn) for name, retired in self.retired.items()}
         self._adopt_weight(fn)
         self._follow_change()
         return self

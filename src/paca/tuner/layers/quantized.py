@@ -251,7 +251,7 @@ class QuantizedLinear(PacaLayer):
         if _is_divided(self.base_layer, self.backend):
             raise PacaError(
                 "Cannot merge into a 4-bit weight that FSDP2 has divided: a rank cannot pack its part alone. Save the "
-                "adapter (paca.gathered_adapter) and merge it into a model on one process."
+                "adapter (paca.full_adapter_state_dict) and merge it into a model on one process."
             )
         if not self.backend.supports_merge:
             reason = (

@@ -11,7 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ...method.columns.resident import Columns, Term
-from ...method.columns.retired import Settled
+from ...method.columns.retired import RetiredColumns
 from ...method.columns.sharded import ShardedColumns, divided_problem, is_sharded
 from ...method.columns.shared_gather import SharedGather
 
@@ -29,7 +29,7 @@ class LayerState(nn.Module, BaseTunerLayer):  # in this order, or fully_shard co
     _active_adapter: str | list[str]
 
     adapter_layer_names = ("paca_delta",)
-    other_param_names: tuple[str, ...] = ("r", "paca_alpha", "scaling", "paca_indices", "settled", "gathers")
+    other_param_names: tuple[str, ...] = ("r", "paca_alpha", "scaling", "paca_indices", "retired", "gathers")
 
     connection_dim: ClassVar[int]  # the dimension of the base weight that counts connections
     delta_dim: ClassVar[int] = 1  # the dimension of `paca_delta` that does
@@ -50,7 +50,7 @@ class LayerState(nn.Module, BaseTunerLayer):  # in this order, or fully_shard co
         self.paca_delta = nn.ParameterDict({})
         self.paca_indices = BufferDict({}, persistent=True)
         self.gathers: dict[str, SharedGather] = {}  # of adapters that share their connections with other layers
-        self.settled: dict[str, Settled] = {}  # of adapters whose connections have moved
+        self.retired: dict[str, RetiredColumns] = {}  # of adapters whose connections have moved
         self.in_features, self.out_features = self._features()
         self.columns = self._new_columns()
         self.merged_adapters: list[str] = []
@@ -134,12 +134,12 @@ class LayerState(nn.Module, BaseTunerLayer):  # in this order, or fully_shard co
             terms = tuple(
                 term._replace(gather=self.gathers.get(name)) for name, term in zip(named, terms, strict=True)
             )
-        return (*terms, *self._settled_terms(adapter_names)) if self.settled else terms
+        return (*terms, *self._retired_terms(adapter_names)) if self.retired else terms
 
-    def _settled_terms(self, adapter_names: list[str]) -> Iterator[Term]:
+    def _retired_terms(self, adapter_names: list[str]) -> Iterator[Term]:
         for name in adapter_names:
-            if name in self.settled and len(self.settled[name].indices):
-                yield Term(self.settled[name].indices, self.settled[name].delta, self.scaling[name], settled=True)
+            if name in self.retired and len(self.retired[name].indices):
+                yield Term(self.retired[name].indices, self.retired[name].delta, self.scaling[name], retired=True)
 
     def _weight_holds_columns(self) -> bool:
         """Whether the base layer computes what this kind computes, from the weight that was adapted.

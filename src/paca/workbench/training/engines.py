@@ -104,9 +104,9 @@ def adapter_state(trainer: Any) -> dict[str, Any] | None:
     Returns:
         The adapter's state dict; None where the model has it whole.
     """
-    from paca import gathered_adapter
+    from paca import full_adapter_state_dict
 
-    return gathered_adapter(trainer.model, trainer.model.active_adapter) if shards(trainer) else None
+    return full_adapter_state_dict(trainer.model, trainer.model.active_adapter) if shards(trainer) else None
 
 
 @contextmanager

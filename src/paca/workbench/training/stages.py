@@ -178,9 +178,9 @@ def choose_connections(trainer: Any, seed: int, resumes: bool = False) -> None:
     configs = getattr(trainer.model, "peft_config", {})
     moving = {name for name, config in configs.items() if getattr(config, "reselect_every", None)}
     if moving:
-        from paca.tuner.reselect import MovingConnections
+        from paca.tuner.reselect import ReselectCallback
 
-        trainer.add_callback(MovingConnections())
+        trainer.add_callback(ReselectCallback())
     waiting = set(getattr(trainer.model.base_model, "unselected", ()))
     for name in sorted(waiting & moving if resumes else waiting):
         batches = selection_batches(trainer, seed)
