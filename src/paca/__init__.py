@@ -7,12 +7,17 @@ PEFT offers work with it. Nothing heavy is imported before it is used.
 from __future__ import annotations
 
 import importlib
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from .errors import PacaError
-from .tuner.import_hook import after_import
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
     from .tuner.config import PacaConfig
     from .tuner.layers import PacaLayer, sync
     from .tuner.model import PacaModel
@@ -39,10 +44,10 @@ __all__ = [
 
 _HOMES = {
     "LayerFacts": "tuner.selection",
-    "ReselectCallback": "tuner.reselect",
     "PacaConfig": "tuner.config",
     "PacaLayer": "tuner.layers",
     "PacaModel": "tuner.model",
+    "ReselectCallback": "tuner.reselect",
     "full_adapter_state_dict": "tuner.saving",
     "register_selection": "tuner.selection",
     "reselect": "tuner.reselect",
@@ -51,18 +56,44 @@ _HOMES = {
 }
 
 
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
 def _register() -> None:
     from .tuner.registration import register
 
     register()
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import peft  # noqa: F401  (registers the method, through the hook below)
+class _RegisterWithPeft:
+    """Registers the method as soon as PEFT has been imported: to import PEFT here would take seconds."""
 
-    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "peft":
+            return None
+        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((found for found in others if found is not None), None)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            # Not earlier: many only look whether PEFT is there, and never execute what they found.
+            with suppress(ValueError):  # another import got here first
+                sys.meta_path.remove(self)
+            execute(module)
+            _register()
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
 
 
-after_import("peft", _register)
+if "peft" in sys.modules:
+    _register()
+else:
+    sys.meta_path.insert(0, _RegisterWithPeft())

@@ -44,6 +44,31 @@ def test_paca_before_peft():
     assert out.split() == ["True"] * 6
 
 
+@pytest.mark.parametrize("module", ["config", "selection.given", "layers.linear"])
+def test_a_module_of_the_tuner_can_be_imported_first(module):
+    """PEFT's import came midway, and the registration that follows it met a module that was only half imported."""
+    out, _ = run(f"""
+        import importlib, sys
+        importlib.import_module("paca.tuner.{module}")
+        print("PACA" in sys.modules["peft"].PEFT_TYPE_TO_CONFIG_MAPPING)
+    """)
+    assert out == "True"
+
+
+def test_the_method_is_registered_before_any_other_module_of_the_tuner_is_imported():
+    """So each of them can be imported first, which is tried in a process of its own for three of them."""
+    out, _ = run("""
+        import importlib, pkgutil, sys
+        import paca.tuner
+        print("PACA" in sys.modules["peft"].PEFT_TYPE_TO_CONFIG_MAPPING)
+        names = [module.name for module in pkgutil.walk_packages(paca.tuner.__path__, "paca.tuner.")]
+        for name in sorted(names, reverse=True):
+            importlib.import_module(name)
+        print(len(names) > 40)
+    """)
+    assert out.split() == ["True"] * 2
+
+
 def test_a_look_for_peft_does_not_lose_the_registration():
     """`import paca; import trl` left PaCA unknown: trl first looks whether PEFT is there, which used the hook up."""
     out, _ = run("""

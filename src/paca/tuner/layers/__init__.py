@@ -1,8 +1,5 @@
 """Adapted layers, one file per kind of base layer, and the table of kinds."""
 
-# PEFT's import registers PaCA, which imports the modules below; entered from one of them, that would be a circle.
-import peft  # noqa: F401
-
 from .attention import Attention
 from .base import PacaLayer
 from .conv import Convolution
