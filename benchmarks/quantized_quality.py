@@ -21,7 +21,7 @@ from typing import Any
 
 from paca.workbench.base.files import write_json
 from paca.workbench.recipe.recipe import find_recipe, read_recipe
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 from step import positive
 
 RECIPE = "smollm2-qpaca"

@@ -28,11 +28,12 @@ from paca.profiling.environment import machine
 from paca.workbench.base.files import write_json
 from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.recipe.recipe import DataSection, MethodSection, ModelSection, Recipe
-from paca.workbench.training.images import make_trainer, with_method
+from paca.workbench.training.images import make_trainer
 from paca.workbench.training.report import count_parameters
 from paca.workbench.vision.arguments import image_training_arguments
 from paca.workbench.vision.data import ImageData, read_data
 from paca.workbench.vision.measure import answer
+from paca.workbench.vision.method import with_method
 from paca.workbench.vision.models import EFFICIENTNET_LITE0, load_classifier, pixel_format
 from paca.workbench.vision.section import ImagesSection
 from report import versions
@@ -140,7 +141,7 @@ def make_run(run: Run, recipe: Recipe, data: ImageData) -> Any:
     model = load_classifier(recipe.model.name, classes, recipe.model.dtype)
     pixels = pixel_format(model, recipe.images.size)
     if run.method != FULL:
-        model = with_method(model, recipe, len(classes))
+        model = with_method(model, recipe.method, recipe.images.batch_norm, len(classes))
     training = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
     return make_trainer(recipe, training, model, data, pixels)
 

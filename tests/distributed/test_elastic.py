@@ -12,7 +12,7 @@ from tests.paths import ROOT
 from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
 
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 STEPS, KILLS = 24, 10
 

@@ -14,7 +14,7 @@ from tests.workbench.tiny import recipe_content, save_model, write_recipe, write
 
 from paca import PacaError
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 AS_TWO = "training.gradient_accumulation_steps=2"
 FSDP2 = {

@@ -70,7 +70,7 @@ def test_ctrl_c_is_no_traceback(recipe, capsys, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("paca.workbench.training.text.finetune", interrupt)
+    monkeypatch.setattr("paca.workbench.training.run.finetune", interrupt)
     assert main(["finetune", recipe]) == 130
     assert capsys.readouterr().err.endswith("paca finetune: interrupted; add --resume to go on\n")
 

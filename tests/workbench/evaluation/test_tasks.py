@@ -11,7 +11,7 @@ from paca.workbench.cli.main import main
 from paca.workbench.evaluation import harness_model
 from paca.workbench.evaluation.subject import Subject, slug
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 TASK = """\
 task: finish

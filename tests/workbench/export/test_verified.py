@@ -15,7 +15,7 @@ from paca.workbench.cli.main import main
 from paca.workbench.export import verified as exporting
 from paca.workbench.export.verified import export
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 INPUTS = torch.arange(3, 15)[None]
 has_bitsandbytes = pytest.mark.skipif(

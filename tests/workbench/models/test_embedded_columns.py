@@ -12,7 +12,7 @@ from paca.workbench.models import embedded_columns
 from paca.workbench.models.embedded_columns import columns_of_embedded
 from paca.workbench.models.load import SMOLLM2, load_model
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from tests.workbench.tiny import write_jsonl
 
 from paca.workbench.recipe.recipe import read_recipe, shipped_recipes
 from paca.workbench.recipe.tasks import TEXT
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 FOLDER = ROOT / "recipes"
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -13,7 +13,7 @@ from paca import PacaError
 from paca.workbench.cli.main import main
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.interruptions import StoppedError
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.paths import ROOT
 from tests.workbench.tiny import write_recipe
 
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 pytestmark = [
     pytest.mark.slow,

@@ -7,7 +7,7 @@ from tests.workbench.tiny import write_recipe
 from paca.workbench.planning import recipes
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.memory_estimate import say_memory
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import torch
 from tests.workbench.tiny import write_jsonl, write_recipe
 
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.run import TASKS
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune, trainer_of
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def recipe(content, tmp_path):
 
 
 def packed_batch(recipe, **changes):
-    trainer, data = TASKS["text"].trainer(read_recipe(recipe, ["training.packing=true"]))
+    trainer, data = trainer_of(read_recipe(recipe, ["training.packing=true"]))
     batch = next(iter(trainer.get_train_dataloader()))
     return trainer.model.eval(), {**batch, **changes}, list(data.train)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from paca.tuner.reselect import ReselectCallback
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 
 def run(content, tmp_path, *lines, **flags):

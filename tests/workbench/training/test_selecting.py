@@ -11,9 +11,9 @@ from tests.workbench.tiny import write_recipe
 
 from paca.errors import PacaError
 from paca.workbench.recipe.recipe import read_recipe
+from paca.workbench.training.run import finetune
 from paca.workbench.training.selecting import select
 from paca.workbench.training.selection_picture import counts, kinds_of_layers, votes
-from paca.workbench.training.text import finetune
 
 LINES = ["method.random_seed=0", "method.selection_batches=3", "training.max_steps=1"]
 

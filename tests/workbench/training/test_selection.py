@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from tests.workbench.tiny import write_recipe
 
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 
 def indices(content, tmp_path, *overrides):

@@ -15,7 +15,7 @@ from paca.workbench.models.load import merge
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.adapted import find_source, load_adapted
 from paca.workbench.training.report import closing_lines
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 
 
 def run(content, tmp_path, *overrides, **flags):

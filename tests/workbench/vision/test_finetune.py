@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 from paca import PacaError
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training import images as runs
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune
 from paca.workbench.vision.adapters import load_adapted
 from paca.workbench.vision.data import read_data
 from paca.workbench.vision.pixels import PixelDataset, PixelFormat, make_transform

@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 from tests.workbench.tiny import write_recipe
 
 from paca.workbench.recipe.recipe import read_recipe
+from paca.workbench.training.run import finetune
 from paca.workbench.training.selecting import select
-from paca.workbench.training.text import finetune
 
 LINES = ["method.random_seed=0", "method.selection=gradient", "method.selection_batches=2", "training.max_steps=1"]
 

@@ -41,11 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
     from paca.workbench.base.progress import quiet_libraries
     from paca.workbench.recipe.recipe import find_recipe, read_recipe
     from paca.workbench.training.doctor import examine
-    from paca.workbench.training.run import TASKS
+    from paca.workbench.training.run import trainer_of
 
     recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output)
     with quiet_libraries(), borrowed_folder(Path(recipe.output_dir)) as folder:
-        trainer, data = TASKS[recipe.task].trainer(recipe)
+        trainer, data = trainer_of(recipe)
         findings = examine(trainer, recipe, folder, data)
     for finding in findings:
         print(f"{MARKS[finding.level]:>7}  {finding.text}")

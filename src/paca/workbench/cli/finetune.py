@@ -87,8 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from paca.workbench.recipe.recipe import find_recipe, read_recipe
     from paca.workbench.training.interruptions import StoppedError
-    from paca.workbench.training.run import TASKS
-    from paca.workbench.training.text import finetune
+    from paca.workbench.training.run import closing_lines, finetune
 
     recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output)
     try:
@@ -101,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
     except StoppedError as stopped:
         print(f"paca finetune: stopped by SIGTERM; {stopped} is written, add --resume to go on", file=sys.stderr)
         return 143
-    lines = TASKS[recipe.task].closing_lines(metrics)
+    lines = closing_lines(recipe.task, metrics)
     if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
         print("\n".join(lines))
     return 0

@@ -8,7 +8,7 @@ from paca.errors import PacaError
 from paca.workbench.data.conversations import encode_completion, encode_conversation, training_template
 from paca.workbench.data.documents import Documents, Place, joined, read_sources
 from paca.workbench.data.formats import Row
-from paca.workbench.recipe.recipe import DataSection
+from paca.workbench.data.section import DataSection
 
 Item = TypeVar("Item")
 Sequences = list[dict[str, list[int]]]

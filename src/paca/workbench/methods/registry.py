@@ -1,9 +1,11 @@
 """Has PEFT know the methods that this package brings."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_type_hints
 
+from paca.errors import PacaError
 from paca.workbench.base.messages import listing, one_line, shown, suggestion
 from paca.workbench.base.schema import unknown_keys, wrong_types
 
@@ -106,3 +108,22 @@ def construction_problems(where: str, construct: Callable[[], Any]) -> list[str]
     except (ValueError, TypeError, ImportError) as error:
         return [f"{where}: {one_line(error)}"]
     return []
+
+
+@contextlib.contextmanager
+def refusals_explained(method: str, model: str) -> Iterator[None]:
+    """Have an error of PEFT's name the method and the model.
+
+    Args:
+        method: The method that is applied inside the `with`.
+        model: The name of the model that it is applied to.
+
+    Raises:
+        PacaError: In place of a plain `ValueError`.
+    """
+    try:
+        yield
+    except PacaError:
+        raise
+    except ValueError as error:
+        raise PacaError(f"The method {method!r} can't be trained on {model!r} like this: {error}") from error

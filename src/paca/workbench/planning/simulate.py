@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from paca.method.columns.resident import kept_tensors
 from paca.profiling import Peak, StepTracker
 from paca.profiling.operations import OperationCounter, Operations, start_gradients_at
+from paca.workbench.methods.section import MethodSection
 from paca.workbench.planning import attention, images, sharded
 from paca.workbench.planning.fake import materialize_fake
 from paca.workbench.planning.losses import find_loss, gpu_kernels
@@ -20,6 +21,7 @@ from paca.workbench.planning.models import is_image_config
 from paca.workbench.planning.optimizers import ADAMW_OPERATIONS, find_optimizer, paged_states, with_states
 from paca.workbench.planning.packed import pack_linears
 from paca.workbench.planning.setting import Setting
+from paca.workbench.vision.method import with_method
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def build(config: Any, setting: Setting, device: str = "meta") -> nn.Module:
     if method.peft is not None:
         fields = config_fields(method, setting)
         if is_image_config(config):
-            model = images.with_method(model, method.peft, fields, setting.batch_norm)
+            section = MethodSection(method.peft, fields)
+            model = with_method(model, section, setting.batch_norm, model.config.num_labels)
         else:
             model = get_peft_model(model, method_config(method.peft, fields))
         _cast_adapter(model, setting.adapter_dtype)

@@ -20,9 +20,8 @@ from paca.workbench.data.section import DataSection, data_problems
 from paca.workbench.methods.registry import method_problems
 from paca.workbench.methods.section import MethodSection
 from paca.workbench.models.section import ModelSection, model_problems
-from paca.workbench.recipe.sections import StoppingSection, stopping_defaults, stopping_problems
-from paca.workbench.recipe.tasks import IMAGES, TEXT
-from paca.workbench.training.run import TASKS
+from paca.workbench.recipe.stopping import StoppingSection, stopping_defaults, stopping_problems
+from paca.workbench.recipe.tasks import IMAGES, TEXT, TRAINING_PROBLEMS, training_problems
 from paca.workbench.vision.section import ImagesSection, images_problems
 
 Section = TypeVar("Section")
@@ -254,9 +253,10 @@ def _task_problems(
     content: Mapping[str, Any], model: ModelSection | None, images: ImagesSection | None, training: Mapping[str, Any]
 ) -> list[str]:
     task = content.get("task", TEXT)
-    if task not in TASKS:
-        return [f"task = {shown(task)}: expected one of {', '.join(TASKS)}{suggestion(str(task), TASKS)}"]
-    problems = TASKS[task].training_problems(training)
+    if task not in TRAINING_PROBLEMS:
+        known = list(TRAINING_PROBLEMS)
+        return [f"task = {shown(task)}: expected one of {', '.join(known)}{suggestion(str(task), known)}"]
+    problems = training_problems(task, training)
     if task == IMAGES:
         problems += images_problems(images) if images else []
         if model and model.quantization is not None:

@@ -1,23 +1,27 @@
-"""The tasks that a recipe can have, and what each checks of a recipe."""
+"""The tasks that a recipe can have, and what checks the `training` keys of each."""
 
-from __future__ import annotations
-
+import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 TEXT = "text"
-
-
 IMAGES = "image-classification"
+# Named, not imported: each brings its libraries along, and a run needs those of one task.
+TRAINING_PROBLEMS = {
+    TEXT: "paca.workbench.recipe.text_arguments:training_problems",
+    IMAGES: "paca.workbench.vision.arguments:image_training_problems",
+}
 
 
-def _text_problems(training: Mapping[str, Any]) -> list[str]:
-    from paca.workbench.recipe.text_arguments import training_problems
+def training_problems(task: str, training: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with a recipe's `training` keys.
 
-    return training_problems(training)
+    Args:
+        task: A key of `TRAINING_PROBLEMS`.
+        training: The keys and values.
 
-
-def _image_problems(training: Mapping[str, Any]) -> list[str]:
-    from paca.workbench.vision.arguments import image_training_problems
-
-    return image_training_problems(training)
+    Returns:
+        One message per problem.
+    """
+    problems: list[str] = pkgutil.resolve_name(TRAINING_PROBLEMS[task])(training)
+    return problems

@@ -20,11 +20,11 @@ from paca.workbench.training.run_folder import ADAPTER, BEFORE, CURVE, METRICS, 
 from paca.workbench.training.stages import examined, measured_once, train
 from paca.workbench.training.step_meter import StepMeter
 from paca.workbench.vision.adapters import save_classes
-from paca.workbench.vision.arguments import image_method_config, image_training_arguments
-from paca.workbench.vision.batch_norm import batch_norm_names, freeze_batch_norm
+from paca.workbench.vision.arguments import image_training_arguments
 from paca.workbench.vision.data import ImageData, read_data
 from paca.workbench.vision.measure import Answers, answer
-from paca.workbench.vision.models import classifier_names, load_classifier, pixel_format
+from paca.workbench.vision.method import with_method
+from paca.workbench.vision.models import load_classifier, pixel_format
 from paca.workbench.vision.pixels import PixelDataset, PixelFormat, make_transform, stack
 from paca.workbench.vision.report import describe_answers, draw_curves, draw_mistakes
 
@@ -62,19 +62,19 @@ def finetune_images(
         return _run(recipe, data, arguments, folder, doctor)
 
 
-def image_trainer(recipe: Recipe) -> Any:
+def image_trainer(recipe: Recipe) -> tuple[Any, None]:
     """Make the trainer of a recipe whose task is image classification, without a run.
 
     Args:
         recipe: Names model, method and data.
 
     Returns:
-        A `Trainer` whose model bears the adapter.
+        A `Trainer` whose model bears the adapter; and None, where a task of text has the tokenized data.
     """
     data = read_data(recipe.data, recipe.images)
     arguments = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
     with quiet_libraries():
-        return _load(recipe, data, arguments)[0]
+        return _load(recipe, data, arguments)[0], None
 
 
 def _load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, PixelFormat]:
@@ -84,7 +84,8 @@ def _load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, PixelFo
     classes = data.train.classes
     model = load_classifier(recipe.model.name, classes, recipe.model.dtype, recipe.images.weights)
     pixels = pixel_format(model, recipe.images.size)
-    return make_trainer(recipe, arguments, with_method(model, recipe, len(classes)), data, pixels), pixels
+    model = with_method(model, recipe.method, recipe.images.batch_norm, len(classes))
+    return make_trainer(recipe, arguments, model, data, pixels), pixels
 
 
 def _run(recipe: Recipe, data: ImageData, arguments: Any, folder: Path, doctor: bool) -> dict[str, Any]:
@@ -105,37 +106,6 @@ def _run(recipe: Recipe, data: ImageData, arguments: Any, folder: Path, doctor: 
     draw_mistakes(folder / MISTAKES, data.held_out, answers)
     write_json(folder / METRICS, metrics)
     return metrics
-
-
-def with_method(model: Any, recipe: Recipe, classes: int) -> Any:
-    """Put a recipe's method onto a classifier, and have its head trained whole.
-
-    Args:
-        model: The base model, which is changed.
-        recipe: Names the method, and what batch normalisation does.
-        classes: How many classes there are.
-
-    Returns:
-        A `PeftModel`.
-
-    Raises:
-        PacaError: If the method cannot be applied to the model.
-    """
-    from peft import get_peft_model
-
-    method = recipe.method
-    if recipe.images.batch_norm == "frozen":
-        model = freeze_batch_norm(model)
-    named = method.config.get("modules_to_save")
-    whole = [*(() if named else classifier_names(model, classes)), *batch_norm_names(model)]
-    try:
-        return get_peft_model(model, image_method_config(method.name, method.config, whole))
-    except ValueError as error:
-        if isinstance(error, PacaError):
-            raise
-        raise PacaError(
-            f"The method {method.name!r} can't be trained on {recipe.model.name!r} like this: {error}"
-        ) from error
 
 
 def make_trainer(recipe: Recipe, arguments: Any, model: Any, data: ImageData, pixels: PixelFormat) -> Any:

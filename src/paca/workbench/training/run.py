@@ -1,84 +1,90 @@
-"""The tasks that a recipe can have: what checks its keys, what runs it, and what tells how the run went.
+"""Runs a recipe, whatever its task is: where each task's trainer, run and summary are."""
 
-The libraries of a task are imported when it is used.
-"""
-
-from collections.abc import Callable, Mapping
+import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from paca.workbench.recipe.tasks import IMAGES, TEXT, _image_problems, _text_problems
+from paca.workbench.recipe.recipe import Recipe
+from paca.workbench.recipe.tasks import IMAGES, TEXT
+from paca.workbench.training.interruptions import failed_writes_explained
 
 
 @dataclass(frozen=True)
 class Task:
-    """One kind of fine-tuning.
+    """Where the functions of one kind of fine-tuning are, as `module:function`.
+
+    They are looked up when they are called, because each brings the libraries of its task along.
 
     Args:
-        name: What a recipe's `task` says.
-        description: One line.
-        training_problems: Says what is wrong with the recipe's `training` keys.
         run: Runs a recipe: `(recipe, resume, overwrite, doctor)` to what metrics.json holds.
         trainer: Makes the `Trainer` of a recipe, its model adapted, without a run; and tells what text was encoded
             to, None for images.
         closing_lines: Sums a run up, from what metrics.json holds.
     """
 
-    name: str
-    description: str
-    training_problems: Callable[[Mapping[str, Any]], list[str]]
-    run: Callable[[Any, bool, bool, bool], dict[str, Any]]
-    trainer: Callable[[Any], tuple[Any, Any]]
-    closing_lines: Callable[[Mapping[str, Any]], list[str]]
-
-
-def _run_text(recipe: Any, resume: bool, overwrite: bool, doctor: bool) -> dict[str, Any]:
-    from paca.workbench.training.text import finetune_text
-
-    return finetune_text(recipe, resume, overwrite, doctor)
-
-
-def _text_trainer(recipe: Any) -> tuple[Any, Any]:
-    from paca.workbench.training.text import text_trainer
-
-    return text_trainer(recipe)
-
-
-def _text_lines(metrics: Mapping[str, Any]) -> list[str]:
-    from paca.workbench.training.report import closing_lines
-
-    return closing_lines(metrics)
-
-
-def _run_images(recipe: Any, resume: bool, overwrite: bool, doctor: bool) -> dict[str, Any]:
-    from paca.workbench.training.images import finetune_images
-
-    return finetune_images(recipe, resume, overwrite, doctor)
-
-
-def _image_trainer(recipe: Any) -> tuple[Any, Any]:
-    from paca.workbench.training.images import image_trainer
-
-    return image_trainer(recipe), None
-
-
-def _image_lines(metrics: Mapping[str, Any]) -> list[str]:
-    from paca.workbench.vision.report import closing_lines
-
-    return closing_lines(metrics)
+    run: str
+    trainer: str
+    closing_lines: str
 
 
 TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            TEXT,
-            "a causal language model on text or conversations",
-            _text_problems,
-            _run_text,
-            _text_trainer,
-            _text_lines,
-        ),
-        Task(IMAGES, "an image classifier", _image_problems, _run_images, _image_trainer, _image_lines),
-    )
+    TEXT: Task(
+        run="paca.workbench.training.text:finetune_text",
+        trainer="paca.workbench.training.text:text_trainer",
+        closing_lines="paca.workbench.training.report:closing_lines",
+    ),
+    IMAGES: Task(
+        run="paca.workbench.training.images:finetune_images",
+        trainer="paca.workbench.training.images:image_trainer",
+        closing_lines="paca.workbench.vision.report:closing_lines",
+    ),
 }
+
+
+def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True) -> dict[str, Any]:
+    """Run a recipe, whatever its task is.
+
+    Args:
+        recipe: What to run; `recipe.read_recipe` makes it from a file.
+        resume: Go on from the last checkpoint of an interrupted run; a finished one is only reported again.
+        overwrite: Replace what the output folder holds.
+        doctor: Examine and rehearse the run before its first step.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        PacaError: If the data, the model or the output folder do not allow the run.
+    """
+    with failed_writes_explained(Path(recipe.output_dir)):
+        metrics: dict[str, Any] = pkgutil.resolve_name(TASKS[recipe.task].run)(recipe, resume, overwrite, doctor)
+    return metrics
+
+
+def trainer_of(recipe: Recipe) -> tuple[Any, Any]:
+    """Make the trainer of a recipe without a run.
+
+    Args:
+        recipe: Names model, method and data.
+
+    Returns:
+        A `Trainer` whose model bears the adapter; and what text was encoded to, None for images.
+    """
+    trainer: tuple[Any, Any] = pkgutil.resolve_name(TASKS[recipe.task].trainer)(recipe)
+    return trainer
+
+
+def closing_lines(task: str, metrics: Mapping[str, Any]) -> list[str]:
+    """Sum up a run.
+
+    Args:
+        task: The recipe's.
+        metrics: What metrics.json holds.
+
+    Returns:
+        Lines to print.
+    """
+    lines: list[str] = pkgutil.resolve_name(TASKS[task].closing_lines)(metrics)
+    return lines

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from paca.errors import PacaError
 from paca.workbench.base.files import write_json
 from paca.workbench.recipe.recipe import Recipe
-from paca.workbench.training.run import TASKS
+from paca.workbench.training.run import trainer_of
 from paca.workbench.training.selection_picture import draw_selection
 from paca.workbench.training.stages import selection_batches
 
@@ -58,7 +58,7 @@ def select(recipe: Recipe, strategies: Sequence[str], folder: Path, overwrite: b
     picture = folder / PICTURE
     _check(recipe, names, [*files.values(), picture], overwrite)
     first = dataclasses.replace(recipe, output_dir=str(folder), method=_method(recipe, names[0]))
-    trainer, _ = TASKS[recipe.task].trainer(first)
+    trainer, _ = trainer_of(first)
     folder.mkdir(parents=True, exist_ok=True)
     chosen: dict[str, Mapping[str, Any]] = {}
     sizes: Mapping[str, int] = {}

@@ -8,13 +8,12 @@ data and random numbers, and nothing here draws a random number between the seed
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paca.errors import PacaError
 from paca.workbench.base.files import discard, write_folder, write_json
 from paca.workbench.base.processes import on_main, ranks
 from paca.workbench.base.progress import LossBar, quiet_libraries
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import RawData, TrainingData, prepare_data, read_data
-from paca.workbench.methods.registry import method_config
+from paca.workbench.methods.registry import method_config, refusals_explained
 from paca.workbench.models.embedded_columns import columns_of_embedded
 from paca.workbench.models.load import load_model, load_tokenizer
 from paca.workbench.recipe.recipe import Recipe
@@ -25,31 +24,10 @@ from paca.workbench.training.checkpoints import last_complete
 from paca.workbench.training.doctor.batch_size import follow_earlier_start
 from paca.workbench.training.engines import adapter_state, shards, use_engine
 from paca.workbench.training.held_out import evaluate
-from paca.workbench.training.interruptions import failed_writes_explained
 from paca.workbench.training.memory_estimate import say_memory
-from paca.workbench.training.run import TASKS
 from paca.workbench.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS, open_run, read_metrics
 from paca.workbench.training.stages import examined, measured_first, train
 from paca.workbench.training.step_meter import StepMeter
-
-
-def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True) -> dict[str, Any]:
-    """Run a recipe, whatever its task is.
-
-    Args:
-        recipe: What to run; `recipe.read_recipe` makes it from a file.
-        resume: Go on from the last checkpoint of an interrupted run; a finished one is only reported again.
-        overwrite: Replace what the output folder holds.
-        doctor: Examine and rehearse the run before its first step.
-
-    Returns:
-        What metrics.json holds.
-
-    Raises:
-        PacaError: If the data, the model or the output folder do not allow the run.
-    """
-    with failed_writes_explained(Path(recipe.output_dir)):
-        return TASKS[recipe.task].run(recipe, resume, overwrite, doctor)
 
 
 def finetune_text(
@@ -161,22 +139,19 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, dat
     from transformers import EarlyStoppingCallback, ProgressCallback
     from trl import SFTTrainer
 
-    try:
-        with columns_of_embedded(method_config(recipe.method.name, recipe.method.config)) as config:
-            trainer = SFTTrainer(
-                model=model,
-                args=arguments,
-                train_dataset=data.train,
-                eval_dataset=data.held_out,
-                processing_class=tokenizer,
-                peft_config=config,
-            )
-    except ValueError as error:
-        if isinstance(error, PacaError):
-            raise
-        raise PacaError(
-            f"The method {recipe.method.name!r} can't be trained on {recipe.model.name!r} like this: {error}"
-        ) from error
+    method = recipe.method
+    with (
+        refusals_explained(method.name, recipe.model.name),
+        columns_of_embedded(method_config(method.name, method.config)) as config,
+    ):
+        trainer = SFTTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=data.train,
+            eval_dataset=data.held_out,
+            processing_class=tokenizer,
+            peft_config=config,
+        )
     stopping = recipe.early_stopping
     if stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from paca.errors import PacaError
 from paca.workbench.data.prepare import hold_out, spread
-from paca.workbench.recipe.recipe import DataSection
+from paca.workbench.data.section import DataSection
 from paca.workbench.vision.images import Images
 from paca.workbench.vision.section import ImagesSection
 from paca.workbench.vision.sources import read_images

@@ -14,13 +14,12 @@ from paca.workbench.training.doctor import examine, refuse_problems
 from paca.workbench.training.doctor.batch_size import largest_that_fits, set_micro_batch
 from paca.workbench.training.doctor.findings import PROBLEM, WARNING
 from paca.workbench.training.doctor.rehearsal import rehearse
-from paca.workbench.training.run import TASKS
-from paca.workbench.training.text import finetune
+from paca.workbench.training.run import finetune, trainer_of
 
 
 def prepared(content, tmp_path, *overrides):
     recipe = read_recipe(write_recipe(tmp_path / "recipe.yaml", content), overrides)
-    return (recipe, *TASKS[recipe.task].trainer(recipe))
+    return (recipe, *trainer_of(recipe))
 
 
 def findings_of(content, tmp_path, *overrides):
@@ -211,7 +210,7 @@ def test_the_smaller_micro_batch_computes_the_same_step(content, tmp_path):
             path, ["model.config={attention_dropout: 0.0}", "training.per_device_train_batch_size=4",
                    f"output_dir={config}-{split}"]
         )  # fmt: skip
-        trainer, _ = TASKS[recipe.task].trainer(recipe)
+        trainer, _ = trainer_of(recipe)
         if split:
             set_micro_batch(trainer, 1)
         trainer.train()

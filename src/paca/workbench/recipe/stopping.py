@@ -1,4 +1,4 @@
-"""The sections of a recipe, and what is wrong with the values in them that no annotation tells."""
+"""The recipe's section `early_stopping`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
