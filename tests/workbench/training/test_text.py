@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tests.workbench.tiny import write_jsonl, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paca import PacaError
+from paca.workbench.cli.main import main
 from paca.workbench.models.load import merge
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.adapted import find_source, load_adapted
@@ -149,8 +151,7 @@ def test_closing_lines_say_how_to_merge_and_it_works_as_printed(content, tmp_pat
     assert improved.startswith("improved: held-out perplexity ")
     assert improved.endswith(f"(8 of {metrics['held_out']['total']} held-out sequences, 120 tokens)")
     assert lies.startswith(f"adapter: {tmp_path / 'run' / 'adapter'} (2,048 trained parameters, ")
-    code = merge.removeprefix('merge: python -c "').removesuffix('"')
-    exec(code, {})
+    assert main(shlex.split(merge.removeprefix("merge: paca "))) == 0
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged")
     base = AutoModelForCausalLM.from_pretrained(content["model"]["name"])
     inputs = torch.arange(12)[None]

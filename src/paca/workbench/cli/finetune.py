@@ -16,7 +16,7 @@ example:
   …
   improved: held-out perplexity 15.69 -> 12.13 (16 of 33 held-out sequences, 4,080 tokens)
   adapter: outputs/smollm2-python-reference/adapter (2,488,320 trained parameters, 1.82% of the model)
-  merge: python -c "from paca.workbench.models.load import merge; merge('outputs/smollm2-python-reference/adapter', …)"
+  merge: paca export outputs/smollm2-python-reference/adapter --to merged
 
   Half the steps at rank 8, written elsewhere:
   $ paca finetune smollm2-python-reference training.max_steps=30 method.r=8 --output outputs/short

@@ -31,7 +31,7 @@ example:
   …
   improved: held-out perplexity 15.69 -> 12.13 (16 of 33 held-out sequences, 4,080 tokens)
   adapter: outputs/smollm2-python-reference/adapter (2,488,320 trained parameters, 1.82% of the model)
-  merge: python -c "from paca.workbench.models.load import merge; merge('outputs/smollm2-python-reference/adapter', …)"
+  merge: paca export outputs/smollm2-python-reference/adapter --to merged
 
 `paca VERB --help` explains a verb.
 """

@@ -1,5 +1,6 @@
 """What a run leaves for people to read: the numbers of metrics.json, the loss curve, and three closing lines."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,17 +112,10 @@ def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
     """
     before, after, held = metrics["before"], metrics["after"], metrics["held_out"]
     verdict = "improved" if after["loss"] < before["loss"] else "no gain"
-    dtype = metrics["recipe"]["model"]["dtype"]
-    arguments = [repr(metrics["adapter"]), repr(str(Path(metrics["adapter"]).parent / "merged"))]
-    arguments += [] if dtype == "auto" else [f"dtype={dtype!r}"]
-    quantization = metrics["recipe"]["model"].get("quantization")
-    arguments += [] if quantization is None else [f"quantization={quantization!r}"]
-    config = metrics["recipe"]["model"].get("config")
-    arguments += [] if config is None else [f"config={config!r}"]
     return [
         f"{verdict}: held-out perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f} "
         f"({held['sequences']} of {held['total']} held-out sequences, {before['tokens']:,} tokens)",
         f"adapter: {metrics['adapter']} ({metrics['trained_parameters']:,} trained parameters, "
         f"{metrics['trained_share']:.2%} of the model)",
-        f'merge: python -c "from paca.workbench.models.load import merge; merge({", ".join(arguments)})"',
+        f"merge: paca export {shlex.quote(metrics['adapter'])} --to merged",
     ]
