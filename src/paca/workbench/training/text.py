@@ -18,13 +18,13 @@ from paca.workbench.models.embedded_columns import columns_of_embedded
 from paca.workbench.models.load import load_model, load_tokenizer
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.text_arguments import training_arguments
-from paca.workbench.training import report
 from paca.workbench.training.checkpoint_formats import for_engine
 from paca.workbench.training.checkpoints import last_complete
 from paca.workbench.training.doctor.batch_size import follow_earlier_start
 from paca.workbench.training.engines import adapter_state, shards, use_engine
 from paca.workbench.training.held_out import evaluate
 from paca.workbench.training.memory_estimate import say_memory
+from paca.workbench.training.report import count_parameters, describe_held_out, draw_loss_curve, loss_points, versions
 from paca.workbench.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS, open_run, read_metrics
 from paca.workbench.training.stages import examined, measured_first, train
 from paca.workbench.training.step_meter import StepMeter
@@ -94,7 +94,7 @@ def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path, doctor: boo
     follow_earlier_start(trainer, folder)
     if doctor and not shards(trainer):  # other ranks than 0 may hold no weights yet
         examined(trainer, recipe, folder, loaded.data)
-    before = measured_first(trainer, folder / BEFORE, lambda: report.describe_held_out(evaluate(trainer)))
+    before = measured_first(trainer, folder / BEFORE, lambda: describe_held_out(evaluate(trainer)))
     meter = StepMeter()
     trainer.add_callback(meter)
     train(trainer, recipe.seed, on_main(lambda: for_engine(trainer, last_complete(folder), shards(trainer))))
@@ -109,7 +109,7 @@ def _write(
     folder: Path, model: Any, adapter: dict[str, Any] | None, metrics: dict[str, Any], tokenizer: Any | None
 ) -> None:
     write_folder(folder / ADAPTER, lambda temporary: _save(model, adapter, tokenizer, temporary))
-    report.draw_loss_curve(folder / CURVE, metrics)
+    draw_loss_curve(folder / CURVE, metrics)
     discard(folder / CARD)  # TRL's model card tells how to load a whole model, which is not what lies here
     write_json(folder / METRICS, metrics)
 
@@ -163,11 +163,11 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, dat
 def _metrics(
     recipe: Recipe, trainer: Any, data: TrainingData, before: dict[str, Any], meter: StepMeter
 ) -> dict[str, Any]:
-    parameters = report.count_parameters(trainer.model)
+    parameters = count_parameters(trainer.model)
     history = trainer.state.log_history
     return {
         "before": before,
-        "after": report.describe_held_out(evaluate(trainer)),
+        "after": describe_held_out(evaluate(trainer)),
         "held_out": {"sequences": len(data.held_out), "total": data.held_out_total},
         "tokens_per_second": meter.tokens_per_second,
         "peak_bytes": meter.peak_bytes,
@@ -176,9 +176,9 @@ def _metrics(
         "steps": trainer.state.global_step,
         "tokens": trainer.state.num_input_tokens_seen,
         "device": str(trainer.args.device),
-        "loss_curve": report.loss_points(history),
-        "eval_curve": report.loss_points(history, "eval_loss"),
+        "loss_curve": loss_points(history),
+        "eval_curve": loss_points(history, "eval_loss"),
         "adapter": str(Path(recipe.output_dir) / ADAPTER),
-        "versions": report.versions(),
+        "versions": versions(),
         "recipe": recipe.to_dict(),
     }
