@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import torch
-import yaml
 from peft import get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from paca import PacaConfig
+from paca.workbench.base.yaml import dump
 
 # What SmolLM2 ships: no `{% generation %}` markers.
 CHAT_TEMPLATE = (
@@ -112,5 +112,5 @@ def recipe_content(model: Path, data: Path, output: Path) -> dict:
 
 def write_recipe(path: Path, content: dict) -> Path:
     """A recipe file."""
-    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    path.write_text(dump(content), encoding="utf-8")
     return path

@@ -1,45 +1,32 @@
-"""YAML as people mean it: `5e-3` is a number and `no` is a word, as in YAML 1.2."""
+"""YAML 1.2, where `5e-3` is a number and `no` is a word."""
 
-import re
+import io
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import YAMLError
+
+from paca.workbench.base.messages import one_line
 
 
-class RecipeLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with YAML 1.2's booleans and floats.
+class _UniqueKeys(SafeConstructor):
+    """Says in its own words that a key is given twice; ruamel's message tells how to switch the check off."""
 
-    PyYAML follows YAML 1.1, where `learning_rate: 5e-3` is a string and `eval_strategy: no` is False.
-    """
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - the loader's own protocol, copied before it is changed
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in ("tag:yaml.org,2002:bool",)]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As PyYAML's, which lets the last of several equal keys win; here they are a mistake."""
-        pairs = node.value if isinstance(node, yaml.MappingNode) else []
-        keys = [key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)]
-        repeated = next((key for position, key in enumerate(keys) if key in keys[:position]), None)
-        if repeated is not None:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key {repeated!r} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
+    def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+        if key in mapping:
+            raise ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+        return True
 
 
-class RecipeDumper(yaml.SafeDumper):
-    """Quotes what either version of YAML would take for something other than a string."""
-
-
-RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-for reader_or_writer in (RecipeLoader, RecipeDumper):
-    reader_or_writer.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
+def _yaml() -> YAML:
+    # The C parser, which ruamel takes where it is installed, words its errors differently.
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = _UniqueKeys
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.width = 119
+    return yaml
 
 
 def parse(text: str) -> Any:
@@ -52,9 +39,12 @@ def parse(text: str) -> Any:
         Mappings, lists and scalars.
 
     Raises:
-        yaml.YAMLError: If `text` is not YAML.
+        ValueError: If `text` is not YAML; says why and where, on one line.
     """
-    return yaml.load(text, Loader=RecipeLoader)
+    try:
+        return _yaml().load(text)
+    except (YAMLError, RecursionError) as error:
+        raise ValueError(one_line(error)) from error
 
 
 def dump(value: Any) -> str:
@@ -66,4 +56,6 @@ def dump(value: Any) -> str:
     Returns:
         A YAML document, keys in their own order.
     """
-    return yaml.dump(value, Dumper=RecipeDumper, sort_keys=False, allow_unicode=True, width=119)
+    written = io.StringIO()
+    _yaml().dump(value, written)
+    return written.getvalue()

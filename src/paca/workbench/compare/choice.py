@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import yaml
-
 from paca.errors import PacaError
-from paca.workbench.base import yaml as yaml_scalars
+from paca.workbench.base import yaml
 from paca.workbench.base.messages import suggestion
 from paca.workbench.compare.methods import FLOOR, METHODS, Chosen, Method
 from paca.workbench.methods.registry import known_methods, method_problems
@@ -85,8 +83,8 @@ def _arguments(name: str, given: str, problems: list[str]) -> dict[str, Any] | N
     for pair in filter(None, (part.strip() for part in _COMMA_OUTSIDE_BRACKETS.split(given))):
         key, equals, value = pair.partition("=")
         try:
-            arguments[key.strip()] = yaml_scalars.parse(value)
-        except yaml.YAMLError:
+            arguments[key.strip()] = yaml.parse(value)
+        except ValueError:
             equals = ""
         if not equals:
             problems.append(f"{name}({given}): {pair!r} is not key=value; write for example r=8")

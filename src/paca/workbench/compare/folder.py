@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base import yaml as yaml_scalars
+from paca.workbench.base import yaml
 from paca.workbench.base.files import discard, write_json, write_text
 from paca.workbench.base.schema import describe_difference
 from paca.workbench.compare.jobs import Job
@@ -39,7 +39,7 @@ def open_folder(folder: Path, spec: Mapping[str, Any], overwrite: bool = False) 
                 f"{', …' if len(others) > 3 else ''}); name a new or an empty folder with --output DIR."
             )
     if known.exists():
-        differences = describe_difference(yaml_scalars.parse(known.read_text(encoding="utf-8")), dict(spec))
+        differences = describe_difference(yaml.parse(known.read_text(encoding="utf-8")), dict(spec))
         if not differences:
             return
         if not overwrite:
@@ -50,7 +50,7 @@ def open_folder(folder: Path, spec: Mapping[str, Any], overwrite: bool = False) 
         for name in _OURS:
             discard(folder / name)
     (folder / UNITS).mkdir(parents=True, exist_ok=True)
-    write_text(known, yaml_scalars.dump(dict(spec)))
+    write_text(known, yaml.dump(dict(spec)))
 
 
 def finished(folder: Path, job: Job) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from paca.workbench.base import yaml as yaml_scalars
+from paca.workbench.base import yaml
 from paca.workbench.compare.columns import COLUMNS, cell, shown_columns
 from paca.workbench.compare.figures import charts, colours
 from paca.workbench.compare.markdown import document, how, notes, spelled
@@ -44,7 +44,7 @@ def page(results: Mapping[str, Any]) -> str:
         legend="".join(f"<dt>{escape(column.title)}</dt><dd>{escape(column.help)}</dd>" for column in COLUMNS),
         charts="".join(_chart(chart) for chart in figures),
         machine=escape(how(results)),
-        recipe=escape(yaml_scalars.dump(recipe)),
+        recipe=escape(yaml.dump(recipe)),
         versions=escape("\n".join(f"{name} {version}" for name, version in results["versions"].items())),
         results=_json(results),
         figures=_json(figures),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from paca.profiling.environment import machine
-from paca.workbench.base import yaml as yaml_scalars
+from paca.workbench.base import yaml
 from paca.workbench.base.files import discard, write_folder, write_json, write_text
 from paca.workbench.compare.folder import COMPARISON, HTML, MARKDOWN, RESULTS, UPSTREAM, stored_units
 from paca.workbench.compare.html import page
@@ -28,7 +28,7 @@ def write_report(folder: Path) -> dict[str, Any]:
         What results.json holds.
     """
     units = stored_units(folder)
-    spec = yaml_scalars.parse((folder / COMPARISON).read_text(encoding="utf-8"))
+    spec = yaml.parse((folder / COMPARISON).read_text(encoding="utf-8"))
     results: dict[str, Any] = finite({**summarize(units), **spec, "versions": versions()})
     if results["machine"] is None:
         results["machine"] = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))

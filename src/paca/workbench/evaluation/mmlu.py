@@ -10,9 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from paca.errors import PacaError
+from paca.workbench.base import yaml
 from paca.workbench.base.messages import suggestion
 from paca.workbench.data.documents import near_files
 from paca.workbench.data.files import read_csv, read_parquet
@@ -117,7 +116,7 @@ def categories() -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {category: [] for category in CATEGORIES}
     for path in sorted(_harness_folder().glob("mmlu_*.yaml")):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = yaml.parse(path.read_text(encoding="utf-8"))
         found[config["tag"].removeprefix("mmlu_").removesuffix("_tasks")].append(config["dataset_name"])
     return found
 
@@ -153,7 +152,7 @@ def _subject_task(name: str, place: str) -> str:
 
 
 def _including(file: str, own: Mapping[str, Any]) -> str:
-    return yaml.safe_dump({"include": str(_harness_folder() / file), **own}, sort_keys=False)
+    return yaml.dump({"include": str(_harness_folder() / file), **own})
 
 
 def _write(path: Path, text: str) -> None:

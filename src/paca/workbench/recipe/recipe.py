@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-import yaml
-
 import paca
 from paca.errors import PacaError
-from paca.workbench.base import yaml as yaml_scalars
+from paca.workbench.base import yaml
 from paca.workbench.base.messages import one_line, shown, suggestion
 from paca.workbench.base.schema import dotted, unknown_keys, wrong_types
 from paca.workbench.data.section import DataSection, data_problems
@@ -125,8 +123,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | Non
         PacaError: With all problems at once.
     """
     try:
-        content = yaml_scalars.parse(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        content = yaml.parse(path.read_text(encoding="utf-8-sig"))
+    except ValueError as error:
         raise PacaError(f"The recipe {path} is not valid YAML: {one_line(error)}") from error
     except OSError as error:
         raise PacaError(f"The recipe {path} can't be read: {one_line(error)}") from error
@@ -161,8 +159,8 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> list[s
             problems.append(f"{shown(override)} is not an override; write key=value, such as training.max_steps=5")
             continue
         try:
-            value = yaml_scalars.parse(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            value = yaml.parse(text)
+        except ValueError as error:
             problems.append(f"the value of {shown(override)} is not valid YAML: {one_line(error)}")
             continue
         problems += _set_dotted(content, key, value)

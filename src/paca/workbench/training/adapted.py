@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base import yaml as yaml_scalars
+from paca.workbench.base import yaml
 from paca.workbench.base.messages import suggestion
 from paca.workbench.models.load import EMBEDDED, load_model, load_tokenizer
 from paca.workbench.models.section import DTYPES
@@ -163,14 +163,12 @@ def _base_name(adapter: Path) -> str:
 
 def _recipe_model(adapter: Path) -> tuple[dict[str, Any], str]:
     """The model section and the task of the recipe that lies beside an adapter, as far as they are given."""
-    import yaml
-
     path = adapter.parent / RECIPE
     if not path.is_file():
         return {}, "text"
     try:
-        content = yaml_scalars.parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.parse(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise PacaError(f"The run's recipe {path} is not valid YAML: {error}") from error
     content = content if isinstance(content, dict) else {}
     model = content.get("model")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base import yaml as yaml_scalars
+from paca.workbench.base import yaml
 from paca.workbench.base.files import discard, write_json, write_text
 from paca.workbench.base.messages import one_line, shown
 from paca.workbench.base.schema import describe_difference
@@ -56,7 +56,7 @@ def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool
     folder.mkdir(parents=True, exist_ok=True)
     if processes > 1:
         write_json(folder / PROCESSES, processes)
-    write_text(folder / RECIPE, yaml_scalars.dump(recipe.to_dict()))
+    write_text(folder / RECIPE, yaml.dump(recipe.to_dict()))
     return False
 
 
@@ -123,7 +123,7 @@ def _refusal(folder: Path, finished: bool) -> str:
 
 
 def _check_same_recipe(folder: Path, recipe: Recipe, processes: int) -> None:
-    started_with = yaml_scalars.parse((folder / RECIPE).read_text(encoding="utf-8"))
+    started_with = yaml.parse((folder / RECIPE).read_text(encoding="utf-8"))
     wanted = recipe.to_dict()
     started_on = json.loads((folder / PROCESSES).read_text()) if (folder / PROCESSES).exists() else 1
     before, now = (_global_batch(*run) for run in ((started_with, started_on), (wanted, processes)))
