@@ -5,7 +5,7 @@ A row that comes out has `text`, chat `messages`, or a `prompt` and its `complet
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Place:
     format: str | None = None
 
 
-def read_sources(sources: list[str], place: Place) -> list[Documents]:
+def read_sources(sources: Sequence[str], place: Place) -> list[Documents]:
     """Read sources of a recipe's data section, each by itself.
 
     Args:
@@ -73,7 +73,7 @@ def read_sources(sources: list[str], place: Place) -> list[Documents]:
     return parts
 
 
-def joined(sources: list[str], parts: list[Documents]) -> Documents:
+def joined(sources: Sequence[str], parts: list[Documents]) -> Documents:
     """Put sources one after another.
 
     Args:

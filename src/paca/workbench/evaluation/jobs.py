@@ -68,12 +68,12 @@ def prepare(request: Request) -> list[Job]:
 
 def _others(names: list[str], request: Request) -> Any:
     if request.include is not None:
-        task_files.check_folder(Path(request.include), request.trust)
+        task_files.check_folder(Path(request.include), request.trust_task_files)
     return index_tasks(names, request.include)
 
 
 def _scoring(request: Request, shots: int | None) -> Scoring:
-    return Scoring(shots, request.limit, request.batch_size, request.chat_template)
+    return Scoring(shots, request.limit, request.batch_size, request.apply_chat_template)
 
 
 def _harness_job(name: str, manager: Any, request: Request) -> Job:
@@ -95,9 +95,9 @@ def _spelled(scoring: Scoring) -> dict[str, Any]:
 
 
 def _mmlu_jobs(request: Request) -> list[Job]:
-    if request.mmlu is None:
+    if request.mmlu_data is None:
         return [_harness_job("mmlu", index_tasks(["mmlu"]), request)]
-    place = request.mmlu
+    place = request.mmlu_data
     subjects = mmlu.read_subjects(place)
     scoring = _scoring(request, MMLU_SHOTS if request.shots is None else request.shots)
     mmlu.check_subjects(subjects, scoring.shots or 0, place)
@@ -111,13 +111,13 @@ def _mmlu_jobs(request: Request) -> list[Job]:
 
 
 def _perplexity_jobs(request: Request) -> list[Job]:
-    if not request.texts:
+    if not request.text:
         raise PacaError(
             "perplexity is measured on a text: add --text FILE (a text, JSONL, or a recipe's data source)."
         )
-    documents = joined(request.texts, read_sources(request.texts, Place()))
+    documents = joined(request.text, read_sources(request.text, Place()))
     settings = {
-        "texts": [file_digest(Path(name)) if Path(name).is_file() else name for name in request.texts],
+        "texts": [file_digest(Path(name)) if Path(name).is_file() else name for name in request.text],
         "length": request.length,
         "batch_size": request.batch_size,
     }
@@ -149,7 +149,7 @@ def _mt_bench_jobs(request: Request) -> list[Job]:
         answered = Journal(at.parent / ANSWERS)
         answers = {question.id: answered[str(question.id)] for question in questions}
         verdicts = Journal(at / VERDICTS)
-        judge_all(endpoint, list(cases(questions, answers, prompts)), verdicts, request.parallel)
+        judge_all(endpoint, list(cases(questions, answers, prompts)), verdicts, request.judge_parallel)
         return scores(questions, verdicts)
 
     settings = {

@@ -1,77 +1,80 @@
-"""What somebody asks to be evaluated."""
+"""What somebody asks to be evaluated: the options of `paca eval`."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from paca.errors import PacaError
+from paca.workbench.base.options import option, too_small
 from paca.workbench.evaluation.mt_bench.endpoint import Endpoint
+
+_HARNESS = "mmlu and other tasks of the harness"
+_TEXT = "perplexity"
+_BENCH = "mt-bench"
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
 
 
 @dataclass(frozen=True)
 class Request:
     """A model, and what is to be measured of it.
 
-    Args:
-        model: A run's output folder, an adapter, or a model.
-        tasks: `mmlu`, `perplexity`, `mt-bench`, or names that lm-evaluation-harness knows.
-        output: The folder that results go to; beside the adapter when omitted.
-        overwrite: Start again where an evaluation is there.
-        dtype: The precision to hold the model in; as in the run when omitted.
-        merged: Merge the adapter into the weights first.
-        limit: At most so many questions of each task or category.
-        shots: Examples in each prompt; the task's own number when omitted, 5 for MMLU.
-        batch_size: Sequences per forward pass.
-        chat_template: Write the harness's prompts as conversations.
-        mmlu: Where MMLU's files are.
-        include: A folder with task files of the harness.
-        trust: Run the Python that such task files name.
-        texts: What perplexity is measured on: sources as in a recipe's `data.train`.
-        length: Tokens per block of text.
-        mt_bench: The folder with MT-Bench's files.
-        judge_prompts: The judge's prompts; `judge_prompts.jsonl` in that folder when omitted.
-        judge: Who rates MT-Bench's answers; they are only written when omitted.
-        parallel: So many calls of the judge at a time.
-        max_new_tokens: The longest answer to a turn of MT-Bench.
-        seed: Of the drawing of answers.
+    Every field is the option of `paca eval` of the same name, and `paca eval --help` explains it. MT-Bench's answers
+    are rated where `judge_url` and `judge_model` are given, and only written otherwise.
     """
 
-    model: str
-    tasks: list[str]
-    output: str | None = None
-    overwrite: bool = False
-    dtype: str | None = None
-    merged: bool = False
-    limit: int | None = None
-    shots: int | None = None
-    batch_size: int = 1
-    chat_template: bool = False
-    mmlu: str | None = None
-    include: str | None = None
-    trust: bool = False
-    texts: list[str] = field(default_factory=list)
-    length: int = 1024
-    mt_bench: str | None = None
-    judge_prompts: str | None = None
-    judge: Endpoint | None = None
-    parallel: int = 1
-    max_new_tokens: int = 1024
-    seed: int = 42
+    model: str = option("a run's output folder, an adapter, or a model", positional=True, metavar="MODEL_OR_ADAPTER")
+    tasks: Sequence[str] = option("mmlu, perplexity, mt-bench, …; with commas", metavar="NAMES", type=_names)
+    output: str | None = option("where results go; eval/ beside the adapter when omitted", None, metavar="DIR")
+    overwrite: bool = option("start again where an evaluation is there", False)
+    limit: int | None = option("at most N questions per task, subject or category", None, least=1, metavar="N")
+    merged: bool = option("merge the adapter into the weights first", False)
+    dtype: str | None = option("hold the model in it; as in the run when omitted", None, metavar="NAME")
+    batch_size: int = option("sequences at a time (%(default)s)", 1, least=1, metavar="N")
+
+    mmlu_data: str | None = option("MMLU's dev/ and test/, or a Parquet file", None, group=_HARNESS, metavar="DIR")
+    shots: int | None = option(
+        "examples in the prompt; the task's own when omitted", None, least=0, group=_HARNESS, metavar="N"
+    )
+    apply_chat_template: bool = option("write prompts as conversations", False, group=_HARNESS)
+    include: str | None = option("a folder with your own task files", None, group=_HARNESS, metavar="DIR")
+    trust_task_files: bool = option("let them run the Python that they name", False, group=_HARNESS)
+
+    text: Sequence[str] = option("as a recipe's data.train", (), group=_TEXT, nargs="+", metavar="SOURCE")
+    length: int = option("tokens per sequence (%(default)s)", 1024, least=2, group=_TEXT, metavar="N")
+
+    mt_bench: str | None = option(
+        "question.jsonl, judge_prompts.jsonl, reference_answer/", None, group=_BENCH, metavar="DIR"
+    )
+    max_new_tokens: int = option("per answer (%(default)s)", 1024, least=1, group=_BENCH, metavar="N")
+    seed: int = option("of the sampled answers (%(default)s)", 42, least=0, group=_BENCH, metavar="N")
+    judge_url: str | None = option("an OpenAI-compatible endpoint, such as …/v1", None, group=_BENCH, metavar="URL")
+    judge_model: str | None = option("the judge's name there", None, group=_BENCH, metavar="NAME")
+    judge_prompts: str | None = option("in place of judge_prompts.jsonl", None, group=_BENCH, metavar="FILE")
+    judge_parallel: int = option("calls at a time (%(default)s)", 1, least=1, group=_BENCH, metavar="N")
+    judge_max_tokens: int = option("per verdict (%(default)s)", 2048, least=1, group=_BENCH, metavar="N")
+    judge_retries: int = option("of a failed call (%(default)s)", 6, least=0, group=_BENCH, metavar="N")
+    judge_key_variable: str = option(
+        "the environment variable with the key (%(default)s)", "OPENAI_API_KEY", group=_BENCH, metavar="NAME"
+    )
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
-        problems = [
-            f"{name.replace('_', '-')} = {value}: expected at least {least}"
-            for name, value, least in (
-                ("limit", self.limit, 1),
-                ("shots", self.shots, 0),
-                ("batch_size", self.batch_size, 1),
-                ("length", self.length, 2),
-                ("parallel", self.parallel, 1),
-                ("max_new_tokens", self.max_new_tokens, 1),
-                ("seed", self.seed, 0),
-            )
-            if value is not None and value < least
-        ]
+        """Refuse numbers that make no sense, and half a judge."""
+        problems = too_small(self)
         if not self.tasks or not all(self.tasks):
             problems.append("no task is named; give --tasks mmlu, perplexity, mt-bench, or names of the harness")
+        if (self.judge_url is None) != (self.judge_model is None):
+            problems.append("--judge-url and --judge-model go together: where the judge is, and its name there")
         if problems:
             raise PacaError("; ".join(problems))
+        _ = self.judge  # whose address is checked before anything is measured
+
+    @property
+    def judge(self) -> Endpoint | None:
+        """Who rates MT-Bench's answers, if anybody."""
+        if self.judge_url is None or self.judge_model is None:
+            return None
+        return Endpoint(
+            self.judge_url, self.judge_model, self.judge_key_variable, self.judge_retries, self.judge_max_tokens
+        )

@@ -17,16 +17,16 @@ class Endpoint:
         model: The judge's name there.
         key_variable: The environment variable that holds the key. No key is asked for where it is not set.
         retries: How often a call that failed for a passing reason is made again.
-        timeout: Seconds to wait for an answer.
         max_tokens: The longest verdict.
+        timeout: Seconds to wait for an answer.
     """
 
     url: str
     model: str
     key_variable: str = "OPENAI_API_KEY"
     retries: int = 6
-    timeout: float = 120.0
     max_tokens: int = 2048
+    timeout: float = 120.0
 
     def __post_init__(self) -> None:
         """Refuse what is no address."""
@@ -37,10 +37,6 @@ class Endpoint:
             good = False
         if not good:
             raise PacaError(f"--judge-url {self.url!r}: expected an address such as http://localhost:8000/v1.")
-        if self.retries < 0 or self.max_tokens < 1:
-            raise PacaError(
-                f"--judge-retries {self.retries}, --judge-max-tokens {self.max_tokens}: expected at least 0 and 1."
-            )
         if parts.username or parts.password or parts.query:
             raise PacaError(
                 f"--judge-url holds a key or a query; name the key's environment variable with --judge-key-variable "
