@@ -2,13 +2,10 @@
 
 import csv
 import io
-import json
-from collections.abc import Mapping
-from html import escape
-from importlib import resources
-from string import Template
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from paca.workbench.base import yaml
@@ -16,6 +13,13 @@ from paca.workbench.compare.columns import COLUMNS, cell, shown_columns
 from paca.workbench.compare.figures import charts, colours
 from paca.workbench.compare.markdown import document, how, notes, spelled
 from paca.workbench.compare.methods import FLOOR
+
+_CARDS = {
+    "loss": "lowest held-out loss",
+    "to_floor": "fastest step",
+    "peak_bytes": "least memory",
+    "forgotten": "least forgotten",
+}
 
 
 def page(results: Mapping[str, Any]) -> str:
@@ -27,28 +31,29 @@ def page(results: Mapping[str, Any]) -> str:
     Returns:
         HTML.
     """
-    recipe = results["recipe"]
-    heading = f"{recipe['model']['name']} on {spelled(recipe['data']['train'])}"
-    figures = charts(results)
-    return Template(_part("page.html")).substitute(
-        title=escape(f"{heading}: paca compare"),
-        heading=escape(heading),
-        facts=escape(_facts(results)),
-        style=_part("page.css"),
-        script=_part("page.js"),
-        plotly=get_plotlyjs(),
-        failures=_failures(results),
+    pages = Environment(
+        loader=PackageLoader("paca.workbench.compare", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    pages.policies["json.dumps_kwargs"] = {"allow_nan": False}
+    return pages.get_template("page.html").render(
+        results=results,
+        heading=f"{results['recipe']['model']['name']} on {spelled(results['recipe']['data']['train'])}",
+        facts=_facts(results),
         cards=_cards(results),
-        table=_table(results),
-        notes=escape(notes(results)),
-        legend="".join(f"<dt>{escape(column.title)}</dt><dd>{escape(column.help)}</dd>" for column in COLUMNS),
-        charts="".join(_chart(chart) for chart in figures),
-        machine=escape(how(results)),
-        recipe=escape(yaml.dump(recipe)),
-        versions=escape("\n".join(f"{name} {version}" for name, version in results["versions"].items())),
-        results=_json(results),
-        figures=_json(figures),
-        texts=_json({"summary.csv": summary_csv(results), "report.md": document(results)}),
+        columns=shown_columns(results),
+        all_columns=COLUMNS,
+        cell=cell,
+        tints=colours(results["methods"]),
+        notes=notes(results),
+        charts=charts(results),
+        machine=how(results),
+        recipe=yaml.dump(results["recipe"]),
+        texts={"summary.csv": summary_csv(results), "report.md": document(results)},
+        plotly=get_plotlyjs(),
     )
 
 
@@ -61,15 +66,6 @@ def summary_csv(results: Mapping[str, Any]) -> str:
     writer.writeheader()
     writer.writerows(results["methods"])
     return stream.getvalue()
-
-
-def _part(name: str) -> str:
-    return (resources.files("paca.workbench.compare") / "page" / name).read_text(encoding="utf-8")
-
-
-def _json(value: Any) -> str:
-    """JSON that may stand in a script element: nothing in it ends the element or begins a comment."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
 
 
 def _facts(results: Mapping[str, Any]) -> str:
@@ -86,53 +82,12 @@ def _facts(results: Mapping[str, Any]) -> str:
     return " · ".join(filter(None, facts))
 
 
-def _failures(results: Mapping[str, Any]) -> str:
-    failed = [
-        f"<li><strong>{escape(row['method'])}</strong>: {escape(row['error'])}</li>"
-        for row in results["methods"]
-        if row["error"]
-    ]
-    return (
-        f'<section class="failed"><h2>Methods that failed</h2><ul>{"".join(failed)}</ul></section>' if failed else ""
-    )
-
-
-def _cards(results: Mapping[str, Any]) -> str:
+def _cards(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """What each card says: the title, the methods that are best, and their value."""
     rows = {row["method"]: row for row in results["methods"]}
-    cards = []
-    for key, title in (
-        ("loss", "lowest held-out loss"),
-        ("to_floor", "fastest step"),
-        ("peak_bytes", "least memory"),
-        ("forgotten", "least forgotten"),
-    ):
+    by_key = {column.key: column for column in COLUMNS}
+    for key, title in _CARDS.items():
         winners = results["best"].get(key)
         if winners:
-            column = next(column for column in COLUMNS if column.key == key)
-            value = f"{cell(rows[winners[0]], column)} {column.title if key != 'loss' else ''}"
-            names = escape(", ".join(winners))
-            cards.append(f'<div class="card"><span>{title}</span><strong>{names}</strong><span>{value}</span></div>')
-    return "".join(cards)
-
-
-def _table(results: Mapping[str, Any]) -> str:
-    columns, best, tints = shown_columns(results), results["best"], colours(results["methods"])
-    head = "".join(f'<th title="{escape(column.help)}">{escape(column.title)}</th>' for column in columns)
-    body = []
-    for row in results["methods"]:
-        swatch = f'<span class="swatch" style="background:{tints[row["method"]]}"></span>'
-        cells = "".join(
-            f'<td class="best" title="best"><b>{cell(row, column)}</b></td>'
-            if row["method"] in best.get(column.key, ())
-            else f"<td>{cell(row, column)}</td>"
-            for column in columns
-        )
-        body.append(f"<tr><td>{swatch}{escape(row['method'])}</td>{cells}</tr>")
-    return f"<table><thead><tr><th>method</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
-
-
-def _chart(chart: Mapping[str, Any]) -> str:
-    return (
-        f'<section class="chart"><h2>{escape(chart["title"])}</h2><p>{escape(chart["text"])}</p>'
-        f'<div class="plot" id="{chart["id"]}"></div></section>'
-    )
+            unit = by_key[key].title if key != "loss" else ""
+            yield title, ", ".join(winners), f"{cell(rows[winners[0]], by_key[key])} {unit}"
