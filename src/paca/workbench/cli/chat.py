@@ -24,11 +24,7 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca chat` takes.
-
-    Args:
-        parser: The verb's parser.
-    """
+    """Declare what `paca chat` takes."""
     parser.add_argument("model", metavar="MODEL_OR_ADAPTER", help="a run's output folder, an adapter, or a model")
     parser.add_argument("--system", metavar="TEXT", help="the system message; the template's own when omitted")
     parser.add_argument(
@@ -41,14 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Converse until the input ends.
-
-    Args:
-        arguments: What was typed.
-
-    Returns:
-        0.
-    """
+    """Converse until the input ends."""
     from paca.workbench.base.progress import quiet_libraries
     from paca.workbench.chat import Conversation, converse
     from paca.workbench.models.generation import Sampling

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.cli.verb import Verb
+from paca.workbench.cli.verb import Verb, add_recipe_arguments, positive
 
 EXPERIMENTS = {"throughput": "throughput", "max_seq": "max-seq", "operations": "operations"}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -32,15 +32,10 @@ seeds or an experiment added.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca compare` takes.
-
-    Args:
-        parser: The verb's parser.
-    """
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that comes with paca")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the recipe")
+    """Declare what `paca compare` takes."""
+    add_recipe_arguments(parser)
     parser.add_argument("--methods", metavar="A,B,…", help="what is compared, beside the frozen floor")
-    parser.add_argument("--seeds", type=_positive, default=1, help="runs of each method (default: %(default)s)")
+    parser.add_argument("--seeds", type=positive, default=1, help="runs of each method (default: %(default)s)")
     parser.add_argument(
         "--match",
         choices=("parameters", "rank"),
@@ -53,41 +48,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sweep", type=int, default=0, metavar="N", help="try N rates for each method that --rates does not name"
     )
-    parser.add_argument("--sweep-steps", type=_positive, default=20, help="steps of a try (default: %(default)s)")
-    parser.add_argument("--points", type=_positive, default=4, help="measurements on the way (default: %(default)s)")
-    parser.add_argument(
-        "--rounds", type=_positive, default=9, help="timed steps of each method (default: %(default)s)"
-    )
+    parser.add_argument("--sweep-steps", type=positive, default=20, help="steps of a try (default: %(default)s)")
+    parser.add_argument("--points", type=positive, default=4, help="measurements on the way (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive, default=9, help="timed steps of each method (default: %(default)s)")
     parser.add_argument("--unrelated", metavar="FILE", help="a text to show forgetting on, in place of a short story")
     parser.add_argument("--memory-limit", type=size, metavar="SIZE", help="what a step may need, such as 4GB")
     parser.add_argument("--throughput", action="store_true", help="grow the batch until memory is full; no training")
     parser.add_argument("--max-seq", action="store_true", help="find the longest sequence that fits; no training")
     parser.add_argument("--operations", action="store_true", help="count floating-point operations; no training")
-    parser.add_argument("--jobs", type=_positive, default=1, help="GPUs to use; on the CPU units run one by one")
+    parser.add_argument("--jobs", type=positive, default=1, help="GPUs to use; on the CPU units run one by one")
     parser.add_argument("--output", metavar="DIR", help="the report's folder (default: the recipe's, with -compare)")
     parser.add_argument("--overwrite", action="store_true", help="replace another recipe's comparison in the folder")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compare, and print the table.
-
-    Args:
-        arguments: What was typed.
-
-    Returns:
-        0; 1 where every method failed; 130 after Ctrl-C.
-
-    Raises:
-        PacaError: If something was asked that cannot be done.
-    """
-    try:
-        from paca.workbench.compare.comparison import begin, compare, explore
-        from paca.workbench.compare.folder import HTML
-        from paca.workbench.compare.markdown import summary_table
-        from paca.workbench.compare.progress import Progress
-        from paca.workbench.compare.report import write_report
-    except ModuleNotFoundError as error:
-        raise PacaError(f"The package {error.name!r} is missing. Type: pip install 'paca[train]'") from error
+    """Compare, and print the table; 1 where every method failed, 130 after Ctrl-C."""
+    from paca.workbench.compare.comparison import begin, compare, explore
+    from paca.workbench.compare.folder import HTML
+    from paca.workbench.compare.markdown import summary_table
+    from paca.workbench.compare.progress import Progress
+    from paca.workbench.compare.report import write_report
 
     comparison = _comparison(arguments)
     folder = Path(arguments.output or f"{comparison.recipe.output_dir}-compare")
@@ -125,12 +105,6 @@ def size(text: str) -> int:
     if match is None or unit is None or float(match[1]) <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 4GB or 512MiB")
     return int(float(match[1]) * unit)
-
-
-def _positive(text: str) -> int:
-    if not (text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
-    return int(text)
 
 
 def _comparison(arguments: argparse.Namespace) -> Any:

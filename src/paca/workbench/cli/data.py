@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from paca.workbench.cli.finetune import add_recipe_arguments, needs_training_packages
-from paca.workbench.cli.verb import Verb
+from paca.errors import PacaError
+from paca.workbench.cli.verb import Verb, add_recipe_arguments
 
 EXAMPLE = """\
 example:
@@ -16,31 +16,15 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca data` takes.
-
-    Args:
-        parser: The verb's parser.
-    """
+    """Declare what `paca data` takes."""
     add_recipe_arguments(parser)
     parser.add_argument("--rows", type=int, default=3, metavar="N", help="sequences to show (default: %(default)s)")
 
 
-@needs_training_packages
 def run(arguments: argparse.Namespace) -> int:
-    """Show the first sequences, then lengths and counts.
-
-    Args:
-        arguments: What was typed.
-
-    Returns:
-        0.
-
-    Raises:
-        PacaError: If the recipe or its data cannot be read, or is no text.
-    """
+    """Show the first sequences, then lengths and counts."""
     from rich.console import Console
 
-    from paca.errors import PacaError
     from paca.workbench.data.chat_templates import set_chat_template
     from paca.workbench.data.prepare import prepare_data, read_data
     from paca.workbench.data.preview import histogram, render, summary

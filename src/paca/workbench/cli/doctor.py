@@ -1,9 +1,9 @@
 """`paca doctor RECIPE.yaml`: what would go wrong in a run, in seconds."""
 
 import argparse
+from pathlib import Path
 
-from paca.workbench.cli.finetune import add_recipe_arguments, needs_training_packages
-from paca.workbench.cli.verb import Verb
+from paca.workbench.cli.verb import Verb, add_recipe_arguments
 
 EXAMPLE = """\
 example:
@@ -13,30 +13,13 @@ MARKS = {"fine": "ok", "note": "ok", "warning": "warning", "problem": "PROBLEM"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca doctor` takes.
-
-    Args:
-        parser: The verb's parser.
-    """
+    """Declare what `paca doctor` takes."""
     add_recipe_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="in place of the recipe's output_dir")
 
 
-@needs_training_packages
 def run(arguments: argparse.Namespace) -> int:
-    """Examine the recipe, and say what was found.
-
-    Args:
-        arguments: What was typed.
-
-    Returns:
-        0, or 1 if the run would be wasted.
-
-    Raises:
-        PacaError: If the run could not even begin.
-    """
-    from pathlib import Path
-
+    """Examine the recipe, and say what was found; 1 if the run would be wasted."""
     from paca.workbench.base.files import borrowed_folder
     from paca.workbench.base.progress import quiet_libraries
     from paca.workbench.recipe.recipe import find_recipe, read_recipe

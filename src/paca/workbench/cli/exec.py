@@ -27,26 +27,12 @@ Without COMMAND's own isolation: `python -I` and `python -S` read no start-up mo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca exec` takes.
-
-    Args:
-        parser: The verb's parser.
-    """
+    """Declare what `paca exec` takes."""
     parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="after --: what to run")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run the command.
-
-    Args:
-        arguments: What was typed.
-
-    Returns:
-        The command's exit status; 128 + n if signal n ended it.
-
-    Raises:
-        PacaError: If there is no command of that name.
-    """
+    """Run the command; its exit status, or 128 + n if signal n ended it."""
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     if not command:
         raise PacaError("There is no command to run. Type: paca exec -- COMMAND, such as paca exec -- lm_eval --help")

@@ -25,11 +25,7 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca export` takes.
-
-    Args:
-        parser: The verb's parser.
-    """
+    """Declare what `paca export` takes."""
     parser.add_argument("adapter", metavar="ADAPTER", help="a run's output folder, or an adapter's folder")
     parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("--output", metavar="DIR", help="where it goes; beside the adapter when omitted")
@@ -39,14 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Export, and print what was verified and where it lies.
-
-    Args:
-        arguments: What was typed.
-
-    Returns:
-        0.
-    """
+    """Export, and print what was verified and where it lies."""
     from paca.workbench.base.progress import quiet_libraries
     from paca.workbench.export.verified import CERTIFICATE, export
 

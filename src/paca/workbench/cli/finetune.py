@@ -1,69 +1,27 @@
 """`paca finetune RECIPE.yaml`: runs one recipe."""
 
 import argparse
-import functools
 import os
 import sys
-from collections.abc import Callable
 
-from paca.workbench.cli.verb import Verb
+from paca.workbench.cli.verb import Verb, add_recipe_arguments
 
-Run = Callable[[argparse.Namespace], int]
-
-EXAMPLE = """\
+FIRST_RUN = """\
 example:
   $ paca finetune smollm2-python-reference
   …
   improved: held-out perplexity 15.69 -> 12.13 (16 of 33 held-out sequences, 4,080 tokens)
   adapter: outputs/smollm2-python-reference/adapter (2,488,320 trained parameters, 1.82% of the model)
   merge: paca export outputs/smollm2-python-reference/adapter --to merged
-
+"""
+EXAMPLE = f"""{FIRST_RUN}
   Half the steps at rank 8, written elsewhere:
   $ paca finetune smollm2-python-reference training.max_steps=30 method.r=8 --output outputs/short
 """
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare how a recipe is named and changed; other verbs take the same.
-
-    Args:
-        parser: The verb's parser.
-    """
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that comes with paca")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="set a key of the recipe, such as training.max_steps=5"
-    )
-
-
-def needs_training_packages(run: Run) -> Run:
-    """Have a verb say what to install where a library is missing.
-
-    Args:
-        run: Does the verb's work.
-
-    Returns:
-        The same, with that message.
-    """
-
-    @functools.wraps(run)
-    def with_message(arguments: argparse.Namespace) -> int:
-        from paca.errors import PacaError
-
-        try:
-            return run(arguments)
-        except ModuleNotFoundError as error:
-            extra = "vision" if error.name in ("PIL", "timm", "torchvision") else "train"
-            raise PacaError(f"The package {error.name!r} is missing. Type: pip install 'paca[{extra}]'") from error
-
-    return with_message
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca finetune` takes.
-
-    Args:
-        parser: The verb's parser.
-    """
+    """Declare what `paca finetune` takes."""
     add_recipe_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="write to DIR in place of the recipe's output_dir")
     again = parser.add_mutually_exclusive_group()
@@ -72,19 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-doctor", action="store_true", help="begin without examining and rehearsing the run")
 
 
-@needs_training_packages
 def run(arguments: argparse.Namespace) -> int:
-    """Run the recipe and print what came of it.
-
-    Args:
-        arguments: What was typed.
-
-    Returns:
-        0, 130 after Ctrl-C, or 143 after SIGTERM.
-
-    Raises:
-        PacaError: If something was asked that cannot be done.
-    """
+    """Run the recipe and print what came of it; 130 after Ctrl-C, 143 after SIGTERM."""
     from paca.workbench.recipe.recipe import find_recipe, read_recipe
     from paca.workbench.training.interruptions import StoppedError
     from paca.workbench.training.run import closing_lines, finetune

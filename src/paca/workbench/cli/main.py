@@ -25,16 +25,8 @@ VERBS: list[Verb] = [
     recipes.VERB,
 ]
 
-EXAMPLE = """\
-example:
-  $ paca finetune smollm2-python-reference
-  …
-  improved: held-out perplexity 15.69 -> 12.13 (16 of 33 held-out sequences, 4,080 tokens)
-  adapter: outputs/smollm2-python-reference/adapter (2,488,320 trained parameters, 1.82% of the model)
-  merge: paca export outputs/smollm2-python-reference/adapter --to merged
-
-`paca VERB --help` explains a verb.
-"""
+EXAMPLE = f"{finetune.FIRST_RUN}\n`paca VERB --help` explains a verb.\n"
+VISION_PACKAGES = ("PIL", "timm", "torchvision")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,17 +36,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The words after `paca`; those of the process when omitted.
 
     Returns:
-        0 for success, 2 for a mistake in what was asked, 130 after Ctrl-C.
+        0 for success, 2 for a mistake in what was asked or a missing library, 130 after Ctrl-C.
     """
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
     except PacaError as error:
-        print(f"paca {arguments.verb}: {error}", file=sys.stderr)
-        return 2
+        status, message = 2, str(error)
+    except ModuleNotFoundError as error:
+        extra = "vision" if error.name in VISION_PACKAGES else arguments.extra
+        status, message = 2, f"The package {error.name!r} is missing. Type: pip install 'paca[{extra}]'"
     except KeyboardInterrupt:
-        print(f"paca {arguments.verb}: interrupted", file=sys.stderr)
-        return 130
+        status, message = 130, "interrupted"
+    print(f"paca {arguments.verb}: {message}", file=sys.stderr)
+    return status
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -76,5 +71,5 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.add_arguments(own)
-        own.set_defaults(run=verb.run)
+        own.set_defaults(run=verb.run, extra=verb.extra)
     return parser

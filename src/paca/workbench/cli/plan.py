@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.cli.verb import Verb
+from paca.workbench.cli.verb import Verb, positive
 
 EXAMPLE = """\
 example:
@@ -23,20 +23,16 @@ PIPE_WIDTH = 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca plan` takes. What is not given is taken from the recipe, if MODEL is one.
-
-    Args:
-        parser: The verb's parser.
-    """
+    """Declare what `paca plan` takes. What is not given is taken from the recipe, if MODEL is one."""
     parser.add_argument(
         "model", metavar="MODEL", help="a built-in shape, a config.json, its folder, a Hub name, or a recipe"
     )
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="paca lora dora full qpaca qlora, or PEFT's")
     parser.add_argument("--gpu", metavar="GPU", help="a name such as a100-80gb, or a size such as 80GB")
-    parser.add_argument("--seq", type=_positive, help="tokens per sequence (default: 512)")
-    parser.add_argument("--batch", type=_positive, help="sequences or images per step (default: 1)")
-    parser.add_argument("--pixels", type=_positive, help="height and width of images (default: the model's own)")
-    parser.add_argument("--rank", type=_positive, help="of every adapter (default: 16)")
+    parser.add_argument("--seq", type=positive, help="tokens per sequence (default: 512)")
+    parser.add_argument("--batch", type=positive, help="sequences or images per step (default: 1)")
+    parser.add_argument("--pixels", type=positive, help="height and width of images (default: the model's own)")
+    parser.add_argument("--rank", type=positive, help="of every adapter (default: 16)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the base (default: bfloat16)")
     parser.add_argument("--autocast", action=argparse.BooleanOptionalAction, help="bfloat16 autocast in forward")
     parser.add_argument("--adapter-in-base-dtype", action="store_true", help="do not train adapters in float32")
@@ -44,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", metavar="NAME", help="as Trainer's optim, such as adamw_bnb_8bit")
     parser.add_argument("--loss", metavar="NAME", help="full, or chunked as `paca finetune` computes it")
     parser.add_argument("--attention", choices=("fused", "sdpa"), help="what a GPU's attention keeps, or the CPU's")
-    parser.add_argument("--ranks", type=_positive, help="shard with FSDP2 over so many GPUs; figures are of one")
+    parser.add_argument("--ranks", type=positive, help="shard with FSDP2 over so many GPUs; figures are of one")
     parser.add_argument("--max-seq", action="store_true", help="search the longest sequence that fits the GPU")
     parser.add_argument("--max-batch", action="store_true", help="search the largest batch that fits the GPU")
     parser.add_argument("--png", metavar="FILE", help="draw what the memory goes into")
@@ -53,21 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Plan, and print the tables.
-
-    Args:
-        arguments: What was typed.
-
-    Returns:
-        0.
-
-    Raises:
-        PacaError: If something was asked that cannot be done.
-    """
-    try:
-        import rich  # noqa: F401 - looked for before the work, not after it
-    except ModuleNotFoundError as error:
-        raise PacaError("The package 'rich' is missing. Type: pip install 'paca[train]'") from error
+    """Plan, and print the tables."""
     from paca.workbench.planning.gpus import find_gpu
     from paca.workbench.planning.progress import PlanProgress
     from paca.workbench.planning.report import draw
@@ -97,13 +79,6 @@ def run(arguments: argparse.Namespace) -> int:
         _print_tables(title, rows, gpu)
         _print_advice(planner, settings, rows, gpu)
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
 
 
 def _print_tables(title: str, rows: list[dict[str, Any]], gpu: Any) -> None:

@@ -4,6 +4,7 @@ import argparse
 import sys
 import textwrap
 
+from paca.errors import PacaError
 from paca.workbench.cli.verb import Verb
 
 EXAMPLE = """\
@@ -14,28 +15,13 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca recipes` takes.
-
-    Args:
-        parser: The verb's parser.
-    """
+    """Declare what `paca recipes` takes."""
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list", help="list (default), or show")
     parser.add_argument("name", metavar="NAME", nargs="?", help="the recipe to show")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """List the recipes with a line each, or print one.
-
-    Args:
-        arguments: What was typed.
-
-    Returns:
-        0.
-
-    Raises:
-        PacaError: If there is no recipe of that name, or none is named.
-    """
-    from paca.errors import PacaError
+    """List the recipes with a line each, or print one."""
     from paca.workbench.recipe.recipe import find_recipe, shipped_recipes
 
     if arguments.action == "show":

@@ -4,7 +4,7 @@ import argparse
 import itertools
 from pathlib import Path
 
-from paca.workbench.cli.verb import Verb
+from paca.workbench.cli.verb import Verb, add_recipe_arguments
 
 EXAMPLE = """\
 example:
@@ -18,44 +18,22 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca select` takes.
-
-    Args:
-        parser: The verb's parser.
-    """
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that comes with paca")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="set a key of the recipe, such as method.r=8"
-    )
+    """Declare what `paca select` takes."""
+    add_recipe_arguments(parser)
     parser.add_argument("--strategies", nargs="+", default=[], metavar="NAME", help="in place of the recipe's own")
     parser.add_argument("--output", metavar="DIR", help="write there; to the recipe's output_dir-selection if omitted")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier selection")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Select, and print what was chosen and where it lies.
+    """Select, and print what was chosen and where it lies."""
+    from paca.tuner.selection.overlap import overlap, overlap_by_chance
+    from paca.workbench.recipe.recipe import find_recipe, read_recipe
+    from paca.workbench.training.selecting import select
 
-    Args:
-        arguments: What was typed.
-
-    Returns:
-        0.
-
-    Raises:
-        PacaError: If something was asked that cannot be done.
-    """
-    from paca.errors import PacaError
-
-    try:
-        from paca.tuner.selection.overlap import overlap, overlap_by_chance
-        from paca.workbench.recipe.recipe import find_recipe, read_recipe
-        from paca.workbench.training.selecting import select
-
-        recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides)
-        folder = Path(arguments.output or f"{recipe.output_dir}-selection")
-        done = select(recipe, arguments.strategies, folder, arguments.overwrite)
-    except ModuleNotFoundError as error:
-        raise PacaError(f"The package {error.name!r} is missing. Type: pip install 'paca[train]'") from error
+    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides)
+    folder = Path(arguments.output or f"{recipe.output_dir}-selection")
+    done = select(recipe, arguments.strategies, folder, arguments.overwrite)
     for name, chosen in done.chosen.items():
         connections = sum(len(indices) for indices in chosen.values())
         print(f"{name}: {done.files[name]} ({connections:,} connections in {len(chosen)} layers)")

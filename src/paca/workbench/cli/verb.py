@@ -15,6 +15,7 @@ class Verb:
         example: A command and what it prints, shown at the end of its help.
         add_arguments: Declares the verb's own arguments.
         run: Does the work and returns the exit status; the place for heavy imports.
+        extra: What installs the libraries that it needs: `pip install 'paca[…]'`.
     """
 
     name: str
@@ -22,3 +23,19 @@ class Verb:
     example: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    extra: str = "train"
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how a recipe is named and changed; several verbs take that."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that comes with paca")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="set a key of the recipe, such as training.max_steps=5"
+    )
+
+
+def positive(text: str) -> int:
+    """Read a whole number above zero, as an argument's `type`."""
+    if not (text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return int(text)
