@@ -1,28 +1,76 @@
-"""bitsandbytes' 4-bit weights stay as they were packed, whatever runs over them."""
+"""What bitsandbytes' 4-bit layers need to be right on every CPU."""
 
 from __future__ import annotations
 
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
-def keep_packing(layer: Any) -> None:
-    """Have bitsandbytes leave a weight's bytes alone.
+def apply_cpu_workarounds(layer: Any) -> None:
+    """Keep a 4-bit layer of bitsandbytes trainable and right on the CPU.
 
     On a CPU with bfloat16 instructions, its forward without gradients repacks the weight in place, with its scales
     rounded to bfloat16; from then on no gradient passes through the layer. Here the weight stays as it was packed.
+    And where a row of the weight ends within a block of scales, the layer's own forward and backward multiply with
+    a wrong matrix on some CPUs (see `dequantized_4bit`); such a layer becomes a `paca.tuner.layers.bnb_linear` one.
 
     Args:
         layer: Any module; only a 4-bit layer of bitsandbytes is changed.
     """
-    if not getattr(layer, "support_avx512bf16_for_cpu", False):
-        return
-    layer.support_avx512bf16_for_cpu = False
-    if getattr(getattr(layer.weight, "quant_state", None), "packing_format_for_cpu", False):
-        layer.weight.data, layer.weight.quant_state = packed_as_saved(layer.weight)
-        layer.quant_state = layer.weight.quant_state
+    state = getattr(getattr(layer, "weight", None), "quant_state", None)
+    if getattr(layer, "support_avx512bf16_for_cpu", False):
+        layer.support_avx512bf16_for_cpu = False
+        if getattr(state, "packing_format_for_cpu", False):
+            layer.weight.data, layer.weight.quant_state = packed_as_saved(layer.weight)
+            state = layer.quant_state = layer.weight.quant_state
+    if state is not None and layer.weight.device.type == "cpu" and state.shape[-1] % state.blocksize:
+        from .bnb_linear import Linear4bit
+
+        if type(layer) in Linear4bit.REPLACED:
+            layer.__class__ = Linear4bit
+
+
+def dequantized_4bit(packed: Tensor, state: Any) -> Tensor:
+    """The values that a 4-bit weight of bitsandbytes stands for.
+
+    Blocks of values share a scale, and run on from one row of the matrix into the next. bitsandbytes' kernel for CPUs
+    with AVX512 (0.49 to 0.50.2 at least) begins a block anew with every row, and so takes wrong scales where the rows
+    are no multiple of the block. It gets rows of one block each, or all values as one row.
+
+    Args:
+        packed: The bytes.
+        state: Their `QuantState`.
+
+    Returns:
+        A tensor of the state's shape and dtype, in memory of its own.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    if packed.device.type == "cpu" and state.shape[-1] % state.blocksize:
+        rows, rest = divmod(state.shape.numel(), state.blocksize)
+        flat = copy.copy(state)
+        flat.shape = torch.Size((1, state.shape.numel()) if rest else (rows, state.blocksize))
+        return dequantize_4bit(packed, flat).reshape(state.shape)
+    return dequantize_4bit(packed, state)
+
+
+def compute_dtype(layer: Any, x: Tensor) -> torch.dtype:
+    """The dtype that a quantized layer multiplies in.
+
+    Args:
+        layer: The layer; one of bitsandbytes that is open about it settles it at its first input.
+        x: The input.
+
+    Returns:
+        The layer's own compute dtype, else the input's.
+    """
+    if getattr(layer, "compute_type_is_set", True) is False:
+        layer.set_compute_type(x)
+        layer.compute_type_is_set = True
+    return getattr(layer, "compute_dtype", None) or x.dtype
 
 
 def packed_as_saved(weight: Any) -> tuple[Tensor, Any]:

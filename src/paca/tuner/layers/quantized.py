@@ -24,7 +24,7 @@ from ...method.columns.dequantized import DequantizedColumns
 from ...method.columns.resident import Shown, Term
 from ...method.columns.sharded import divided_problem, is_sharded
 from .base import PacaLayer
-from .bnb_cpu import keep_packing, packed_as_saved
+from .bnb_cpu import apply_cpu_workarounds, compute_dtype, dequantized_4bit, packed_as_saved
 from .forward import over_terms
 
 # Packages whose layers or tensors PEFT knows. Asking PEFT imports all of them that are installed, so it is asked only
@@ -113,7 +113,7 @@ class QuantizedLinear(PacaLayer):
     reads_features_last = True
 
     def __init__(self, base_layer: nn.Module, get_apply_tensor_subclass: Callable[[], Any] | None = None) -> None:
-        keep_packing(base_layer)
+        apply_cpu_workarounds(base_layer)
         _keep_state(base_layer)
         super().__init__(base_layer)
         self.backend = quantization_backend(base_layer, get_apply_tensor_subclass)
@@ -199,18 +199,11 @@ class QuantizedLinear(PacaLayer):
         return self.base_layer(x, *args, **kwargs)
 
     def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:
-        dtype = self._compute_dtype(x)
+        dtype = compute_dtype(self.base_layer, x)
         bias = self.base_layer.bias
         bias = None if bias is None else bias.to(dtype)
         y = over_terms(x.to(dtype), None, bias, terms, columns, shown)
         return y.to(x.dtype)
-
-    def _compute_dtype(self, x: Tensor) -> torch.dtype:
-        base = self.base_layer
-        if getattr(base, "compute_type_is_set", True) is False:  # bitsandbytes settles it at the first input
-            base.set_compute_type(x)
-            base.compute_type_is_set = True
-        return getattr(base, "compute_dtype", None) or x.dtype
 
     def _beside(self, x: Tensor, term: Term) -> Tensor:
         update = term.delta * term.scaling
@@ -319,11 +312,11 @@ def dequantized_matrix(layer: Any, backend: Any = None) -> Tensor:
         return _matrix_by_unit_vectors(layer)
     state = getattr(getattr(layer, "weight", None), "quant_state", None)
     if getattr(state, "packing_format_for_cpu", False):
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(*packed_as_saved(layer.weight))
+        return dequantized_4bit(*packed_as_saved(layer.weight))
     if _is_divided(layer, backend):
         return _matrix_of_divided(layer)
+    if backend.backend_name == "bnb 4bit":
+        return dequantized_4bit(layer.weight.data, state)
     return backend.get_base_weight(layer).detach()
 
 
@@ -334,8 +327,6 @@ def _is_divided(layer: Any, backend: Any) -> bool:
 
 def _matrix_of_divided(layer: Any) -> Tensor:
     """The matrix of a 4-bit layer whose weight FSDP2 divides; a collective call where it is not gathered."""
-    from bitsandbytes.functional import dequantize_4bit
-
     packed = layer.weight.full_tensor() if is_sharded(layer.weight) else layer.weight.data
     if packed.dtype != layer.quant_storage:
         raise PacaError(
@@ -343,8 +334,7 @@ def _matrix_of_divided(layer: Any) -> Tensor:
             "lost. Load the model with bnb_4bit_quant_storage equal to the param_dtype of MixedPrecisionPolicy (in "
             "accelerate: to the dtype of mixed_precision), or leave param_dtype out."
         )
-    matrix: Tensor = dequantize_4bit(packed, layer.quant_state)
-    return matrix
+    return dequantized_4bit(packed, layer.quant_state)
 
 
 def _keep_state(layer: Any) -> None:

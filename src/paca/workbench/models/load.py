@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.tuner.layers.bnb_cpu import keep_packing
+from paca.tuner.layers.bnb_cpu import apply_cpu_workarounds
 from paca.workbench.base.files import write_folder
 from paca.workbench.base.messages import one_line, suggestion
 from paca.workbench.models.quantization import quantization_config
@@ -101,7 +101,7 @@ def load_model(
     if quantization is not None and name in EMBEDDED:
         model = _quantized(model, dtype, quantization)
     for module in model.modules():
-        keep_packing(module)  # else the evaluation before training would end all gradients on some CPUs
+        apply_cpu_workarounds(module)  # before the evaluation that comes before training, too
     if name in EMBEDDED:
         model.name_or_path = model.config._name_or_path = name
     return model

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from paca.tuner.layers.base import PacaLayer
+from paca.tuner.layers.bnb_cpu import dequantized_4bit
 from paca.tuner.layers.quantized import QuantizedLinear
 
 
@@ -35,9 +36,7 @@ def materialize_fake(model: nn.Module) -> None:
 
 def _dequantizer(weight: Any) -> Callable[[], Tensor]:
     """PEFT tells a packed weight by its class, which a fake one cannot have."""
-    from bitsandbytes.functional import dequantize_4bit
-
-    return lambda: dequantize_4bit(weight.data, weight.quant_state)
+    return lambda: dequantized_4bit(weight.data, weight.quant_state)
 
 
 def _fake(tensor: Tensor, made: dict[int, Tensor]) -> Tensor:
