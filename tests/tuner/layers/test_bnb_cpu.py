@@ -10,7 +10,8 @@ from peft import get_peft_model
 from torch import nn
 
 from paca import PacaConfig
-from paca.tuner.layers.bnb_cpu import apply_cpu_workarounds, dequantized_4bit, packed_as_saved
+from paca.tuner.layers.bnb_cpu import apply_cpu_workarounds
+from paca.tuner.layers.bnb_weight import dequantized_4bit, packed_as_saved
 
 # The values that the sixteen codes stand for, before a block's scale.
 NF4_NEGATIVE = (-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105003)

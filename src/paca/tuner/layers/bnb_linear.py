@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ...method.columns.dequantized import DequantizedColumns
 from ...method.functional.linear import partial_linear
-from .bnb_cpu import compute_dtype, dequantized_4bit
+from .bnb_weight import compute_dtype, dequantized_4bit
 
 
 class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
-    """A 4-bit layer whose rows end within a block of scales, as `apply_cpu_workarounds` leaves it."""
+    """A 4-bit layer whose rows end within a block of scales, as `bnb_cpu.apply_cpu_workarounds` leaves it."""
 
     REPLACED: ClassVar = (bnb.nn.Linear4bit, bnb.nn.LinearNF4, bnb.nn.LinearFP4)
 

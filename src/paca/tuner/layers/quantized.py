@@ -24,7 +24,8 @@ from ...method.columns.dequantized import DequantizedColumns
 from ...method.columns.resident import Shown, Term
 from ...method.columns.sharded import divided_problem, is_sharded
 from .base import PacaLayer
-from .bnb_cpu import apply_cpu_workarounds, compute_dtype, dequantized_4bit, packed_as_saved
+from .bnb_cpu import apply_cpu_workarounds
+from .bnb_weight import compute_dtype, dequantized_4bit, packed_as_saved
 from .forward import over_terms
 
 # Packages whose layers or tensors PEFT knows. Asking PEFT imports all of them that are installed, so it is asked only

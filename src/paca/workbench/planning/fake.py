@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from paca.tuner.layers.base import PacaLayer
-from paca.tuner.layers.bnb_cpu import dequantized_4bit
+from paca.tuner.layers.bnb_weight import dequantized_4bit
 from paca.tuner.layers.quantized import QuantizedLinear
 
 
