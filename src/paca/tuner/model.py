@@ -1,36 +1,45 @@
-"""`PacaModel`: which module of a model gets which adapted layer."""
+"""`PacaModel`, the class that PEFT calls: to adapt a model, to run it, to merge, save and load its adapters.
+
+It holds the wiring. The work is done by functions over layers in the files beside this one: `targets` says which
+layers a configuration means, `connections` which columns of these are trained, `merging` and `saving` what their names
+say.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import init_empty_weights
+from peft.tuners.tuners_utils import BaseTuner, init_empty_weights
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.quantization_utils import get_quantization_kwargs
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import PacaError
 from .config import PacaConfig, alpha_of, rank_of, whole_runs
-from .connections import ConnectedModel
+from .connections import read_columns, require_selected, share_gathers
 from .layers.attention import Attention
 from .layers.base import PacaLayer
 from .layers.experts import Experts, add_experts_adapter, targeted_parameters
-from .layers.find import paca_layers, shared_places
+from .layers.find import adapter_layers, paca_layers, shared_places
 from .layers.kinds import layer_kind
 from .layers.quantized import QuantizedLinear, unpacked_sizes
-from .merging import MergedModel
-from .saving import SavedModel
+from .layers.unquantized import unquantize
+from .merging import all_or_none, merge_dequantized, unloading
+from .saving import is_fresh, load_own_entries, own_entries, split_own_entries
+from .select import is_plain_random, needs_data, select
 from .selection import layer_seed
-from .targets.resolve import TargetedModel
+from .targets.resolve import resolve_targets
 
 logger = logging.getLogger(__name__)
 
 
-class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
+class PacaModel(BaseTuner):
     """A base model whose targeted layers show PaCA's columns.
 
     Made by `peft.get_peft_model(model, PacaConfig(...))`. All checks come first: a call that is refused leaves the
@@ -44,6 +53,24 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
         state_dict: If given, the layers to adapt are read from its keys.
     """
 
+    prefix: str = "paca_"
+    tuner_layer_cls = PacaLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    unselected: frozenset[str] = frozenset()  # adapters whose connections wait for data
+    # Of adapters that reselect by what a strategy has seen of data, the scores by layer.
+    selection_scores: Mapping[str, Mapping[str, Tensor]] = MappingProxyType({})
+
+    _layers: tuple[PacaLayer, ...]  # all of them, so that no forward has to look for them
+    _places: dict[int, list[tuple[nn.Module, str]]]  # of modules that stand at several places, by id
+    _trained_before: set[str]  # the base model's trainable parameters, before the first adapter
+
+    def adapter_layers(self, adapter_name: str) -> dict[str, PacaLayer]:
+        """The layers of an adapter, by the names that they, or their expert weights, have in the base model."""
+        return adapter_layers(self.model, adapter_name)
+
+    # Adapters are made
+
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put adapted layers in place of the targeted ones, or add an adapter to them.
 
@@ -51,58 +78,63 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
             model: The base model.
             adapter_name: The adapter, whose configuration is known already.
             *args: Passed on to PEFT.
-            **kwargs: Likewise.
+            **kwargs: Passed on to PEFT.
 
         Raises:
-            Exception: Whatever stands against it; the configuration is forgotten again then.
+            Exception: Any reason against it; the configuration is forgotten again then.
         """
-        if not hasattr(self, "selection_scores"):
-            self.selection_scores = {}
+        config = self.peft_config[adapter_name]
         try:
-            self._check_targets(model, self.peft_config[adapter_name], kwargs.get("state_dict"))
+            resolve_targets(model, config, kwargs.get("state_dict"))
             self._places = shared_places(model)
             if len(self.peft_config) == 1:
-                self._trained_before = {
-                    name for name, parameter in model.named_parameters() if parameter.requires_grad
-                }
+                named = model.named_parameters()
+                self._trained_before = {name for name, parameter in named if parameter.requires_grad}
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except Exception:
             self._forget(model, adapter_name)
             raise
+        self._layers = tuple(paca_layers(model).values())
+        layers = adapter_layers(model, adapter_name)
         try:
-            self._select(model, adapter_name)
-            self._read_columns(model, adapter_name)
+            if not config._being_loaded:
+                if needs_data(config):
+                    self.unselected = self.unselected | {adapter_name}
+                elif not is_plain_random(config):
+                    _set_connections(layers, adapter_name, select(config, layers, adapter_name))
+            self._read_columns(adapter_name)
         except Exception:
             self._undo_injection(adapter_name)
             raise
-        self._share_gathers(adapter_name)
-        self._layers = tuple(paca_layers(model).values())
-        self._report(model, adapter_name)
+        share_gathers(layers, adapter_name, config.aligned)
+        adapted = sum(layer.paca_delta[adapter_name].numel() for layer in layers.values())
+        base = sum(size for name, size in unpacked_sizes(model).items() if "paca_" not in name)
+        logger.info(
+            "PaCA adapter %r: %d layers, %s of %s weights (%.2f %%)",
+            *(adapter_name, len(layers), f"{adapted:,}", f"{base:,}", 100 * adapted / max(base, 1)),
+        )
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base model's forward, all columns written before it.
-
-        Each layer would write its own, too; but between the layers' matrix products that work keeps the threads
-        waiting which compute these, and costs several times what it costs in one go.
+    def set_connections(self, adapter_name: str, indices: Mapping[str, Tensor]) -> None:
+        """Train these connections; the updates stay what they are.
 
         Args:
-            *args: Passed on to the base model.
-            **kwargs: Likewise.
-
-        Returns:
-            What the base model returns.
+            adapter_name: The adapter.
+            indices: By layer, ascending, shape `(r,)` each.
         """
-        if not torch.compiler.is_compiling():
-            for layer in self._layers:
-                layer.show_columns()
-        return super().forward(*args, **kwargs)
+        _set_connections(self.adapter_layers(adapter_name), adapter_name, indices)
+        self.unselected = self.unselected - {adapter_name}
+        self._read_columns(adapter_name)
+
+    def _read_columns(self, adapter_name: str) -> None:
+        prefix = getattr(self.model, "base_model_prefix", "")
+        config, waits = self.peft_config[adapter_name], adapter_name in self.unselected
+        read_columns(self.adapter_layers(adapter_name), adapter_name, config, prefix, only_check=waits)
 
     def _forget(self, model: nn.Module, adapter_name: str) -> None:
         """After a refused injection: the model and its other adapters as they were."""
         if len(self.peft_config) > 1:
-            for layer in paca_layers(model).values():
-                if adapter_name in layer.paca_delta:
-                    layer.delete_adapter(adapter_name)
+            for layer in adapter_layers(model, adapter_name).values():
+                layer.delete_adapter(adapter_name)
             del self.peft_config[adapter_name]
         elif hasattr(model, "peft_config"):
             del model.peft_config
@@ -129,8 +161,7 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
             return  # its output projection is adapted with it
         layer: Any = target
         if not isinstance(target, PacaLayer):
-            options = get_quantization_kwargs(self.model)
-            layer = self._create_new_module(peft_config, adapter_name, target, **options)
+            layer = _new_layer(target, adapter_name, get_quantization_kwargs(self.model))
         for name, part in layer.parts(current_key):
             _add_adapter(part, name, adapter_name, peft_config)
         if layer is not target:
@@ -157,16 +188,6 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
                 layer.paca_delta[adapter_name].requires_grad_(False)
         return names
 
-    @staticmethod
-    def _create_new_module(config: PacaConfig, adapter_name: str, target: nn.Module, **kwargs: Any) -> PacaLayer:
-        kind = layer_kind(target)
-        if kind is None:
-            raise PacaError(f"Target module {target} is not supported.")
-        layer = kind.layer_class(target, **(kwargs if issubclass(kind.layer_class, QuantizedLinear) else {}))
-        for _, part in layer.parts(""):
-            part._active_adapter = adapter_name
-        return layer
-
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Replace a module wherever it stands: a layer that two parents share stays shared."""
         whole = (QuantizedLinear, Attention)
@@ -181,27 +202,38 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         """PEFT's, which makes new parameters; they stay as trainable as the old ones were."""
-        layers = [layer for layer in paca_layers(self.model).values() if adapter_name in layer.paca_delta]
+        layers = self.adapter_layers(adapter_name).values()
         trained = [layer.paca_delta[adapter_name].requires_grad for layer in layers]
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
         for layer, requires_grad in zip(layers, trained, strict=True):
             layer.paca_delta[adapter_name].requires_grad_(requires_grad)
 
-    def _report(self, model: nn.Module, adapter_name: str) -> None:
-        layers = [layer for layer in paca_layers(model).values() if adapter_name in layer.paca_delta]
-        adapted = sum(layer.paca_delta[adapter_name].numel() for layer in layers)
-        base = sum(size for name, size in unpacked_sizes(model).items() if "paca_" not in name)
-        logger.info(
-            "PaCA adapter %r: %d layers, %s of %s weights (%.2f %%)",
-            *(adapter_name, len(layers), f"{adapted:,}", f"{base:,}", 100 * adapted / max(base, 1)),
-        )
+    # The model runs
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The base model's forward, all columns written before it.
+
+        Each layer would write its own, too; but between the layers' matrix products that work stalls the GEMM threads,
+        and costs several times what it costs in one go.
+
+        Args:
+            *args: Passed on to the base model.
+            **kwargs: Passed on to the base model.
+
+        Returns:
+            What the base model returns.
+        """
+        if not torch.compiler.is_compiling():
+            for layer in self._layers:
+                layer.show_columns()
+        return super().forward(*args, **kwargs)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Before each forward of a `PeftModel`; hands `adapter_names`, one per row of the batch, to every layer."""
-        names = kwargs.pop("adapter_names", None)
+        names = kwargs.get("adapter_names")
         if self.unselected and self.training and torch.is_grad_enabled():
-            self._require_selected()
+            require_selected(self._layers, self.unselected.intersection(self.active_adapters), self.peft_config)
         if names is None:
             yield
             return
@@ -228,6 +260,82 @@ class PacaModel(TargetedModel, ConnectedModel, MergedModel, SavedModel):
             for handle in handles:
                 handle.remove()
 
+    # Adapters are merged
+
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Make adapters' columns part of the base weights, in every layer or, if `safe_merge` objects, in none.
+
+        Args:
+            adapter_names: The adapters; None merges the active ones.
+            safe_merge: Check first that all merged values are finite.
+        """
+        with all_or_none(paca_layers(self.model), adapter_names, safe_merge):
+            super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
+        self._places = shared_places(self.model)
+        layers = paca_layers(self.model)
+        options = kwargs.get("adapter_names"), kwargs.get("safe_merge", False)
+        with all_or_none(layers, *options) if merge else nullcontext(), unloading(layers.values()):
+            return super()._unload_and_optionally_merge(merge=merge, **kwargs)
+
+    @torch.no_grad()
+    def merge_and_dequantize(
+        self, dtype: torch.dtype = torch.bfloat16, adapter_names: list[str] | None = None
+    ) -> nn.Module:
+        """Merge adapters of a quantized model into an ordinary one, exactly: nothing is quantized again.
+
+        The model is converted layer by layer. It can be saved and loaded like one that was never quantized.
+
+            merged = model.merge_and_dequantize(torch.bfloat16)
+            merged.save_pretrained("merged")
+
+        Args:
+            dtype: Of all weights of the result.
+            adapter_names: The adapters; None merges the active ones.
+
+        Returns:
+            The base model, without adapters and without quantization.
+        """
+        merge_dequantized(paca_layers(self.model).values(), dtype, adapter_names)
+        return unquantize(self.unload(), dtype)
+
+    # Adapters are saved and loaded
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls, model: nn.Module, config: PacaConfig, adapter_name: str, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        state = super()._get_adapter_state_dict(model=model, config=config, adapter_name=adapter_name, **kwargs)
+        return {**state, **own_entries(model, adapter_name, state, kwargs["state_dict"])}
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PacaConfig, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        state_dict, own = split_own_entries(state_dict)
+        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        tuner = getattr(model, "base_model", model)
+        try:
+            state_dict = load_own_entries(model, config, adapter_name, state_dict, own)
+        except PacaError:
+            if isinstance(tuner, cls) and is_fresh(tuner.adapter_layers(adapter_name), adapter_name, config):
+                tuner._undo_injection(adapter_name)  # nothing is lost with an adapter that this load has made
+            raise
+        if isinstance(tuner, cls):
+            tuner.unselected = tuner.unselected - {adapter_name}
+        return state_dict
+
+
+def _new_layer(target: nn.Module, adapter_name: str, quantization: dict[str, Any]) -> PacaLayer:
+    kind = layer_kind(target)
+    if kind is None:
+        raise PacaError(f"Target module {target} is not supported.")
+    layer = kind.layer_class(target, **(quantization if issubclass(kind.layer_class, QuantizedLinear) else {}))
+    for _, part in layer.parts(""):
+        part._active_adapter = adapter_name
+    return layer
+
 
 def _add_adapter(layer: PacaLayer, name: str, adapter_name: str, config: PacaConfig) -> None:
     rank = rank_of(config, name)
@@ -241,6 +349,11 @@ def _add_adapter(layer: PacaLayer, name: str, adapter_name: str, config: PacaCon
         seed=layer_seed(config.random_seed, name),
         init_weights=config.init_weights,
     )
+
+
+def _set_connections(layers: Mapping[str, PacaLayer], adapter_name: str, indices: Mapping[str, Tensor]) -> None:
+    for name, chosen in indices.items():
+        layers[name].set_connections(adapter_name, chosen)
 
 
 def _with_adapter_names(layer: nn.Module, args: Any, kwargs: Any, adapter_names: list[str]) -> tuple[Any, Any]:

@@ -14,9 +14,8 @@ from transformers import TrainerCallback
 
 from ..errors import PacaError
 from ..method.columns.retired import saved_settings
-from .select import choose, layer_scores
+from .select import needs_data, select
 from .select_connections import tuner_of
-from .selection import find_strategy
 
 
 def reselect(
@@ -49,15 +48,13 @@ def reselect(
         )
     layers = tuner.adapter_layers(adapter_name)
     scores = tuner.selection_scores.get(adapter_name)
-    if scores is None:
-        if find_strategy(config.selection).data is not None:
-            raise PacaError(
-                f"reselect: selection={config.selection!r} needs data: call paca.select_connections(model, "
-                "dataloader) before training, also before training goes on from a checkpoint."
-            )
-        scores = layer_scores(config, layers)
-    ranks = {name: layer.r[adapter_name] for name, layer in layers.items()}
-    chosen = choose(config, scores, ranks, {name: layer.visited(adapter_name) for name, layer in layers.items()})
+    if scores is None and needs_data(config):
+        raise PacaError(
+            f"reselect: selection={config.selection!r} needs data: call paca.select_connections(model, "
+            "dataloader) before training, also before training goes on from a checkpoint."
+        )
+    visited = {name: layer.visited(adapter_name) for name, layer in layers.items()}
+    chosen = select(config, layers, adapter_name, scores, visited)
     for name, layer in layers.items():
         layer.move_connections(adapter_name, chosen[name])
         if optimizer is not None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..method.columns.retired import RetiredColumns, saved_settings, split
@@ -26,66 +25,38 @@ TRAINED = "paca_trained"  # of an adapter whose connections move: those that wer
 VISITED = "paca_visited"  # and those visited in the current sweep over all connections
 
 
-class SavedModel(BaseTuner):
-    """A model whose adapters can be saved and loaded."""
+def own_entries(
+    model: nn.Module, adapter_name: str, state: Mapping[str, Tensor], whole_state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What an adapter's file holds beside or in place of PEFT's own entries.
 
-    unselected: frozenset[str]
+    Args:
+        model: The model.
+        adapter_name: The adapter.
+        state: PEFT's own entries.
+        whole_state: The state dict that these were taken from.
 
-    @classmethod
-    def _get_adapter_state_dict(
-        cls, model: nn.Module, config: PacaConfig, adapter_name: str, **kwargs: Any
-    ) -> dict[str, Tensor]:
-        state = super()._get_adapter_state_dict(model=model, config=config, adapter_name=adapter_name, **kwargs)
-        for name, layer in paca_layers(model).items():
-            if f"{name}.paca_indices.{adapter_name}" in state and layer.weight_device().type != "meta":
-                if adapter_name in layer.retired:
-                    indices, delta = layer.whole_update(adapter_name)
-                    state[f"{name}.paca_indices.{adapter_name}"] = indices
-                    state[f"{name}.paca_delta.{adapter_name}"] = delta.detach()
-                    state[f"{name}.{TRAINED}.{adapter_name}"] = layer.paca_indices[adapter_name]
-                    state[f"{name}.{VISITED}.{adapter_name}"] = layer.visited(adapter_name)
-                if not _is_divided(layer):  # else it takes all ranks; see full_adapter_state_dict
-                    state.update(_fingerprint(name, layer, adapter_name))
-        gathered = {key: value for key, value in kwargs["state_dict"].items() if f".{FINGERPRINT}" in key}
-        return {**state, **gathered}
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: PacaConfig, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        ends = tuple(f".{kind}" for kind in (FINGERPRINT, FINGERPRINT_OF_QUANTIZED, COLUMNS, TRAINED, VISITED))
-        extras = {key.removeprefix(PEFT_PREFIX): value for key, value in state_dict.items() if key.endswith(ends)}
-        state_dict = {key: value for key, value in state_dict.items() if not key.endswith(ends)}
-        state_dict = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        layers = paca_layers(model)
-        for name, layer in layers.items():
-            columns = extras.get(f"{name.removeprefix(PEFT_PREFIX)}.{COLUMNS}")
-            if isinstance(layer, QuantizedLinear) and columns is not None:
-                state_dict[f"{name}.{COLUMNS}.{adapter_name}"] = columns
-        retired = _take_apart(layers, adapter_name, config, state_dict, extras)
-        problems = adapter_problems(layers, adapter_name, state_dict)
-        if problems and _is_fresh(layers, adapter_name, config):
-            _take_back(model, adapter_name)
-        raise_together(problems, f"Adapter {adapter_name!r} does not fit this model:")
-        config._being_loaded = False
-        for name, layer in layers.items():
-            layer.retired.pop(adapter_name, None)
-            if name in retired:
-                layer.columns.take_out()
-                layer.retired[adapter_name] = retired[name]
-        config._saved_as = saved_settings(adapter_layers(model, adapter_name), adapter_name) if retired else {}
-        tuner: Any = getattr(model, "base_model", model)
-        if isinstance(tuner, SavedModel):
-            tuner.unselected = tuner.unselected - {adapter_name}
-        _check_fingerprints(layers, adapter_name, state_dict, extras)
-        for name, layer in layers.items():
-            if isinstance(layer, QuantizedLinear) and adapter_name in layer.paca_delta:
-                layer.set_columns(adapter_name, state_dict.get(f"{name}.{COLUMNS}.{adapter_name}"))
-        return state_dict
+    Returns:
+        Fingerprints and, of connections that have moved, all that were trained in place of those being trained.
+    """
+    # Of a sharded weight the fingerprint takes all ranks: `full_adapter_state_dict` has put it into the state dict.
+    own = {key: value for key, value in whole_state.items() if f".{FINGERPRINT}" in key}
+    for name, layer in paca_layers(model).items():
+        if f"{name}.paca_indices.{adapter_name}" not in state or layer.weight_device().type == "meta":
+            continue
+        if adapter_name in layer.retired:
+            indices, delta = layer.whole_update(adapter_name)
+            own[f"{name}.paca_indices.{adapter_name}"] = indices
+            own[f"{name}.paca_delta.{adapter_name}"] = delta.detach()
+            own[f"{name}.{TRAINED}.{adapter_name}"] = layer.paca_indices[adapter_name]
+            own[f"{name}.{VISITED}.{adapter_name}"] = layer.visited(adapter_name)
+        if not _is_sharded(layer):
+            own.update(_fingerprint(name, layer, adapter_name))
+    return own
 
 
 def full_adapter_state_dict(model: nn.Module, adapter_name: str = "default") -> dict[str, Tensor]:
-    """The state dict of an adapter whose updates are divided over ranks, to be saved as any other.
+    """The state dict of an adapter whose updates are sharded, to be saved as any other.
 
     A collective call: every rank makes it, and rank 0 saves.
 
@@ -104,14 +75,14 @@ def full_adapter_state_dict(model: nn.Module, adapter_name: str = "default") -> 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     state: dict[str, Any] = dict(get_model_state_dict(model, options=options))
     for name, layer in paca_layers(model).items():
-        if adapter_name in layer.paca_delta and _is_divided(layer):
-            own = _fingerprint(name, layer, adapter_name)
+        if adapter_name in layer.paca_delta and _is_sharded(layer):
+            own = _fingerprint(name, layer, adapter_name)  # on every rank: it gathers the columns
             state.update(own if state else {})
     return state
 
 
-def _is_divided(layer: PacaLayer) -> bool:
-    """Whether the base weight is divided over ranks; a packed one may have no parameter of that name (HQQ)."""
+def _is_sharded(layer: PacaLayer) -> bool:
+    """Whether the base weight is sharded; a quantized one may have no parameter of that name (HQQ)."""
     return is_sharded(layer.get_base_layer()._parameters.get(layer.weight_name))
 
 
@@ -121,78 +92,80 @@ def _fingerprint(name: str, layer: PacaLayer, adapter_name: str) -> dict[str, Te
     return {f"{name}.{kind}.{adapter_name}": fingerprint(columns)}
 
 
-def _take_apart(
-    layers: dict[str, PacaLayer],
-    adapter_name: str,
-    config: PacaConfig,
-    state: dict[str, Tensor],
-    extras: Mapping[str, Tensor],
+def split_own_entries(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split the entries of an adapter's file.
+
+    Args:
+        state: All of them.
+
+    Returns:
+        Those that PEFT knows, and this package's own by their names in the base model.
+    """
+    ends = tuple(f".{kind}" for kind in (FINGERPRINT, FINGERPRINT_OF_QUANTIZED, COLUMNS, TRAINED, VISITED))
+    own = {key.removeprefix(PEFT_PREFIX): value for key, value in state.items() if key.endswith(ends)}
+    return {key: value for key, value in state.items() if not key.endswith(ends)}, own
+
+
+def load_own_entries(
+    model: nn.Module, config: PacaConfig, adapter_name: str, state: dict[str, Tensor], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Check a file against the model, then give the layers what PEFT does not load.
+
+    Args:
+        model: The model.
+        config: The adapter's configuration.
+        adapter_name: The adapter.
+        state: The entries that PEFT knows, under the names that they have in the model.
+        own: The others, by their names in the base model.
+
+    Returns:
+        The entries for PEFT to load.
+
+    Raises:
+        PacaError: If the file does not fit the model; nothing was changed then.
+    """
+    layers = paca_layers(model)
+    columns = {
+        name: own[key]
+        for name, layer in layers.items()
+        if isinstance(layer, QuantizedLinear) and (key := f"{name.removeprefix(PEFT_PREFIX)}.{COLUMNS}") in own
+    }
+    state = {**state, **{f"{name}.{COLUMNS}.{adapter_name}": value for name, value in columns.items()}}
+    moved = config.reselect_every is not None
+    retired = _split_retired(layers, adapter_name, state, own) if moved else {}
+    raise_together(adapter_problems(layers, adapter_name, state), f"Adapter {adapter_name!r} does not fit this model:")
+    config._being_loaded = False
+    for name, layer in layers.items():
+        layer.retired.pop(adapter_name, None)
+        if name in retired:
+            layer.columns.take_out()
+            layer.retired[adapter_name] = retired[name]
+    config._saved_as = saved_settings(adapter_layers(model, adapter_name), adapter_name) if retired else {}
+    _check_fingerprints(layers, adapter_name, state, own)
+    for name, layer in layers.items():
+        if isinstance(layer, QuantizedLinear) and adapter_name in layer.paca_delta:
+            layer.set_columns(adapter_name, columns.get(name))
+    return state
+
+
+def _split_retired(
+    layers: Mapping[str, PacaLayer], adapter_name: str, state: dict[str, Tensor], own: Mapping[str, Tensor]
 ) -> dict[str, RetiredColumns]:
-    """Put the trained connections of a saved moving adapter into `state`, and return the retired ones by layer."""
+    """Leave in `state` the connections that are trained, of all that the file has; return the others by layer."""
     retired: dict[str, RetiredColumns] = {}
-    for name, layer in layers.items() if config.reselect_every is not None else ():
+    for name, layer in layers.items():
         plain = name.removeprefix(PEFT_PREFIX)
-        trained, visited = (extras.get(f"{plain}.{kind}") for kind in (TRAINED, VISITED))
-        keys = [f"{name}.{kind}.{adapter_name}" for kind in ("paca_indices", "paca_delta")]
-        if trained is None or visited is None or any(key not in state for key in keys):
+        trained, visited = (own.get(f"{plain}.{kind}") for kind in (TRAINED, VISITED))
+        indices, delta = (f"{name}.{kind}.{adapter_name}" for kind in ("paca_indices", "paca_delta"))
+        if trained is None or visited is None or indices not in state or delta not in state:
             continue
-        indices, delta = (state[key] for key in keys)
-        state[keys[1]], retired[name] = split(indices, delta, trained, visited, layer.delta_dim)
-        state[keys[0]] = trained
+        state[delta], retired[name] = split(state[indices], state[delta], trained, visited, layer.delta_dim)
+        state[indices] = trained
     return retired
 
 
-def _check_fingerprints(
-    layers: dict[str, PacaLayer], adapter_name: str, state: dict[str, Tensor], fingerprints: dict[str, Tensor]
-) -> None:
-    """Warn of layers whose columns are not those that the adapter was trained on."""
-    others = []
-    for name, layer in layers.items():
-        plain, quantized = (
-            fingerprints.get(f"{name.removeprefix(PEFT_PREFIX)}.{kind}")
-            for kind in (FINGERPRINT, FINGERPRINT_OF_QUANTIZED)
-        )
-        saved = quantized if plain is None else plain
-        indices = state.get(f"{name}.paca_indices.{adapter_name}")
-        if saved is None or indices is None or layer.weight_device().type == "meta":
-            continue
-        if adapter_name in layer.retired:  # the file's fingerprint is that of all its connections
-            retired = layer.retired[adapter_name].indices
-            indices = torch.cat([indices, retired.to(indices.device)]).sort().values
-        tolerance = QUANTIZED if quantized is not None or isinstance(layer, QuantizedLinear) else ROUNDED
-        if not same_columns(saved, layer.columns.pretrained_columns(indices), tolerance):
-            others.append(name.removeprefix(PEFT_PREFIX))
-    if others:
-        warnings.warn(
-            f"Adapter {adapter_name!r} was trained on other pretrained weights than this model's, in {len(others)} "
-            f"layers: {', '.join(others[:5])}{', …' if len(others) > 5 else ''}. Its outputs will not be those of "
-            "training; load the base model that its configuration names.",
-            stacklevel=2,
-        )
-
-
-def _is_fresh(layers: dict[str, PacaLayer], adapter_name: str, config: PacaConfig) -> bool:
-    """Whether the adapter was made by the load that is going on, so that nothing is lost with it."""
-    deltas = [layer.paca_delta[adapter_name] for layer in layers.values() if adapter_name in layer.paca_delta]
-    untouched = not config.init_weights or all(delta.device.type == "meta" or not delta.any() for delta in deltas)
-    return config._being_loaded and untouched
-
-
-def _take_back(model: Any, adapter_name: str) -> None:
-    """Undo the injection that a load began: the model and its other adapters as they were before."""
-    tuner: Any = getattr(model, "base_model", model)
-    if not isinstance(tuner, SavedModel):
-        return
-    several = len(tuner.peft_config) > 1
-    tuner._undo_injection(adapter_name)
-    if several:
-        model.peft_config.pop(adapter_name, None)
-
-
-def adapter_problems(
-    layers: Mapping[str, PacaLayer], adapter_name: str, state: Mapping[str, torch.Tensor]
-) -> list[str]:
-    """What stands against loading a saved adapter into layers that were made for it.
+def adapter_problems(layers: Mapping[str, PacaLayer], adapter_name: str, state: Mapping[str, Tensor]) -> list[str]:
+    """Reasons why a saved adapter does not fit the layers that were made for it.
 
     Args:
         layers: The adapted layers by name.
@@ -226,7 +199,7 @@ def adapter_problems(
     return problems
 
 
-def _index_problems(name: str, indices: torch.Tensor, connections: int) -> Iterable[str]:
+def _index_problems(name: str, indices: Tensor, connections: int) -> Iterator[str]:
     if indices.is_floating_point() or indices.is_complex() or indices.device.type == "meta":
         yield f"{name}: paca_indices are {indices.dtype}, not integers."
         return
@@ -237,3 +210,46 @@ def _index_problems(name: str, indices: torch.Tensor, connections: int) -> Itera
         )
     elif (indices.diff() <= 0).any():
         yield f"{name}: paca_indices are not ascending, or name a connection twice."
+
+
+def _check_fingerprints(
+    layers: Mapping[str, PacaLayer], adapter_name: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> None:
+    """Warn of layers whose columns are not those that the adapter was trained on."""
+    others = []
+    for name, layer in layers.items():
+        plain = name.removeprefix(PEFT_PREFIX)
+        exact, quantized = (own.get(f"{plain}.{kind}") for kind in (FINGERPRINT, FINGERPRINT_OF_QUANTIZED))
+        saved = quantized if exact is None else exact
+        indices = state.get(f"{name}.paca_indices.{adapter_name}")
+        if saved is None or indices is None or layer.weight_device().type == "meta":
+            continue
+        if adapter_name in layer.retired:  # the file's fingerprint is that of all its connections
+            retired = layer.retired[adapter_name].indices
+            indices = torch.cat([indices, retired.to(indices.device)]).sort().values
+        tolerance = QUANTIZED if quantized is not None or isinstance(layer, QuantizedLinear) else ROUNDED
+        if not same_columns(saved, layer.columns.pretrained_columns(indices), tolerance):
+            others.append(plain)
+    if others:
+        warnings.warn(
+            f"Adapter {adapter_name!r} was trained on other pretrained weights than this model's, in {len(others)} "
+            f"layers: {', '.join(others[:5])}{', …' if len(others) > 5 else ''}. Its outputs will not be those of "
+            "training; load the base model that its configuration names.",
+            stacklevel=2,
+        )
+
+
+def is_fresh(layers: Mapping[str, PacaLayer], adapter_name: str, config: PacaConfig) -> bool:
+    """Whether the adapter was made by the load that is going on, so that nothing is lost with it.
+
+    Args:
+        layers: The adapter's layers.
+        adapter_name: The adapter.
+        config: Its configuration.
+
+    Returns:
+        Whether it waits for a file and no update was trained.
+    """
+    deltas = [layer.paca_delta[adapter_name] for layer in layers.values()]
+    untrained = not config.init_weights or all(delta.device.type == "meta" or not delta.any() for delta in deltas)
+    return config._being_loaded and untrained

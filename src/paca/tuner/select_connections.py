@@ -5,20 +5,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..errors import PacaError
-from .select import choose, given_connections, layer_scores
+from .config import PacaConfig
+from .layers.base import PacaLayer
+from .layers.find import paca_layers
+from .model import PacaModel
+from .select import layer_scores, select
 from .selection.activation import MeanSquares
-from .selection.gradient import GradientNorms, SummedGradients, recomputed, tapped
+from .selection.gradient import Accumulator, GradientNorms, SummedGradients, recomputed, tapped
 from .selection.registry import INDICES, find_strategy
-
-if TYPE_CHECKING:
-    from .config import PacaConfig
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -55,21 +56,22 @@ def select_connections(
     tuner = tuner_of(model, adapter_name)
     config = tuner.peft_config[adapter_name]
     layers = tuner.adapter_layers(adapter_name)
-    _check_untrained(layers, config, adapter_name)
-    strategy = find_strategy(config.selection)
+    trained = [name for name, layer in layers.items() if layer.paca_delta[adapter_name].detach().any()]
+    if trained and config.init_weights:
+        raise PacaError(
+            f"select_connections: adapter {adapter_name!r} was trained already ({trained[0]} has updates), and "
+            "they belong to its connections. Select before training."
+        )
+    data = find_strategy(config.selection).data
     statistics = None
-    if strategy.data is not None:
+    if data is not None:
         _check_layers(layers, config.selection)
-        batches = _first(dataloader, config, progress)
-        statistics = _measure(model, tuner, config, strategy.data, layers, batches, loss or model_loss)
-    ranks = {name: layer.r[adapter_name] for name, layer in layers.items()}
-    if config.selection == INDICES:
-        chosen = given_connections(config, layers)
-    else:
-        scores = layer_scores(config, layers, statistics)
-        chosen = choose(config, scores, ranks)
-        if config.reselect_every is not None:
-            tuner.selection_scores[adapter_name] = scores
+        batches = _batches(dataloader, config, progress)
+        statistics = _measure(model, tuner, config, data, layers, batches, loss or model_loss)
+    scores = None if config.selection == INDICES else layer_scores(config, layers, statistics)
+    chosen = select(config, layers, adapter_name, scores)
+    if scores is not None and config.reselect_every is not None:
+        tuner.selection_scores = {**tuner.selection_scores, adapter_name: scores}
     tuner.set_connections(adapter_name, chosen)
     return chosen
 
@@ -96,7 +98,7 @@ def model_loss(model: Any, batch: Any) -> Tensor:
     return value
 
 
-def tuner_of(model: nn.Module, adapter_name: str) -> Any:
+def tuner_of(model: nn.Module, adapter_name: str) -> PacaModel:
     """The `PacaModel` of an adapter.
 
     Args:
@@ -109,8 +111,6 @@ def tuner_of(model: nn.Module, adapter_name: str) -> Any:
     Raises:
         PacaError: If there is none, or no such adapter.
     """
-    from .model import PacaModel
-
     tuner = getattr(model, "base_model", model)
     if not isinstance(tuner, PacaModel):
         raise PacaError(
@@ -121,16 +121,7 @@ def tuner_of(model: nn.Module, adapter_name: str) -> Any:
     return tuner
 
 
-def _check_untrained(layers: Mapping[str, Any], config: PacaConfig, adapter_name: str) -> None:
-    trained = [name for name, layer in layers.items() if layer.paca_delta[adapter_name].detach().any()]
-    if trained and config.init_weights:
-        raise PacaError(
-            f"select_connections: adapter {adapter_name!r} was trained already ({trained[0]} has updates), and "
-            "they belong to its connections. Select before training."
-        )
-
-
-def _check_layers(layers: Mapping[str, Any], selection: str) -> None:
+def _check_layers(layers: Mapping[str, PacaLayer], selection: str) -> None:
     others = [name for name, layer in layers.items() if not layer.reads_features_last]
     if others:
         kind = type(layers[others[0]].get_base_layer()).__name__
@@ -140,7 +131,7 @@ def _check_layers(layers: Mapping[str, Any], selection: str) -> None:
         )
 
 
-def _first(dataloader: Iterable[Any] | None, config: PacaConfig, progress: bool) -> Iterable[Any]:
+def _batches(dataloader: Iterable[Any] | None, config: PacaConfig, progress: bool) -> Iterable[Any]:
     if dataloader is None:
         raise PacaError(
             f"selection={config.selection!r} needs data: pass a dataloader, "
@@ -153,70 +144,62 @@ def _first(dataloader: Iterable[Any] | None, config: PacaConfig, progress: bool)
 
 
 def _measure(
-    model: Any,
-    tuner: Any,
+    model: nn.Module,
+    tuner: PacaModel,
     config: PacaConfig,
     data: str,
-    layers: dict[str, Any],
+    layers: dict[str, PacaLayer],
     batches: Iterable[Any],
     loss: Loss,
 ) -> dict[str, Tensor]:
-    """Run the pretrained model over the batches and return what its layers' strategy asks for."""
-    base = tuner.model
+    """Run the pretrained model over the batches and return what the strategy asks for, by layer."""
     device = next(iter(layers.values())).weight_device()
+    statistic: MeanSquares | Accumulator
+    seen = 0
     with ExitStack() as stack:
         stack.enter_context(_pretrained(tuner))
         stack.enter_context(_own_random_numbers(config.random_seed))
         stack.enter_context(_mode(model, training=data == "gradient"))
-        statistic = _watch(stack, base, config, data, layers)
-        seen = 0
+        if data == "activation":
+            statistic = MeanSquares()
+            stack.enter_context(statistic.watching(layers))
+        else:
+            statistic = SummedGradients() if config.gradient_mode == "sum" else GradientNorms()
+            if config.gradient_mode == "norm":
+                stack.enter_context(recomputed(tuner.model))
+            stack.enter_context(tapped(layers, statistic))
         for batch in batches:
-            value = loss(model, _to(batch, device))
+            value: Any = loss(model, _to(batch, device))
             seen += 1
             if data == "gradient":
-                _differentiate(value)
+                _require_differentiable(value)
+                value.backward()
     if not seen:
         raise PacaError(f"selection={config.selection!r} needs data, but the dataloader is empty.")
-    return _complete(statistic.result(), layers, config.selection)
+    result = statistic.result()
+    missing = [name for name in layers if name not in result]
+    if missing:
+        raise PacaError(
+            f"selection={config.selection!r}: no batch went through {missing[0]}"
+            f"{f' and {len(missing) - 1} more layers' if len(missing) > 1 else ''}; leave them out with "
+            "exclude_modules, or pass data that uses them."
+        )
+    return result
 
 
-def _watch(stack: ExitStack, base: Any, config: PacaConfig, data: str, layers: dict[str, Any]) -> Any:
-    if data == "activation":
-        means = MeanSquares()
-        stack.enter_context(means.watching(layers))
-        return means
-    accumulator: Any = SummedGradients() if config.gradient_mode == "sum" else GradientNorms()
-    if config.gradient_mode == "norm":
-        stack.enter_context(recomputed(base))
-    stack.enter_context(tapped(layers, accumulator))
-    return accumulator
-
-
-def _differentiate(value: Any) -> None:
+def _require_differentiable(value: Any) -> None:
     if not isinstance(value, Tensor) or not value.requires_grad:
         raise PacaError(
             "select_connections: a batch gave no loss that can be differentiated (does it have labels?). Pass batches "
             "with labels, or loss=lambda model, batch: … to compute it yourself."
         )
-    value.backward()
-
-
-def _complete(statistics: dict[str, Tensor], layers: Mapping[str, Any], selection: str) -> dict[str, Tensor]:
-    missing = [name for name in layers if name not in statistics]
-    if missing:
-        raise PacaError(
-            f"selection={selection!r}: no batch went through {missing[0]}"
-            f"{f' and {len(missing) - 1} more layers' if len(missing) > 1 else ''}; leave them out with "
-            "exclude_modules, or pass data that uses them."
-        )
-    return statistics
 
 
 @contextmanager
-def _pretrained(tuner: Any) -> Iterator[None]:
+def _pretrained(tuner: PacaModel) -> Iterator[None]:
     """The base model without its adapters; no gradient is left on what is trained beside them."""
     trained = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
-    enabled = [layer for layer in tuner.modules() if hasattr(layer, "paca_delta") and not layer.disable_adapters]
+    enabled = [layer for layer in paca_layers(tuner).values() if not layer.disable_adapters]
     for layer in enabled:
         layer.enable_adapters(False)
     for parameter in trained:

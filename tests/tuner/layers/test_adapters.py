@@ -28,7 +28,7 @@ from tests.toys import (
     trained,
 )
 
-import paca.method.columns.resident
+import paca.method.columns.steps
 from paca import PacaError, PacaLayer
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 6e-2}
@@ -38,7 +38,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 @pytest.fixture(params=["before a forward", "at once"], autouse=True)
 def written(request, monkeypatch):
     """When columns are written; at once is the way as soon as anything has been compiled."""
-    monkeypatch.setattr(paca.method.columns.resident, "_eager", request.param == "at once")
+    monkeypatch.setattr(paca.method.columns.steps, "_eager", request.param == "at once")
 
 
 def two(kind="Linear", dtype=torch.float64, **options):
@@ -535,7 +535,7 @@ def test_a_state_dict_in_mid_training_is_pretrained_and_stays_so(kind, dtype):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_walking_the_parameters_after_a_step_meets_the_pretrained_weight(kind, dtype, monkeypatch):
-    monkeypatch.setattr(paca.method.columns.resident, "_eager", False)
+    monkeypatch.setattr(paca.method.columns.steps, "_eager", False)
     plain, model = adapted(kind, dtype)
     train(model, dtype=dtype)
     found = dict(model.named_parameters())

@@ -252,7 +252,7 @@ def test_a_compiled_model_trains_as_an_uncompiled_one(form):
 
 @forms
 def test_the_trained_share_counts_packed_weights_as_what_they_stand_for(form, caplog):
-    with caplog.at_level(logging.INFO, logger="paca.tuner.model"):
+    with caplog.at_level(logging.INFO, logger="paca"):
         _, model = adapted(form)
     with_adapter, trains = count_parameters(model), 5 * (128 + OUT)
     biases = 0 if form == "HQQ" else 128 + OUT  # HQQ's are no parameters
@@ -265,7 +265,7 @@ def test_the_trained_share_counts_packed_weights_as_what_they_stand_for(form, ca
 def test_merging_packs_the_adapted_weight_and_logs_the_error(form, caplog):
     plain, model = adapted(form)
     wanted = reference(plain, model, inputs())
-    with caplog.at_level(logging.INFO, logger="paca.tuner.model"):
+    with caplog.at_level(logging.INFO, logger="paca"):
         model.merge_adapter()
     lines = [record.getMessage() for record in caplog.records if "merged into" in record.getMessage()]
     assert len(lines) == 2

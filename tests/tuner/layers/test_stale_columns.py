@@ -30,6 +30,7 @@ from transformers import Adafactor
 
 import paca
 import paca.method.columns.resident
+import paca.method.columns.steps
 
 OPTIMIZERS = {
     "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.1, foreach=False),
@@ -49,7 +50,7 @@ def way(request, monkeypatch):
     GPUs and bfloat16 always have the second layout. Changing the layout gives a weight new memory, which hid stale
     columns: a graph of before kept the old one. Columns are written at once as soon as anything has been compiled.
     """
-    monkeypatch.setattr(paca.method.columns.resident, "_eager", request.param == "written at once")
+    monkeypatch.setattr(paca.method.columns.steps, "_eager", request.param == "written at once")
     if request.param != "connection-major":
         monkeypatch.setattr(paca.method.columns.resident, "writes_faster_connection_major", lambda weight: False)
 
@@ -485,7 +486,7 @@ def test_a_trainable_base_weight_is_refused():
 @pytest.fixture
 def compiler(monkeypatch):
     torch.compiler.reset()
-    monkeypatch.setattr(paca.method.columns.resident, "_eager", False)
+    monkeypatch.setattr(paca.method.columns.steps, "_eager", False)
     yield
     torch.compiler.reset()
 

@@ -53,7 +53,7 @@ def test_heads(make, heads):
 
 
 def test_a_mixture_of_experts_is_adapted_but_for_its_routers(caplog):
-    with caplog.at_level(logging.INFO, logger="paca.tuner.model"):
+    with caplog.at_level(logging.INFO, logger="paca"):
         model = adapted(plain_model())
     config = model.peft_config["default"]
     assert config.target_parameters == ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -67,7 +67,7 @@ def test_a_mixture_of_experts_is_adapted_but_for_its_routers(caplog):
 
 def test_routers_that_are_linear_layers_are_left_alone(caplog):
     plain = transformers.HunYuanMoEV1ForCausalLM(transformers.HunYuanMoEV1Config(**DECODER, moe_topk=[2, 2]))
-    with caplog.at_level(logging.INFO, logger="paca.tuner.model"):
+    with caplog.at_level(logging.INFO, logger="paca"):
         model = adapted(plain)
     assert "routers (model.layers.0.mlp.gate.wg, model.layers.1.mlp.gate.wg)" in caplog.text
     assert not any("gate.wg" in name for name in layers(model))
@@ -79,7 +79,7 @@ def test_tied_weights_are_left_alone(caplog):
     model.model.extra = model.again
     model.model.again = nn.Linear(32, 48, bias=False)
     model.model.again.weight = model.model.layers[0].mlp.up_proj.weight
-    with caplog.at_level(logging.INFO, logger="paca.tuner.model"):
+    with caplog.at_level(logging.INFO, logger="paca"):
         found = layers(adapted(model))
     assert not {"lm_head", "model.embed_tokens", "model.again", "model.layers.0.mlp.up_proj"} & found.keys()
     assert "model.layers.1.mlp.up_proj" in found

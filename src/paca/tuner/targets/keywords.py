@@ -19,7 +19,7 @@ from ..layers.kinds import layer_kind
 from .checks import WHOLE_READER, memory_of, tied_owners, weight_reader
 from .experts import experts_left_out
 
-logger = logging.getLogger("paca.tuner.model")
+logger = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 ALL_WEIGHTS = "all-weights"

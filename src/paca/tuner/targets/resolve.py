@@ -1,4 +1,4 @@
-"""Which modules of a model a configuration means, and what stands against adapting them."""
+"""Which layers of a model a configuration means, and all reasons why these cannot be adapted as it asks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
 from ...errors import PacaError
 from ..config import PacaConfig, rank_of, whole_runs
-from ..layers.base import PacaLayer
 from ..layers.experts import targeted_parameters
 from ..layers.kinds import layer_kind
 from ..layers.quantized import QuantizedLinear
@@ -22,95 +21,101 @@ from .experts import parameter_problems
 from .keywords import expand_targets
 
 
-class TargetedModel(BaseTuner):
-    """A model some of whose layers are targets, all checked before one is touched."""
+def resolve_targets(model: nn.Module, config: PacaConfig, state_dict: Mapping[str, Tensor] | None = None) -> None:
+    """Have a configuration name the layers that it means, and refuse it if they cannot be adapted as asked.
 
-    prefix: str = "paca_"
-    tuner_layer_cls = PacaLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    Args:
+        model: The base model; it is only looked at.
+        config: The configuration. Words such as `"all-linear"` in it are replaced by the names of layers.
+        state_dict: If given, the layers to adapt are read from its keys.
 
-    def _check_targets(
-        self, model: nn.Module, config: PacaConfig, state_dict: dict[str, Tensor] | None = None
-    ) -> None:
-        if not isinstance(config, PacaConfig):
-            raise PacaError(
-                f"{type(config).__module__}.{type(config).__name__} is another package's configuration. Take "
-                "PacaConfig from this one: `from paca import PacaConfig`."
-            )
-        config = self._prepare_adapter_config(config, self.get_model_config(model))
-        expand_targets(model, config)
-        modules = dict(model.named_modules())
-        targets = self._targets(config, modules, state_dict)
-        if state_dict is None:
-            self._check_matches(config, modules, targets)
-        targets = with_parts(targets)
-        ranks = {name: rank_of(config, name) for name in targets}
-        names = targeted_parameters(model, config.target_parameters or ())
-        problems = [
-            *target_problems(model, targets, ranks, config.clamp_rank),
-            *parameter_problems(
-                model,
-                config.target_parameters or (),
-                {name: rank_of(config, name) for name in names},
-                config.clamp_rank,
-            ),
-        ]
-        if not problems and not config._being_loaded:
-            sizes = {name: connections(module) for name, module in targets.items()}
-            ranks = {name: whole_runs(config, ranks[name], size) for name, size in sizes.items()}
-            problems = [
-                *layer_problems(config, sizes, ranks),
-                *_cannot_move(config, targets, names),
-                *_bias_problems(config, targets),
-            ]
-        raise_together(problems, "PaCA cannot adapt this model as asked:")
-        if config.fan_in_fan_out and any(isinstance(module, nn.Linear) for module in targets.values()):
-            warnings.warn(
-                "fan_in_fan_out=True is ignored: torch.nn.Linear stores its weight as (out, in), and PaCA reads the "
-                "layout of a weight from its layer.",
-                stacklevel=2,
-            )
+    Raises:
+        PacaError: If something cannot be adapted; gives all reasons.
+    """
+    if not isinstance(config, PacaConfig):
+        raise PacaError(
+            f"{type(config).__module__}.{type(config).__name__} is another package's configuration. Take "
+            "PacaConfig from this one: `from paca import PacaConfig`."
+        )
+    if config.target_modules is None:
+        config.target_modules = _usual_targets(model, config)
+    expand_targets(model, config)
+    modules = dict(model.named_modules())
+    if state_dict is None:
+        targets = _matching(config, modules)
+        _check_names(config, modules, targets)
+    else:
+        saved = {key.rsplit(".paca_", 1)[0].removeprefix("_orig_mod.") for key in state_dict}
+        targets = {name: module for name, module in modules.items() if name.removeprefix("_orig_mod.") in saved}
+    targets = with_parts(targets)
+    experts = targeted_parameters(model, config.target_parameters or ())
+    raise_together(_reasons(model, config, targets, experts), "PaCA cannot adapt this model as asked:")
+    if config.fan_in_fan_out and any(isinstance(module, nn.Linear) for module in targets.values()):
+        warnings.warn(
+            "fan_in_fan_out=True is ignored: torch.nn.Linear stores its weight as (out, in), and PaCA reads the "
+            "layout of a weight from its layer.",
+            stacklevel=2,
+        )
 
-    def _targets(
-        self, config: PacaConfig, modules: dict[str, nn.Module], state_dict: dict[str, Tensor] | None
-    ) -> dict[str, nn.Module]:
-        """The modules that PEFT will adapt: those that a state dict has entries for, else those that match."""
-        if state_dict is not None:
-            saved = {key.rsplit(f".{self.prefix}", 1)[0].removeprefix("_orig_mod.") for key in state_dict}
-            return {name: module for name, module in modules.items() if name.removeprefix("_orig_mod.") in saved}
-        inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer))
-        targets = {}
-        for name, module in modules.items():
-            found = self._check_target_module_exists(config, name) if name and not name.startswith(inside) else False
-            if found and not isinstance(found, _ExcludedModule):
-                targets[name] = module
-        return targets
 
-    def _check_matches(self, config: PacaConfig, modules: dict[str, nn.Module], targets: dict[str, nn.Module]) -> None:
-        """Report names that match nothing: an error if none matches, else a warning."""
-        wanted = [] if isinstance(config.target_modules, str) else list(config.target_modules or [])
-        missing = unmatched_names(wanted, modules)
-        if missing and targets:
-            warnings.warn(
-                f"target_modules: {not_found(missing, modules)} The others match {len(targets)} layers.", stacklevel=2
-            )
-        elif missing and not config.exclude_modules:
-            raise PacaError(
-                f"Target modules {sorted(wanted)} not found in the base model:\n{not_found(missing, modules)}\n"
-                f"Layers of this model that can be adapted: {adaptable_names(modules)}. Please check the target "
-                "modules and try again, or pass target_modules='all-linear'."
-            )
+def _usual_targets(model: nn.Module, config: PacaConfig) -> Any:
+    """The layers that PEFT adapts in models of this type; none where fused expert weights are named instead."""
+    model_type = BaseTuner.get_model_config(model)["model_type"]
+    usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
+    if usual is None and not config.target_parameters:
+        raise PacaError(
+            f"Please specify `target_modules` in `peft_config`: the usual ones of a model of type {model_type!r} are "
+            "not known. Pass a list of layer names, or 'all-linear'."
+        )
+    return usual if isinstance(usual, str) else set(usual or ())
 
-    def _prepare_adapter_config(self, peft_config: PacaConfig, model_config: dict[str, Any]) -> PacaConfig:
-        if peft_config.target_modules is None and model_config["model_type"] not in self.target_module_mapping:
-            if peft_config.target_parameters:
-                peft_config.target_modules = []
-                return peft_config
-            raise PacaError(
-                f"Please specify `target_modules` in `peft_config`: the usual ones of a model of type "
-                f"{model_config['model_type']!r} are not known. Pass a list of layer names, or 'all-linear'."
-            )
-        return super()._prepare_adapter_config(peft_config, model_config)
+
+def _matching(config: PacaConfig, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules that PEFT will adapt: those that match and are not inside an adapted layer."""
+    inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer))
+    targets = {}
+    for name, module in modules.items():
+        found = check_target_module_exists(config, name) if name and not name.startswith(inside) else False
+        if found and not isinstance(found, _ExcludedModule):
+            targets[name] = module
+    return targets
+
+
+def _check_names(config: PacaConfig, modules: Mapping[str, nn.Module], targets: Mapping[str, nn.Module]) -> None:
+    """Report names that match nothing: an error if none matches, else a warning."""
+    wanted = [] if isinstance(config.target_modules, str) else list(config.target_modules or [])
+    missing = unmatched_names(wanted, modules)
+    if missing and targets:
+        warnings.warn(
+            f"target_modules: {not_found(missing, modules)} The others match {len(targets)} layers.", stacklevel=2
+        )
+    elif missing and not config.exclude_modules:
+        raise PacaError(
+            f"Target modules {sorted(wanted)} not found in the base model:\n{not_found(missing, modules)}\n"
+            f"Layers of this model that can be adapted: {adaptable_names(modules)}. Please check the target "
+            "modules and try again, or pass target_modules='all-linear'."
+        )
+
+
+def _reasons(model: nn.Module, config: PacaConfig, targets: Mapping[str, nn.Module], experts: list[str]) -> list[str]:
+    """All reasons why these layers and fused expert weights cannot be adapted."""
+    ranks = {name: rank_of(config, name) for name in [*targets, *experts]}
+    problems = [
+        *target_problems(model, targets, ranks, config.clamp_rank),
+        *parameter_problems(
+            model, config.target_parameters or (), {name: ranks[name] for name in experts}, config.clamp_rank
+        ),
+    ]
+    # A file brings its connections and their number along, and what follows takes layers that can be adapted.
+    if problems or config._being_loaded:
+        return problems
+    sizes = {name: connections(module) for name, module in targets.items()}
+    ranks = {name: whole_runs(config, ranks[name], size) for name, size in sizes.items()}
+    return [
+        *layer_problems(config, sizes, ranks),
+        *_cannot_move(config, targets, experts),
+        *_bias_problems(config, targets),
+    ]
 
 
 def _cannot_move(config: PacaConfig, targets: Mapping[str, nn.Module], experts: list[str]) -> list[str]:
