@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, Qwen2Config
 
+from paca.workbench.base.options import positive
 from paca.workbench.planning.methods import METHODS
 from paca.workbench.planning.models import find_config
 from paca.workbench.planning.setting import Setting
 from paca.workbench.planning.simulate import build, measure, simulate
-from step import positive
 
 SMALLER = {
     "hidden_size": 256,

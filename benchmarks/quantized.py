@@ -24,10 +24,11 @@ from models import SMOLLM2, load_base
 from paca.profiling import track
 from paca.profiling.environment import machine
 from paca.profiling.steps import TrainingStep, interleave
+from paca.workbench.base.options import positive
 from paca.workbench.models.load import save_merged
 from paca.workbench.models.quantization import quantization_config
 from report import Figures, figures, versions
-from step import describe, positive, prepare
+from step import describe, prepare
 
 _WARM_UP_STEPS = 2
 _METHODS = {FLOOR: FLOOR, FLOOR_AGAIN: FLOOR_AGAIN, "paca": "QPaCA", "lora": "QLoRA"}

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from paca.workbench.base.files import write_json
+from paca.workbench.base.options import positive
 from paca.workbench.recipe.recipe import find_recipe, read_recipe
 from paca.workbench.training.run import finetune
-from step import positive
 
 RECIPE = "smollm2-qpaca"
 PACA = ("method.column_source=smollm2-135m-instruct",)  # the columns as they were before quantization

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.workbench.base.files import write_json
+from paca.workbench.base.options import positive
 from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.data.prepare import read_data
 from paca.workbench.recipe.recipe import Recipe, find_recipe, read_recipe
@@ -33,7 +34,6 @@ from paca.workbench.training.held_out import evaluate
 from paca.workbench.training.stages import train
 from paca.workbench.training.text import Loaded, load_recipe, make_trainer
 from random_llama import save_random_llama
-from step import positive
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import paca
 from models import SMOLLM2, load_base
 from paca import PacaConfig, PacaLayer
 from paca.profiling import track
-from step import positive
+from paca.workbench.base.options import positive
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "gradient, sum": {"selection": "gradient", "gradient_mode": "sum"},

@@ -27,6 +27,7 @@ from methods import METHODS, Method, check_that_methods_differ, choose_methods
 from models import SMOLLM2, load_base
 from paca.profiling.environment import machine
 from paca.profiling.steps import TrainingStep, interleave
+from paca.workbench.base.options import positive
 from report import Figures, figures, noise, table, versions, with_ratios
 
 _WARM_UP_STEPS = 2
@@ -49,23 +50,6 @@ def setting(text: str) -> tuple[int, int]:
     if not (tokens.isdigit() and rank.isdigit() and int(tokens) > 1 and int(rank) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not TOKENS:RANK; write for example 256:16.")
     return int(tokens), int(rank)
-
-
-def positive(text: str) -> int:
-    """Read a whole number above zero.
-
-    Args:
-        text: For example `17`.
-
-    Returns:
-        The number.
-
-    Raises:
-        argparse.ArgumentTypeError: If the text is anything else.
-    """
-    if not (text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero.")
-    return int(text)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -31,8 +31,8 @@ from methods import FLOOR, FLOOR_AGAIN
 from paca.profiling import track
 from paca.profiling.environment import cpu_name
 from paca.profiling.steps import TrainingStep, interleave, lower_quartile
+from paca.workbench.base.options import positive
 from report import versions
-from step import positive
 from vision_methods import CLASSES, METHODS, NETWORKS, Network, logits_of
 
 _PRECISIONS = {"float32": False, "bfloat16 autocast": True}

@@ -4,7 +4,7 @@ import json
 import pytest
 from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
 
-from paca.workbench.cli.compare import size
+from paca.workbench.base.options import size
 from paca.workbench.cli.main import main
 from paca.workbench.compare import worker
 

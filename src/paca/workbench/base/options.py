@@ -5,9 +5,12 @@ transformers' `HfArgumentParser` does the same, but importing it takes ten times
 
 import argparse
 import dataclasses
+import math
+import re
 from typing import Any, TypeVar, get_args
 
 Options = TypeVar("Options")
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def option(help: str, default: Any = dataclasses.MISSING, *, least: int | None = None, **declared: Any) -> Any:  # noqa: A002 - argparse's word
@@ -65,3 +68,40 @@ def too_small(options: Any) -> list[str]:
         for name, value, least in given
         if least is not None and value is not None and value < least
     ]
+
+
+def positive(text: str) -> int:
+    """Read a whole number above zero, as the `type` of an option.
+
+    Args:
+        text: What was typed.
+
+    Returns:
+        The number.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return int(text)
+
+
+def size(text: str) -> int:
+    """Read a number of bytes, as the `type` of an option.
+
+    Args:
+        text: Such as `4GB`, `512MiB` or `1000000`.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
+    unit = _UNITS.get(match[2].upper()) if match else None
+    number = float(match[1]) * unit if match and unit else 0.0
+    if not 1 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 4GB or 512MiB")
+    return int(number)

@@ -3,17 +3,16 @@
 import argparse
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.cli.verb import Verb, add_recipe_arguments, positive
+from paca.workbench.base.options import positive, size
+from paca.workbench.cli.verb import Verb, add_recipe_arguments
 
 EXPERIMENTS = {"throughput": "throughput", "max_seq": "max-seq", "operations": "operations"}
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 EXAMPLE = """\
 methods:
@@ -86,25 +85,6 @@ def run(arguments: argparse.Namespace) -> int:
     print(summary_table(results))
     print(f"report: {folder / HTML}")
     return 1 if all(row["error"] for row in results["methods"]) else 0
-
-
-def size(text: str) -> int:
-    """Read a number of bytes.
-
-    Args:
-        text: Such as `4GB`, `512MiB` or `1000000`.
-
-    Returns:
-        Bytes.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
-    unit = _UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or float(match[1]) <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 4GB or 512MiB")
-    return int(float(match[1]) * unit)
 
 
 def _comparison(arguments: argparse.Namespace) -> Any:

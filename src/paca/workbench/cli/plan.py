@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.cli.verb import Verb, positive
+from paca.workbench.base.options import positive
+from paca.workbench.cli.verb import Verb
 
 EXAMPLE = """\
 example:

@@ -32,10 +32,3 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="set a key of the recipe, such as training.max_steps=5"
     )
-
-
-def positive(text: str) -> int:
-    """Read a whole number above zero, as an argument's `type`."""
-    if not (text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
-    return int(text)
