@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -18,30 +19,12 @@ from paca.tuner.layers.unquantized import unquantize, unquantized_linear
 Producer = Callable[[], Tensor]
 Seen = Callable[[str, Tensor], None]
 
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-def shard_bytes(size: str) -> int:
-    """Read a shard's size as transformers spells it.
-
-    Args:
-        size: `5GB`, `200MB`; or a number of bytes.
-
-    Returns:
-        Bytes.
-
-    Raises:
-        ValueError: If it is neither.
-    """
-    unit = UNITS.get(size[-2:].upper())
-    return int(float(size[:-2]) * unit) if unit else int(size)
-
 
 def _ignore(name: str, tensor: Tensor) -> None:
     """Look at a tensor and do nothing."""
 
 
-def write_merged(model: Any, folder: Path, max_shard_size: str = "5GB", seen: Seen = _ignore) -> None:
+def write_merged(model: Any, folder: Path, max_shard_size: int | str = "5GB", seen: Seen = _ignore) -> None:
     """Merge the active adapters and write an ordinary model.
 
     Plain weights are merged in place, which copies nothing. Quantized ones are dequantized as they are written, those
@@ -50,7 +33,7 @@ def write_merged(model: Any, folder: Path, max_shard_size: str = "5GB", seen: Se
     Args:
         model: A `PeftModel`; it is used up.
         folder: Where config, generation config and weights go.
-        max_shard_size: `5GB`, `200MB`; a tensor that is larger has a shard of its own.
+        max_shard_size: `5GB`, `200MB`, or bytes; a tensor that is larger has a shard of its own.
         seen: Called with the name, as a reloaded model's `state_dict` spells it, and the value of each tensor written.
     """
     if any(isinstance(module, QuantizedLinear) or comes_quantized(module) for module in model.modules()):
@@ -98,7 +81,7 @@ def _in_use(module: Any) -> Any:
     return copies[names[0]] if copies and names and names[0] in copies else module
 
 
-def _write_dequantized(model: Any, folder: Path, max_shard_size: str, seen: Seen) -> None:
+def _write_dequantized(model: Any, folder: Path, max_shard_size: int | str, seen: Seen) -> None:
     from transformers.core_model_loading import revert_weight_conversion
 
     dtype = model.dtype if model.dtype.is_floating_point else torch.bfloat16
@@ -117,21 +100,7 @@ def _write_dequantized(model: Any, folder: Path, max_shard_size: str, seen: Seen
     skeleton.config.save_pretrained(folder)
     if skeleton.can_generate():
         skeleton.generation_config.save_pretrained(folder)
-    write_shards(
-        {**{name: _constant(tensor) for name, tensor in state.items()}, **producers},
-        _sizes(state),
-        folder,
-        max_shard_size,
-        seen,
-    )
-
-
-def _constant(tensor: Tensor) -> Producer:
-    return lambda: tensor
-
-
-def _sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
+    write_shards(state, producers, folder, max_shard_size, seen)
 
 
 def _is_tied_copy(model: Any, name: str) -> bool:
@@ -185,53 +154,32 @@ def _dequantized(layer: Any, dtype: torch.dtype) -> Producer:
     return lambda: dequantized_matrix(layer).to(dtype)
 
 
-def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Split names into groups, in their order, each of at most `limit` bytes unless a single one is larger.
-
-    Args:
-        sizes: Bytes by name.
-        limit: Bytes.
-
-    Returns:
-        The names of each shard.
-    """
-    groups: list[list[str]] = []
-    total = limit + 1
-    for name, size in sizes.items():
-        if total + size > limit:
-            groups.append([])
-            total = 0
-        groups[-1].append(name)
-        total += size
-    return groups
-
-
 def write_shards(
+    state: Mapping[str, Tensor],
     producers: Mapping[str, Producer],
-    sizes: Mapping[str, int],
     folder: Path,
-    max_shard_size: str,
+    max_shard_size: int | str,
     seen: Seen,
 ) -> None:
     """Write tensors as transformers names its files, making those of one shard at a time.
 
     Args:
-        producers: What makes each tensor, by name.
-        sizes: Bytes of each tensor.
+        state: The tensors by name; on the meta device those that are yet to be made.
+        producers: What makes these.
         folder: Where the files go.
-        max_shard_size: As `shard_bytes` reads it.
+        max_shard_size: Bytes, or as `write_merged` takes it.
         seen: Called with the name and the value of each tensor written.
     """
-    groups = shards(sizes, shard_bytes(max_shard_size))
-    files = [f"model-{number:05}-of-{len(groups):05}.safetensors" for number in range(1, len(groups) + 1)]
-    files = files if len(groups) > 1 else ["model.safetensors"]
-    for file, names in zip(files, groups, strict=True):
-        tensors = {name: producers[name]().detach().cpu().contiguous() for name in names}
+    split = split_torch_state_dict_into_shards(
+        dict(state), filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    for file, names in split.filename_to_tensors.items():
+        made = {name: producers[name]() if name in producers else state[name] for name in names}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in made.items()}
         for name, tensor in tensors.items():
             seen(name, tensor)
         save_file(tensors, folder / file, metadata={"format": "pt"})
-        del tensors
-    if len(groups) > 1:
-        weight_map = {name: file for file, names in zip(files, groups, strict=True) for name in names}
-        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        del made, tensors  # before the next shard's are made
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

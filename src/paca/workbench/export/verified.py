@@ -2,6 +2,7 @@
 
 import gc
 import json
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.tuner.export.lora import write_lora
-from paca.tuner.export.merged import shard_bytes, write_merged
+from paca.tuner.export.merged import write_merged
 from paca.tuner.export.peft_format import write_peft
 from paca.workbench.base.files import discard, write_folder
+from paca.workbench.base.options import size
 from paca.workbench.export.certificate import Check, Reference, facts, facts_checks, logits_check, refer, tensor_check
 from paca.workbench.models.load import forget_gguf
 from paca.workbench.training.adapted import Source, find_adapter, load_adapted, put_on
@@ -28,13 +30,13 @@ class Job:
         model: The adapted model; gone once it has been written as a merged one.
         tokenizer: Its tokenizer.
         reference: What was noted of it.
-        max_shard_size: Of a merged model's files.
+        max_shard_size: Of a merged model's files, in bytes.
     """
 
     model: Any
     tokenizer: Any
     reference: Reference
-    max_shard_size: str
+    max_shard_size: int
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,13 @@ def export(
     Raises:
         PacaError: If the adapter can't be written so, or the artefact does not agree with the adapted model.
     """
-    _check_shard_size(max_shard_size)
+    shard_bytes = _shard_bytes(max_shard_size)
     source = find_adapter(adapter)
     place = Path(folder) if folder else _beside(source, to)
     _check_free(place, overwrite)
     model, tokenizer = load_adapted(source, dtype)
     forget_gguf(model.get_base_model())
-    job = Job(model, tokenizer, refer(model, tokenizer), max_shard_size)
+    job = Job(model, tokenizer, refer(model, tokenizer), shard_bytes)
     del model
     certificate: dict[str, Any] = {}
 
@@ -105,13 +107,11 @@ def _beside(source: Source, to: str) -> Path:
     return (adapter if adapter else Path()).resolve().parent / to
 
 
-def _check_shard_size(size: str) -> None:
+def _shard_bytes(text: str) -> int:
     try:
-        good = shard_bytes(size) > 0
-    except (ValueError, OverflowError):
-        good = False
-    if not good:
-        raise PacaError(f"--max-shard-size {size!r}: expected a size such as 5GB or 200MB, or a number of bytes.")
+        return size(text)
+    except ArgumentTypeError as error:
+        raise PacaError(f"--max-shard-size: {error}.") from error
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
