@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from paca.profiling.environment import machine
+from paca.profiling.operations import OperationCounter
 from paca.profiling.steps import StepTime, TrainingStep, interleave, lower_quartile
 from paca.workbench.compare.failures import OutOfMemoryError, is_out_of_memory
 from paca.workbench.compare.jobs import Entry, Job
@@ -168,13 +168,13 @@ def operations(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
     """
     step = workload.step(job.entry)
     step.run()
-    with FlopCounterMode(display=False) as forward:
+    with OperationCounter(lambda: "forward") as forward:
         loss = step.loss()
-    with FlopCounterMode(display=False) as backward:
+    with OperationCounter(lambda: "backward") as backward:
         loss.backward()
     rounds = job.values["rounds"]
     times = interleave({"": step.run}, rounds, lambda done: watch(done, rounds, "timing"))[""]
-    return {"forward": forward.get_total_flops(), "backward": backward.get_total_flops(), **_phases(times)}
+    return {**forward.by_phase, **backward.by_phase, **_phases(times)}
 
 
 def match_ranks(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
