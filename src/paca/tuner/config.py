@@ -1,4 +1,4 @@
-"""`PacaConfig`: what a user says about an adapter."""
+"""`PacaConfig`: what a user says about an adapter, and what can be wrong with that whatever the model is."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class PacaConfig(PeftConfig):
             paper does, and keeps the sums on the CPU; `"norm"` by the accumulated squares of the batches' norms,
             which are `in` numbers a layer.
         selection_indices: For `"indices"`: `{name or regular expression: [indices]}`, or a JSON file that holds it.
-        run_length: Connections come in contiguous runs of so many, those with the largest summed score; `r` has to
-            be a multiple of it.
+        run_length: Connections come in contiguous runs of this length, those with the largest summed score; `r` has
+            to be a multiple of it.
         aligned: Layers that read the same input (query, key and value; gate and up) share one index set. True for
             those known by name, or groups of last names: `[["q_proj", "k_proj", "v_proj"]]`.
-        reselect_every: Move to other connections every so many steps, by `paca.ReselectCallback()`, a Trainer
+        reselect_every: Train other connections every `reselect_every` steps, by `paca.ReselectCallback()`, a Trainer
             callback, or `paca.reselect(model, optimizer)`. Memory stays that of rank `r`; the saved adapter holds all
             connections that were trained. None: they stay.
         reselect_warmup: Steps over which the learning rate rises again after each move, in a Trainer.
@@ -79,62 +79,30 @@ class PacaConfig(PeftConfig):
         PacaError: If a value makes no sense; the message repeats it.
     """
 
-    r: int = field(default=8, metadata={"help": "Connections (input columns) trained per layer."})
-    paca_alpha: float | None = field(
-        default=None, metadata={"help": "Updates are scaled by paca_alpha / r; None: not at all."}
-    )
-    target_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Names of the layers, a regular expression, 'all-linear' or 'all-weights'."}
-    )
-    target_parameters: list[str] | None = field(
-        default=None, metadata={"help": "Names of the fused expert weights to adapt."}
-    )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Names, or a regular expression, of layers to leave out."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the blocks whose layers are adapted."}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the list that holds the blocks."}
-    )
-    rank_pattern: dict[str, int] = field(
-        default_factory=dict, metadata={"help": "Other ranks for some layers: {name or regular expression: r}."}
-    )
-    clamp_rank: bool = field(default=False, metadata={"help": "Cap r at a layer's number of connections."})
-    alpha_pattern: dict[str, float] = field(
-        default_factory=dict,
-        metadata={"help": "Other paca_alpha for some layers: {name or regular expression: alpha}."},
-    )
-    bias: str = field(default="none", metadata={"help": "Which biases are trained: 'none', 'all' or 'paca_only'."})
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Further modules that are trained whole and saved with the adapter."}
-    )
-    random_seed: int | None = field(default=None, metadata={"help": "Seed of the random connections."})
-    selection: str = field(default="random", metadata={"help": "Name of the strategy that chooses the connections."})
-    selection_indices: dict[str, list[int]] | str | None = field(
-        default=None, metadata={"help": "For selection='indices': {name or regular expression: [indices]}, or a file."}
-    )
-    selection_batches: int = field(default=100, metadata={"help": "Batches that a strategy sees that needs data."})
-    gradient_mode: str = field(default="sum", metadata={"help": "For selection='gradient': 'sum' or 'norm'."})
-    run_length: int = field(default=1, metadata={"help": "Connections come in contiguous runs of so many."})
-    aligned: bool | list[list[str]] = field(
-        default=False, metadata={"help": "Layers that read the same input share one index set."}
-    )
-    reselect_every: int | None = field(
-        default=None, metadata={"help": "Move to other connections every so many steps."}
-    )
-    reselect_warmup: int = field(
-        default=0, metadata={"help": "Steps over which the learning rate rises after a move."}
-    )
-    init_weights: bool = field(default=True, metadata={"help": "Start from the pretrained model."})
-    column_source: str | None = field(
-        default=None,
-        metadata={
-            "help": "Quantized base: folder or Hub name of the unquantized checkpoint to read the columns from."
-        },
-    )
-    fan_in_fan_out: bool = field(default=False, metadata={"help": "Accepted for compatibility; layouts are known."})
+    r: int = 8
+    paca_alpha: float | None = None
+    target_modules: list[str] | str | None = None
+    target_parameters: list[str] | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: list[str] | str | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    clamp_rank: bool = False
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    bias: str = "none"
+    modules_to_save: list[str] | None = None
+    random_seed: int | None = None
+    selection: str = "random"
+    selection_indices: dict[str, list[int]] | str | None = None
+    selection_batches: int = 100
+    gradient_mode: str = "sum"
+    run_length: int = 1
+    aligned: bool | list[list[str]] = False
+    reselect_every: int | None = None
+    reselect_warmup: int = 0
+    init_weights: bool = True
+    column_source: str | None = None
+    fan_in_fan_out: bool = False
 
     _being_loaded = False  # read from a saved adapter, whose weights are not loaded yet; no field, so never saved
 
@@ -145,43 +113,15 @@ class PacaConfig(PeftConfig):
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
             setattr(self, name, set(value) if isinstance(value, (list, tuple)) else value)
-        problems = [*self._number_problems(), *self._choice_problems(), *config_problems(self)]
+        problems = list(config_problems(self))
         if problems:
             raise PacaError("PacaConfig: " + " ".join(problems))
         if self.paca_alpha is None:  # no scaling, whatever rank a layer has; the first key that fits a layer counts
             self.paca_alpha = self.r
             self.alpha_pattern = {**self.alpha_pattern, **self.rank_pattern, **self.alpha_pattern}
 
-    def _number_problems(self) -> Iterator[str]:
-        if not _is_rank(self.r):
-            yield f"`r` should be a positive integer value but the value passed is {self.r!r}."
-        if self.paca_alpha is not None and not _is_alpha(self.paca_alpha):
-            yield f"paca_alpha={self.paca_alpha!r} is not a finite number other than 0; leave it out to use r."
-        for pattern, rank in self.rank_pattern.items():
-            if not _is_rank(rank):
-                yield f"rank_pattern[{pattern!r}]={rank!r} is not a positive integer."
-        for pattern, alpha in self.alpha_pattern.items():
-            if not _is_alpha(alpha):
-                yield f"alpha_pattern[{pattern!r}]={alpha!r} is not a finite number other than 0."
-        if self.random_seed is not None and (not isinstance(self.random_seed, int) or self.random_seed < 0):
-            yield f"random_seed={self.random_seed!r} is not an integer of 0 or more; leave it out for any connections."
-
-    def _choice_problems(self) -> Iterator[str]:
-        if self.bias not in BIAS_CHOICES:
-            yield f"bias={self.bias!r} is unknown; pass one of {', '.join(map(repr, BIAS_CHOICES))}."
-        if self.column_source is not None and (not isinstance(self.column_source, str) or not self.column_source):
-            yield f"column_source={self.column_source!r} is not the name of a folder or a Hub repository."
-        if isinstance(self.target_parameters, str):
-            yield f"target_parameters={self.target_parameters!r} is a str; pass a list: [{self.target_parameters!r}]."
-        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
-            yield "`layers_to_transform` cannot be used when `target_modules` is a str; pass a list of names."
-        if isinstance(self.target_modules, str) and self.layers_pattern:
-            yield "`layers_pattern` cannot be used when `target_modules` is a str; pass a list of names."
-        if self.layers_pattern and self.layers_to_transform is None:
-            yield "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
-
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save it; that of an adapter whose connections have moved with the ranks that its file has.
+        """Save it; for an adapter whose connections have moved, with the ranks that its weights file has.
 
         Args:
             save_directory: The folder.
@@ -214,14 +154,7 @@ class PacaConfig(PeftConfig):
 
 
 def check_adapter_file(path: str) -> None:
-    """Refuse a weights file that is truncated or is no safetensors file.
-
-    Args:
-        path: The file; one that does not exist is not this function's business.
-
-    Raises:
-        PacaError: If it cannot be read.
-    """
+    """Refuse a weights file that is truncated or is no safetensors file; one that is not there is not looked at."""
     if not os.path.isfile(path):
         return
     try:
@@ -232,14 +165,6 @@ def check_adapter_file(path: str) -> None:
             f"{path} ({os.path.getsize(path):,} bytes) is no whole safetensors file: {error}. It was cut short or "
             "damaged; copy, download or save the adapter again."
         ) from error
-
-
-def _is_rank(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_alpha(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0 and math.isfinite(value)
 
 
 def rank_of(config: PacaConfig, name: str) -> int:
@@ -259,14 +184,45 @@ def alpha_of(config: PacaConfig, name: str) -> float:
 
 
 def config_problems(config: PacaConfig) -> Iterator[str]:
-    """What is wrong with the selection of a configuration, whatever the model is.
+    """What is wrong with a configuration, one sentence per problem."""
+    yield from _number_problems(config)
+    yield from _target_problems(config)
+    yield from _selection_problems(config)
+    yield from _run_problems(config)
+    yield from _reselect_problems(config)
 
-    Args:
-        config: The configuration.
 
-    Yields:
-        str: One sentence per problem.
-    """
+def _number_problems(config: PacaConfig) -> Iterator[str]:
+    if not _is_positive(config.r):
+        yield f"`r` should be a positive integer value but the value passed is {config.r!r}."
+    if config.paca_alpha is not None and not _is_alpha(config.paca_alpha):
+        yield f"paca_alpha={config.paca_alpha!r} is not a finite number other than 0; leave it out to use r."
+    for pattern, rank in config.rank_pattern.items():
+        if not _is_positive(rank):
+            yield f"rank_pattern[{pattern!r}]={rank!r} is not a positive integer."
+    for pattern, alpha in config.alpha_pattern.items():
+        if not _is_alpha(alpha):
+            yield f"alpha_pattern[{pattern!r}]={alpha!r} is not a finite number other than 0."
+    if config.random_seed is not None and (not isinstance(config.random_seed, int) or config.random_seed < 0):
+        yield f"random_seed={config.random_seed!r} is not an integer of 0 or more; leave it out for any connections."
+
+
+def _target_problems(config: PacaConfig) -> Iterator[str]:
+    if config.bias not in BIAS_CHOICES:
+        yield f"bias={config.bias!r} is unknown; pass one of {', '.join(map(repr, BIAS_CHOICES))}."
+    if config.column_source is not None and (not isinstance(config.column_source, str) or not config.column_source):
+        yield f"column_source={config.column_source!r} is not the name of a folder or a Hub repository."
+    if isinstance(config.target_parameters, str):
+        yield f"target_parameters={config.target_parameters!r} is a str; pass a list: [{config.target_parameters!r}]."
+    if isinstance(config.target_modules, str) and config.layers_to_transform is not None:
+        yield "`layers_to_transform` cannot be used when `target_modules` is a str; pass a list of names."
+    if isinstance(config.target_modules, str) and config.layers_pattern:
+        yield "`layers_pattern` cannot be used when `target_modules` is a str; pass a list of names."
+    if config.layers_pattern and config.layers_to_transform is None:
+        yield "When `layers_pattern` is specified, `layers_to_transform` must also be specified."
+
+
+def _selection_problems(config: PacaConfig) -> Iterator[str]:
     problem = strategy_problem(config.selection)
     if problem:
         yield problem
@@ -278,8 +234,6 @@ def config_problems(config: PacaConfig) -> Iterator[str]:
         problem = given_problem(config.selection_indices)
         if problem:
             yield f"selection_indices: {problem}"
-    yield from _run_problems(config)
-    yield from _moving_problems(config)
     if not _is_positive(config.selection_batches):
         yield f"selection_batches={config.selection_batches!r} is not a whole number of 1 or more."
     if config.gradient_mode not in MODES:
@@ -289,20 +243,6 @@ def config_problems(config: PacaConfig) -> Iterator[str]:
             f"aligned={config.aligned!r} is neither True, False nor a list of lists of layer names; pass for example "
             "[['q_proj', 'k_proj', 'v_proj']]."
         )
-
-
-def _moving_problems(config: PacaConfig) -> Iterator[str]:
-    every, warmup = config.reselect_every, config.reselect_warmup
-    if every is None:
-        if warmup:
-            yield f"reselect_warmup={warmup!r} does nothing without reselect_every; pass reselect_every=20, say."
-        return
-    if not _is_positive(every):
-        yield f"reselect_every={every!r} is not a whole number of 1 or more; leave it out for connections that stay."
-    elif not isinstance(warmup, int) or not 0 <= warmup < every:
-        yield f"reselect_warmup={warmup!r} has to be a whole number below reselect_every={every}, 0 for none."
-    if config.selection == INDICES:
-        yield "reselect_every needs a strategy to choose new connections by, and selection='indices' is none."
 
 
 def _run_problems(config: PacaConfig) -> Iterator[str]:
@@ -320,8 +260,26 @@ def _run_problems(config: PacaConfig) -> Iterator[str]:
             yield f"{where}={rank} is no multiple of run_length={length}; pass {nearest}, or another run_length."
 
 
+def _reselect_problems(config: PacaConfig) -> Iterator[str]:
+    every, warmup = config.reselect_every, config.reselect_warmup
+    if every is None:
+        if warmup:
+            yield f"reselect_warmup={warmup!r} does nothing without reselect_every; pass reselect_every=20, say."
+        return
+    if not _is_positive(every):
+        yield f"reselect_every={every!r} is not a whole number of 1 or more; leave it out for connections that stay."
+    elif not isinstance(warmup, int) or not 0 <= warmup < every:
+        yield f"reselect_warmup={warmup!r} has to be a whole number below reselect_every={every}, 0 for none."
+    if config.selection == INDICES:
+        yield "reselect_every needs a strategy to choose new connections by, and selection='indices' is none."
+
+
 def _is_positive(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_alpha(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value != 0 and math.isfinite(value)
 
 
 def _are_groups(groups: object) -> bool:
