@@ -14,11 +14,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import PacaError
+from ..errors import first_few
 from ..profiling.environment import versions
+from .messages import raise_together
 
 VERSIONED = ("paca", "torch", "transformers", "peft", "accelerate")
-_INDICES = ".paca_indices."
+INDICES = "paca_indices"
 
 
 def check_ranks(model: nn.Module) -> None:
@@ -38,42 +39,23 @@ def check_ranks(model: nn.Module) -> None:
     facts: list[dict[str, str]] = [{}] * dist.get_world_size()
     dist.all_gather_object(facts, {**versions(VERSIONED), **adapter_facts(model)})
     problems = differences(facts)
-    if problems:
-        shown = [*problems[:10], *([f"… and {len(problems) - 10} more."] if len(problems) > 10 else [])]
-        raise PacaError("\n".join(["The ranks of this run do not fit together:", *(f"  {line}" for line in shown)]))
+    raise_together(problems, "The ranks of this run do not fit together:")
 
 
 def adapter_facts(model: nn.Module) -> dict[str, str]:
-    """What has to be the same on all ranks, in short: of each layer's adapters, the connections and the scaling.
-
-    Args:
-        model: A model with PaCA adapters.
-
-    Returns:
-        A line of text by `<layer> (adapter <name>)`.
-    """
+    """What has to be the same on all ranks: the connections and the scaling, in text, by `layer (adapter name)`."""
     facts = {}
     for name, buffer in model.named_buffers():
-        if _INDICES in f".{name}" and buffer.device.type != "meta":
-            layer, _, adapter = name.rpartition(_INDICES)
-            scaling = _scalings(model.get_submodule(layer))[adapter]
-            facts[f"{layer} (adapter {adapter})"] = f"connections {_digest(buffer)}, scaling {scaling:g}"
+        if f".{INDICES}." in f".{name}" and buffer.device.type != "meta":
+            owner, _, adapter = name.rpartition(f".{INDICES}.")
+            layer: Any = model.get_submodule(owner)
+            scaling = layer.scaling[adapter]
+            facts[f"{owner} (adapter {adapter})"] = f"connections {_digest(buffer)}, scaling {scaling:g}"
     return facts
 
 
-def _scalings(layer: Any) -> dict[str, float]:
-    return layer.scaling
-
-
 def differences(facts: Sequence[Mapping[str, str]]) -> list[str]:
-    """Compare what the ranks have.
-
-    Args:
-        facts: Per rank, texts by name.
-
-    Returns:
-        One sentence per name in which ranks differ; names the ranks.
-    """
+    """One sentence per fact in which ranks differ, of each rank's facts in text by name."""
     problems = []
     for name in dict.fromkeys(name for own in facts for name in own):
         ranks: dict[str, list[int]] = {}
@@ -97,18 +79,14 @@ def _remedy(name: str) -> str:
 def _ranks(numbers: Sequence[int]) -> str:
     if len(numbers) == 1:
         return f"rank {numbers[0]} has"
-    listed = ", ".join(map(str, numbers[:8])) + (", …" if len(numbers) > 8 else "")
-    return f"ranks {listed} have"
+    return f"ranks {first_few(numbers, 8)} have"
 
 
 def _digest(indices: Tensor) -> str:
     """The first connections, for people, and a hash of all, for comparing."""
     values = indices.tolist()
     digest = hashlib.sha256(repr(values).encode()).hexdigest()[:8]
-    return f"[{', '.join(map(str, values[:3]))}{', …' if len(values) > 3 else ''}] #{digest}"
-
-
-INDICES = "paca_indices"
+    return f"[{first_few(values, 3)}] #{digest}"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How errors are put: near names, several problems in one error."""
+"""The wording of errors: names that come near, several problems in one error."""
 
 from __future__ import annotations
 
@@ -11,44 +11,19 @@ from ..errors import PacaError
 
 
 def unmatched_names(wanted: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The wanted names that no module has, as a whole or at its end.
-
-    Args:
-        wanted: What `target_modules` lists.
-        names: Full names of the modules.
-
-    Returns:
-        Those without a match, sorted.
-    """
+    """The wanted names that are neither a module's full name nor the end of one, sorted."""
     ends = {".".join(parts[start:]) for parts in (name.split(".") for name in names) for start in range(len(parts))}
     return sorted(set(wanted) - ends)
 
 
 def near_names(name: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """Last parts of module names that look like `name`.
-
-    Args:
-        name: What was looked for.
-        names: Full names of the modules.
-        count: How many at most.
-
-    Returns:
-        The nearest, best first.
-    """
+    """Last parts of full names that look like the last part of `name`, the nearest first."""
     known = {part.rsplit(".", 1)[-1] for part in names if part}
     return difflib.get_close_matches(name.rsplit(".", 1)[-1], sorted(known), n=count, cutoff=0.5)
 
 
 def not_found(wanted: Iterable[str], names: Mapping[str, nn.Module]) -> str:
-    """A sentence on each name that no module has.
-
-    Args:
-        wanted: The names.
-        names: The model's modules by name.
-
-    Returns:
-        The sentences, one line each.
-    """
+    """A line on each wanted name, which no module has."""
     lines = []
     for name in wanted:
         near = near_names(name, names)
@@ -61,7 +36,7 @@ def raise_together(problems: list[str], header: str, most: int = 10) -> None:
     """Raise one error that lists the problems.
 
     Args:
-        problems: One line each.
+        problems: One line each; none is no error.
         header: What could not be done.
         most: How many to list; the rest is counted.
 

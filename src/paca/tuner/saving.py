@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import first_few
 from ..method.columns.retired import RetiredColumns, saved_settings, split
 from ..method.columns.sharded import is_sharded
 from ..method.fingerprint import QUANTIZED, ROUNDED, fingerprint, same_columns
@@ -233,7 +234,7 @@ def _check_fingerprints(
     if others:
         warnings.warn(
             f"Adapter {adapter_name!r} was trained on other pretrained weights than this model's, in {len(others)} "
-            f"layers: {', '.join(others[:5])}{', …' if len(others) > 5 else ''}. Its outputs will not be those of "
+            f"layers: {first_few(others)}. Its outputs will not be those of "
             "training; load the base model that its configuration names.",
             stacklevel=2,
         )

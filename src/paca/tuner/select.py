@@ -43,7 +43,7 @@ def select(
         layers: The adapter's layers by their names in the base model.
         adapter_name: The adapter.
         scores: By layer, shape `(in,)` each; by default those of a strategy that needs no data.
-        visited: Connections that are not chosen while there are others, by layer.
+        visited: By layer, connections to choose only where no others are left.
 
     Returns:
         Indices by layer, ascending, shape `(r,)` each.

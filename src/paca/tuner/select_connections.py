@@ -77,18 +77,7 @@ def select_connections(
 
 
 def model_loss(model: Any, batch: Any) -> Tensor:
-    """The loss that a model of transformers computes itself.
-
-    Args:
-        model: The model.
-        batch: Its arguments by name.
-
-    Returns:
-        A scalar; nothing that can be differentiated where the batch has no labels.
-
-    Raises:
-        PacaError: If the batch is no mapping.
-    """
+    """The loss that a model of transformers computes itself, from a batch of its arguments by name."""
     if not isinstance(batch, Mapping):
         raise PacaError(
             f"select_connections: a batch is a {type(batch).__name__}, but the model is called with a mapping's "
@@ -99,18 +88,7 @@ def model_loss(model: Any, batch: Any) -> Tensor:
 
 
 def tuner_of(model: nn.Module, adapter_name: str) -> PacaModel:
-    """The `PacaModel` of an adapter.
-
-    Args:
-        model: What `get_peft_model` returned, or what it wraps.
-        adapter_name: The adapter.
-
-    Returns:
-        The `PacaModel`.
-
-    Raises:
-        PacaError: If there is none, or no such adapter.
-    """
+    """The `PacaModel` in what `get_peft_model` returned, or an error if it has no such adapter."""
     tuner = getattr(model, "base_model", model)
     if not isinstance(tuner, PacaModel):
         raise PacaError(

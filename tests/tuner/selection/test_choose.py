@@ -29,9 +29,9 @@ def test_the_largest_are_chosen_in_ascending_order(scores, r, run_length, expect
 )
 def test_touched_connections_come_last(taken, expected):
     scores = torch.tensor([3.0, 1, 4, 1, 5, 9, 2, 6])
-    assert largest(scores, 2, taken=torch.tensor(taken)).tolist() == expected
+    assert largest(scores, 2, visited=torch.tensor(taken)).tolist() == expected
 
 
 def test_a_run_with_one_touched_connection_is_touched():
     scores = torch.tensor([9.0, 9, 5, 5, 1, 1])
-    assert largest(scores, 2, 2, taken=torch.tensor([0])).tolist() == [2, 3]
+    assert largest(scores, 2, 2, visited=torch.tensor([0])).tolist() == [2, 3]

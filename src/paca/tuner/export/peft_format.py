@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paca.errors import PacaError
+from paca.errors import PacaError, first_few
 from paca.tuner.export.lora import padded
 from paca.tuner.export.updates import (
     PEFT_PREFIX,
@@ -64,7 +64,7 @@ def write_peft(model: Any, folder: Path) -> None:
     if problems:
         raise PacaError(
             f"This adapter can't be written as 'peft': PEFT's PaCA has one rank, here {rank}, for nn.Linear only, but "
-            f"{'; '.join(problems[:5])}{'; …' if len(problems) > 5 else ''}. Use --to lora or --to merged."
+            f"{first_few(problems, separator='; ')}. Use --to lora or --to merged."
         )
     tensors = {key: value.detach().cpu().contiguous() for key, value in other_tensors(model).items()}
     for update in updates:

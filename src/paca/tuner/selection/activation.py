@@ -1,4 +1,4 @@
-"""Selection by what the layer's input channels carry on calibration batches."""
+"""Selection by the size of a layer's input channels on calibration batches."""
 
 from __future__ import annotations
 
@@ -22,12 +22,7 @@ class MeanSquares:
         self._tokens: dict[str, int] = {}
 
     def add(self, name: str, x: Tensor) -> None:
-        """Count a batch's input of a layer in.
-
-        Args:
-            name: The layer.
-            x: Shape `(..., in)`.
-        """
+        """Add a batch's input of the layer `name`, shape `(..., in)`."""
         tokens = x.detach().reshape(-1, x.shape[-1])
         sums = tokens.float().square().sum(0).cpu().double()
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums
@@ -39,14 +34,7 @@ class MeanSquares:
 
     @contextmanager
     def watching(self, layers: dict[str, Any]) -> Iterator[None]:
-        """Count every input of the layers in, inside a `with` block, without gradients.
-
-        Args:
-            layers: The layers by name.
-
-        Yields:
-            None: Nothing.
-        """
+        """Add every input of the layers, by their names, inside a `with` block, where no gradients are made."""
         handles = [
             layer.register_forward_pre_hook(partial(_count, name=name, means=self)) for name, layer in layers.items()
         ]
@@ -63,29 +51,12 @@ def _count(layer: nn.Module, inputs: tuple[Tensor, ...], name: str, means: MeanS
 
 
 def statistic_scores(facts: LayerFacts) -> Tensor:
-    """The measured statistic itself: mean squares of the input channels, or squared gradient norms.
-
-    Args:
-        facts: The layer.
-
-    Returns:
-        Shape `(in,)`.
-
-    Raises:
-        ValueError: If nothing was measured.
-    """
+    """The measured statistic itself: mean squares of the input channels, or squared gradient norms; shape `(in,)`."""
     if facts.statistic is None:
         raise ValueError(f"{facts.name}: nothing was measured.")
     return facts.statistic
 
 
 def weight_activation_scores(facts: LayerFacts) -> Tensor:
-    """`‖W[:, j]‖² · mean square of channel j`: the energy that a connection brings to the output.
-
-    Args:
-        facts: The layer.
-
-    Returns:
-        Shape `(in,)`.
-    """
+    """`‖W[:, j]‖² · mean square of channel j`, the energy that a connection brings to the output; shape `(in,)`."""
     return column_energies(facts.columns()) * statistic_scores(facts)

@@ -9,24 +9,13 @@ from typing import Any
 
 from peft.utils.other import get_pattern_key
 
-from ...errors import PacaError
+from ...errors import PacaError, first_few
 
 Given = Mapping[str, Sequence[int]]
 
 
 def read_given(given: Given | str) -> Given:
-    """The user's connections, read from a file if a file was named.
-
-    Args:
-        given: `{name or regular expression: [indices]}`, or the path of a JSON file that holds this, such as
-            `paca select` writes.
-
-    Returns:
-        The mapping.
-
-    Raises:
-        PacaError: If the file is not there or holds something else.
-    """
+    """The user's connections by name or regular expression, from the JSON file if one is named."""
     if not isinstance(given, str):
         return given
     try:
@@ -40,14 +29,7 @@ def read_given(given: Given | str) -> Given:
 
 
 def given_problem(given: Any) -> str | None:
-    """What is wrong with the user's connections whatever the model is.
-
-    Args:
-        given: What was passed.
-
-    Returns:
-        A sentence, or None.
-    """
+    """What is wrong with the user's connections whatever the model is: a sentence, or None."""
     if not isinstance(given, Mapping) or not given:
         return "it is no mapping of layer names to lists of indices; pass {'q_proj': [0, 5, 7], …}."
     for name, indices in given.items():
@@ -58,48 +40,26 @@ def given_problem(given: Any) -> str | None:
 
 
 def given_for(given: Given, name: str) -> Sequence[int] | None:
-    """The connections given for a layer.
-
-    Args:
-        given: The mapping; its keys match whole names or their ends, as those of `rank_pattern` do.
-        name: The layer's full name.
-
-    Returns:
-        Its indices as they were given, or None if no key matches.
-    """
+    """The connections given for a layer, by a key that matches as those of `rank_pattern` do; None without one."""
     return given.get(get_pattern_key(list(given), name))
 
 
-def layer_problem(indices: Sequence[int] | None, name: str, connections: int, rank: int) -> str | None:
-    """What is wrong with the connections given for one layer.
-
-    Args:
-        indices: The connections; None if none were given.
-        name: The layer's full name.
-        connections: How many connections the layer has.
-        rank: Its rank.
-
-    Returns:
-        A sentence, or None.
-    """
+def indices_problem(indices: Sequence[int] | None, name: str, connections: int, rank: int) -> str | None:
+    """What is wrong with the connections given for one layer, which has this many: a sentence, or None."""
     if indices is None:
         return f"selection_indices has no entry for {name}; add one, or leave the layer out of target_modules."
     outside = sorted({index for index in indices if not 0 <= index < connections})
     if outside:
         return (
-            f"selection_indices of {name} name {_listed(outside)}, but the layer has the connections 0 to "
+            f"selection_indices of {name} name {first_few(outside)}, but the layer has the connections 0 to "
             f"{connections - 1}."
         )
     twice = sorted({index for index in indices if list(indices).count(index) > 1})
     if twice:
-        return f"selection_indices of {name} name {_listed(twice)} more than once; name each connection once."
+        return f"selection_indices of {name} name {first_few(twice)} more than once; name each connection once."
     if len(indices) != rank:
         return (
             f"selection_indices of {name} has {len(indices)} connections, but r={rank}: pass r={len(indices)}, or "
             f"rank_pattern={{{name!r}: {len(indices)}}}."
         )
     return None
-
-
-def _listed(numbers: Sequence[int], most: int = 5) -> str:
-    return ", ".join(map(str, numbers[:most])) + (", …" if len(numbers) > most else "")

@@ -28,12 +28,7 @@ class SummedGradients:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, name: str, gradient: Tensor) -> None:
-        """Count a batch's gradient in.
-
-        Args:
-            name: The layer.
-            gradient: `∇W`, shape `(out, in)`.
-        """
+        """Add a batch's `∇W` of the layer `name`, shape `(out, in)`."""
         gradient = gradient.to("cpu", torch.promote_types(gradient.dtype, torch.float32))
         self._sums[name] = self._sums[name].add_(gradient) if name in self._sums else gradient
 
@@ -49,12 +44,7 @@ class GradientNorms:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, name: str, gradient: Tensor) -> None:
-        """Count a batch's gradient in.
-
-        Args:
-            name: The layer.
-            gradient: `∇W`, shape `(out, in)`.
-        """
+        """Add a batch's `∇W` of the layer `name`, shape `(out, in)`."""
         dtype = torch.promote_types(gradient.dtype, torch.float32)
         norms = torch.linalg.vector_norm(gradient, dim=0, dtype=dtype).cpu().double().square()
         self._sums[name] = self._sums[name] + norms if name in self._sums else norms
@@ -100,15 +90,7 @@ def _tap(
 
 @contextmanager
 def tapped(layers: dict[str, Any], accumulator: Accumulator) -> Iterator[None]:
-    """Have backward passes inside a `with` block hand every layer's weight gradient to the accumulator.
-
-    Args:
-        layers: The layers by name.
-        accumulator: What takes them.
-
-    Yields:
-        None: Nothing.
-    """
+    """Have backward passes inside a `with` block hand every layer's weight gradient to the accumulator."""
     anchor = torch.zeros((), requires_grad=True)
     handles = [
         layer.register_forward_hook(partial(_tap, name=name, accumulator=accumulator, anchor=anchor))

@@ -21,29 +21,14 @@ Groups = Sequence[Sequence[str]]
 
 
 def same_input_groups(aligned: bool | Groups) -> Groups:
-    """The groups of last names that `PacaConfig(aligned=…)` means.
-
-    Args:
-        aligned: True for the known ones, False for none, or groups of one's own.
-
-    Returns:
-        The groups.
-    """
+    """The groups of last names that `PacaConfig(aligned=…)` means: the known ones, none, or the user's own."""
     if isinstance(aligned, bool):
         return SAME_INPUT if aligned else ()
     return aligned
 
 
 def group_layers(names: Iterable[str], groups: Groups) -> list[list[str]]:
-    """Put layers that share an index set together.
-
-    Args:
-        names: Full names of the adapted layers.
-        groups: Groups of last names.
-
-    Returns:
-        Lists of names, in the order of their first: every layer is in exactly one, most in one of their own.
-    """
+    """The layers, those of one module together whose last names are in one group; every layer is in one list."""
     number = {last: index for index, group in enumerate(groups) for last in group}
     found: dict[tuple[str, object], list[str]] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""How much two selections have in common, beside what chance alone would give."""
+"""How much two selections have in common, and how much two random ones would."""
 
 from __future__ import annotations
 
@@ -11,28 +11,12 @@ Chosen = Mapping[str, Tensor]
 
 
 def overlap(first: Chosen, second: Chosen) -> float:
-    """The share of the first selection's connections that the second has chosen as well, over all layers.
-
-    Args:
-        first: Indices by layer, shape `(r,)` each.
-        second: Likewise, of the same layers.
-
-    Returns:
-        Between 0 and 1.
-    """
+    """The share, from 0 to 1, of the first selection's connections that the second has as well, over all layers."""
     common = sum(int(torch.isin(indices, second[name]).sum()) for name, indices in first.items())
     return common / sum(len(indices) for indices in first.values())
 
 
 def overlap_by_chance(chosen: Chosen, sizes: Mapping[str, int]) -> float:
-    """The overlap with a random selection of as many connections, `Σ r²/in / Σ r`.
-
-    Args:
-        chosen: Indices by layer.
-        sizes: How many connections each layer has.
-
-    Returns:
-        Between 0 and 1.
-    """
+    """The overlap with a random selection of as many connections, `(Σ r²/in) / Σ r`; `sizes` has each layer's `in`."""
     expected = sum(len(indices) ** 2 / sizes[name] for name, indices in chosen.items())
     return expected / sum(len(indices) for indices in chosen.values())

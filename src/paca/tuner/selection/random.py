@@ -17,27 +17,17 @@ def layer_seed(random_seed: int | None, name: str) -> int | None:
     whatever order the layers are visited. PEFT 0.22 derives its seeds by the same rule.
 
     Args:
-        random_seed: The adapter's seed, or None.
+        random_seed: The adapter's seed; None gives None.
         name: The layer's name within the base model.
 
     Returns:
-        The layer's seed, or None without an adapter's seed.
+        The layer's seed.
     """
-    if random_seed is None:
-        return None
-    return (random_seed + zlib.crc32(name.encode())) % 2**63
+    return None if random_seed is None else (random_seed + zlib.crc32(name.encode())) % 2**63
 
 
 def random_order(connections: int, seed: int | None = None) -> Tensor:
-    """A random order of a layer's connections.
-
-    Args:
-        connections: How many the layer has.
-        seed: Seed of a generator of its own; None draws from torch's global generator.
-
-    Returns:
-        Shape `(connections,)`, int64, on the CPU.
-    """
+    """A random order of a layer's connections; without a seed it is drawn from torch's global generator."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return torch.randperm(connections, generator=generator, device="cpu")
 
@@ -57,17 +47,8 @@ def random_connections(connections: int, r: int, seed: int | None = None) -> Ten
 
 
 def random_scores(facts: LayerFacts) -> Tensor:
-    """The places in a random order, the first connection of it with the largest score.
-
-    The `r` largest are those of `random_connections`. All runs of one length, and all connections of layers that
-    share an index set, are equally likely to have the largest sums.
-
-    Args:
-        facts: The layer.
-
-    Returns:
-        Shape `(in,)`.
-    """
+    """Places in a random order, shape `(in,)`: the `r` largest are the connections of `random_connections`."""
+    # Sums of places are as random: all runs, and all connections of layers that share an index set, are equally likely.
     scores = torch.empty(facts.connections, dtype=torch.float64)
     scores[random_order(facts.connections, facts.seed)] = torch.arange(facts.connections, 0, -1, dtype=torch.float64)
     return scores

@@ -47,14 +47,14 @@ _STRATEGIES: dict[str, Strategy] = {}
 def register_selection(
     name: str, score: Callable[[LayerFacts], Tensor], description: str = "", data: str | None = None
 ) -> Strategy:
-    """Make a strategy of one's own known, for `PacaConfig(selection=name)`.
+    """Register a strategy of your own, for `PacaConfig(selection=name)`.
 
         paca.register_selection("first", lambda facts: -torch.arange(facts.connections))
 
     An adapter stores the connections, not the strategy, so that loading it needs no registration.
 
     Args:
-        name: Its name, not taken yet.
+        name: A name that is not taken.
         score: Gets a `LayerFacts` and returns one number per connection, shape `(in,)`; the largest are chosen.
         description: What it chooses, in one line.
         data: `"activation"` or `"gradient"` to be given that statistic; None if it needs no data.
@@ -85,17 +85,7 @@ def strategies() -> Mapping[str, Strategy]:
 
 
 def find_strategy(name: str) -> Strategy:
-    """The strategy of a name.
-
-    Args:
-        name: What `PacaConfig(selection=…)` says.
-
-    Returns:
-        Its record.
-
-    Raises:
-        PacaError: If there is none; names the near ones.
-    """
+    """The strategy that `PacaConfig(selection=name)` means; an unknown name is an error that names the nearest."""
     problem = strategy_problem(name)
     if problem:
         raise PacaError(problem)
@@ -103,14 +93,7 @@ def find_strategy(name: str) -> Strategy:
 
 
 def strategy_problem(name: object) -> str | None:
-    """What is wrong with the name of a strategy.
-
-    Args:
-        name: What `PacaConfig(selection=…)` says.
-
-    Returns:
-        A sentence, or None.
-    """
+    """What is wrong with the name of a strategy: a sentence, or None."""
     if isinstance(name, str) and name in _STRATEGIES:
         return None
     near = difflib.get_close_matches(str(name), _STRATEGIES, n=1)
@@ -122,18 +105,7 @@ def strategy_problem(name: object) -> str | None:
 
 
 def scores_of(strategy: Strategy, facts: LayerFacts) -> Tensor:
-    """Ask a strategy, and check its answer.
-
-    Args:
-        strategy: The strategy.
-        facts: The layer.
-
-    Returns:
-        Shape `(in,)`, float64, on the CPU.
-
-    Raises:
-        PacaError: If the answer is not one finite number per connection.
-    """
+    """A strategy's scores, checked: one finite number per connection; shape `(in,)`, float64, on the CPU."""
     if strategy.score is None:
         raise PacaError(f"{facts.name}: selection={strategy.name!r} has no scores.")
     scores = strategy.score(facts)

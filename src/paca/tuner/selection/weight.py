@@ -22,24 +22,10 @@ def column_energies(columns: Tensor) -> Tensor:
 
 
 def weight_scores(facts: LayerFacts) -> Tensor:
-    """Largest L2 norm of the pretrained column.
-
-    Args:
-        facts: The layer.
-
-    Returns:
-        Shape `(in,)`.
-    """
+    """Large for a large L2 norm of the pretrained column; shape `(in,)`."""
     return column_energies(facts.columns())
 
 
 def smallest_weight_scores(facts: LayerFacts) -> Tensor:
-    """Smallest L2 norm of the pretrained column.
-
-    Args:
-        facts: The layer.
-
-    Returns:
-        Shape `(in,)`.
-    """
+    """Large for a small L2 norm of the pretrained column; shape `(in,)`."""
     return -column_energies(facts.columns())

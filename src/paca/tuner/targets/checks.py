@@ -1,9 +1,8 @@
-"""Everything that can be wrong with an adapter and a model, found before either is touched."""
+"""Reasons why a configuration's layers cannot be adapted, all found before the model is changed."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -13,20 +12,13 @@ from ..config import PacaConfig
 from ..layers.base import PacaLayer
 from ..layers.kinds import LAYER_KINDS, layer_kind
 from ..layers.quantized import QuantizedLinear
-from ..selection.given import given_for, layer_problem, read_given
+from ..selection.given import given_for, indices_problem, read_given
 from ..selection.groups import group_layers, same_input_groups
 from ..selection.registry import INDICES
 
 
 def adaptable_names(modules: Mapping[str, nn.Module]) -> str:
-    """The last names of a model's layers that can be adapted, for a message.
-
-    Args:
-        modules: The model's modules by name.
-
-    Returns:
-        The names, separated by commas.
-    """
+    """The last names of the layers that can be adapted, separated by commas, for a message."""
     found = {
         name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name, module in modules.items() if layer_kind(module)
     }
@@ -34,22 +26,14 @@ def adaptable_names(modules: Mapping[str, nn.Module]) -> str:
 
 
 def memory_of(parameter: Any) -> tuple[str, int]:
-    """What two tied parameters have in common: being one object, or beginning at one address."""
+    """What tied parameters have in common: one address, or else, where addresses say nothing, one object."""
     plain = type(parameter) is nn.Parameter and parameter.device.type != "meta" and parameter.numel()
     return ("address", parameter.data_ptr()) if plain else ("object", id(parameter))
 
 
 def tied_owners(model: nn.Module) -> dict[tuple[str, int], list[str]]:
-    """For every parameter that several modules own, by its place in memory: the names under which they own it.
-
-    A module that stands at two places of the model counts once: that is one layer, used twice.
-
-    Args:
-        model: The model.
-
-    Returns:
-        Names such as `lm_head.weight`, at least two per parameter.
-    """
+    """The names, such as `lm_head.weight`, of parameters that several modules own, by their place in memory."""
+    # `named_modules` names a module that stands at two places once: that is one layer, used twice, and not tied.
     owners: dict[tuple[str, int], list[str]] = {}
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -68,29 +52,14 @@ READERS = {
 
 
 def weight_reader(model: nn.Module, name: str) -> str | None:
-    """The module around a layer that reads the layer's weight itself and never calls the layer.
-
-    Args:
-        model: The model.
-        name: The layer's name.
-
-    Returns:
-        What to call that module, or None if there is none.
-    """
+    """The kind of module around the layer `name`, if it reads the layer's weight itself and never calls the layer."""
     classes = type(model.get_submodule(name.rpartition(".")[0])).__mro__
     known = (READERS.get(f"{cls.__module__}.{cls.__qualname__}") for cls in classes)
     return next((reader for reader in known if reader), None)
 
 
 def with_parts(targets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The layers to adapt, each with the others that are adapted along with it.
-
-    Args:
-        targets: Layers by name, adapted already or not.
-
-    Returns:
-        The same and the output projections of attention modules.
-    """
+    """The layers to adapt, with those adapted along with them: the output projections of attention modules."""
     found: dict[str, nn.Module] = {}
     for name, module in targets.items():
         found[name] = module
@@ -103,16 +72,16 @@ def with_parts(targets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 def target_problems(
     model: nn.Module, targets: Mapping[str, nn.Module], ranks: Mapping[str, int], clamp_rank: bool = False
 ) -> list[str]:
-    """What stands against adapting these layers at these ranks.
+    """Reasons why these layers cannot be adapted at these ranks.
 
     Args:
         model: The base model.
-        targets: The layers by name.
+        targets: The layers by name, adapted already or not.
         ranks: Their ranks by name.
         clamp_rank: Whether a rank that is too large will be capped.
 
     Returns:
-        One line per problem.
+        One line each.
     """
     tied = tied_owners(model)
     problems = []
@@ -174,45 +143,25 @@ def _connections(base: Any) -> tuple[int, tuple[int, ...]]:
 
 
 def connections(module: nn.Module) -> int:
-    """How many connections a layer that can be adapted has.
-
-    Args:
-        module: The layer, adapted already or not.
-
-    Returns:
-        The number.
-    """
+    """How many connections a layer has, adapted already or not."""
     return _connections(module.base_layer if isinstance(module, PacaLayer) else module)[0]
 
 
-def matches(pattern_keys: Iterable[str], name: str) -> bool:
-    """Whether a `rank_pattern` or `alpha_pattern` has an entry for a layer.
-
-    Args:
-        pattern_keys: Names or regular expressions.
-        name: The layer's full name.
-
-    Returns:
-        Whether one matches the name or its end.
-    """
-    return any(re.match(rf"(.*\.)?({key})$", name) for key in pattern_keys)
-
-
 def layer_problems(config: PacaConfig, sizes: Mapping[str, int], ranks: Mapping[str, int]) -> list[str]:
-    """What is wrong with the selection of a configuration on the layers of a model.
+    """Reasons why connections cannot be chosen in these layers as the configuration asks.
 
     Args:
         config: The configuration.
         sizes: How many connections each layer has, by name.
-        ranks: Their ranks by name.
+        ranks: The layers' ranks by name.
 
     Returns:
-        One sentence per problem.
+        One sentence each.
     """
     problems = []
     if config.selection == INDICES and config.selection_indices is not None:
         given = read_given(config.selection_indices)
-        found = (layer_problem(given_for(given, name), name, size, ranks[name]) for name, size in sizes.items())
+        found = (indices_problem(given_for(given, name), name, size, ranks[name]) for name, size in sizes.items())
         problems += [problem for problem in found if problem]
     for name, size in sizes.items():
         whole = size // config.run_length * config.run_length

@@ -1,4 +1,4 @@
-"""What can be wrong with `target_parameters`, and what is said of experts that nobody named."""
+"""Reasons why the weights in `target_parameters` cannot be adapted, and a warning of experts that nobody named."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ...errors import first_few
 from ...method.columns.sharded import divided_problem
 from ..layers.experts import Experts, expert_parameters, short_names, targeted_parameters, unknown_expert_parameters
 from ..messages import near_names
@@ -16,16 +17,16 @@ from ..messages import near_names
 def parameter_problems(
     model: nn.Module, wanted: Iterable[str], ranks: Mapping[str, int], clamp_rank: bool = False
 ) -> list[str]:
-    """What stands against adapting these expert weights at these ranks.
+    """Reasons why these fused expert weights cannot be adapted at these ranks, one line each.
 
     Args:
         model: The model.
         wanted: What `target_parameters` lists.
-        ranks: The weights' ranks by name, for those that were found.
+        ranks: The ranks of the weights that were found, by their names.
         clamp_rank: Whether a rank that is too large will be capped.
 
     Returns:
-        One line per problem.
+        The reasons.
     """
     parameters = expert_parameters(model)
     names = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
@@ -37,13 +38,15 @@ def parameter_problems(
         others = [name for name in names if name == target or name.endswith(f".{target}")]
         near = near_names(target, parameters)
         if others:
-            reason = f"{others[0]} {tuple(names[others[0]].shape)} is no fused expert weight of a known layout"
+            reason = f"{others[0]} {tuple(names[others[0]].shape)} is no fused expert weight of a known layout."
         else:
-            reason = "no parameter has that name" + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
+            reason = "no parameter has that name" + (
+                f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+            )
         instead = (
             f"Those of this model are {known}." if known else "This model has none; name layers in target_modules."
         )
-        problems.append(f"target_parameters: {target!r} cannot be adapted: {reason.rstrip('?')}. {instead}")
+        problems.append(f"target_parameters: {target!r} cannot be adapted: {reason} {instead}")
     for name, rank in ranks.items():
         problem = divided_problem(model.get_submodule(name.rpartition(".")[0]))
         if problem:
@@ -66,13 +69,7 @@ def parameter_problems(
 
 
 def experts_left_out(model: nn.Module, config: Any, routers: set[str]) -> None:
-    """Warn that `"all-linear"` does not mean the experts, which are no linear layers, nor the routers.
-
-    Args:
-        model: The model.
-        config: The adapter's configuration, its `target_modules` found already.
-        routers: The linear layers left alone because they choose experts.
-    """
+    """Warn that `"all-linear"` means neither the experts, which are no linear layers, nor the routers."""
     experts = expert_parameters(model)
     left_out = [name for name in experts if name not in targeted_parameters(model, config.target_parameters or ())]
     unknown = unknown_expert_parameters(model)
@@ -95,7 +92,7 @@ def experts_left_out(model: nn.Module, config: Any, routers: set[str]) -> None:
         )
     if routers:
         said.append(
-            f"Routers are left alone ({', '.join(sorted(routers)[:2])}{', …' if len(routers) > 2 else ''}): to adapt "
+            f"Routers are left alone ({first_few(sorted(routers), 2)}): to adapt "
             "them, list them in target_modules by name."
         )
     warnings.warn(" ".join(said), stacklevel=2)

@@ -1,4 +1,4 @@
-"""What `target_modules="all-linear"` and `"all-weights"` stand for in a model, and what is said of the rest."""
+"""Which layers `target_modules="all-linear"` and `"all-weights"` stand for, and what is said of the others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from torch import nn
 
+from ...errors import first_few
 from ..config import PacaConfig
 from ..layers.base import PacaLayer
 from ..layers.embedding import Embedding
@@ -29,12 +30,7 @@ HEADS = ("classifier", "aux_classifier", "fc", "head", "heads", "score", "lm_hea
 
 
 def expand_targets(model: nn.Module, config: PacaConfig) -> None:
-    """Put the names of layers in the place of a word that stands for them, and say what is left alone.
-
-    Args:
-        model: The base model.
-        config: The configuration, changed in place if its `target_modules` is such a word.
-    """
+    """Replace such a word in the configuration by the names of the layers, and say which are left alone."""
     word = config.target_modules.lower() if isinstance(config.target_modules, str) else None
     if word == ALL_LINEAR:
         _expand_all_linear(model, config)
@@ -43,7 +39,7 @@ def expand_targets(model: nn.Module, config: PacaConfig) -> None:
 
 
 def _expand_all_linear(model: nn.Module, config: PacaConfig) -> None:
-    """PEFT's meaning, less routers and what attention modules never call."""
+    """PEFT's meaning, less routers and the layers that attention modules never call."""
     config = _maybe_include_all_linear_layers(config, model)
     found = set(config.target_modules or ())
     routers = router_names(model) & found
@@ -52,7 +48,7 @@ def _expand_all_linear(model: nn.Module, config: PacaConfig) -> None:
     experts_left_out(model, config, routers)
     if uncalled:
         warnings.warn(
-            f"target_modules='all-linear' leaves out {len(uncalled)} layers ({_some(sorted(uncalled))}), whose "
+            f"target_modules='all-linear' leaves out {len(uncalled)} layers ({first_few(sorted(uncalled), 2)}), whose "
             f"weights {weight_reader(model, min(uncalled))} reads itself without calling them. "
             "target_modules='all-weights' adapts torch.nn.MultiheadAttention as a whole.",
             stacklevel=2,
@@ -91,7 +87,7 @@ def _expand_all_weights(model: nn.Module, config: PacaConfig) -> None:
     if problems:
         warnings.warn(
             f"target_modules='all-weights' leaves out {len(problems)} layers that cannot be adapted: "
-            f"{' '.join(problems[:3])}{' …' if len(problems) > 3 else ''}",
+            f"{first_few(problems, 3, ' ')}",
             stacklevel=2,
         )
 
@@ -109,17 +105,9 @@ def _adaptable(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def head_names(model: nn.Module) -> set[str]:
-    """The modules that turn a model's features into its answer: a language model's or a classifier's head.
-
-    Known from transformers' output embeddings and the modules around its base model, from timm's `get_classifier`,
-    else from the usual names of a model's last part.
-
-    Args:
-        model: The base model.
-
-    Returns:
-        Their names.
-    """
+    """The names of a language model's or a classifier's head: what turns features into an answer."""
+    # transformers tells its output embeddings, and its base model with the head around it; timm has a method. Others
+    # are known by the usual names of a model's last part.
     heads = []
     for module in model.modules():
         for method in ("get_classifier", "get_output_embeddings"):
@@ -150,9 +138,5 @@ def _say_what_is_adapted(found: dict[str, nn.Module], experts: list[str], left: 
     logger.info(
         "target_modules='all-weights' adapts %s; left alone: %s",
         ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing",
-        ", ".join(f"{why} ({_some(names)})" for why, names in left.items()) or "nothing",
+        ", ".join(f"{why} ({first_few(names, 2)})" for why, names in left.items()) or "nothing",
     )
-
-
-def _some(names: list[str], most: int = 2) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
