@@ -1,7 +1,7 @@
-"""Reads single columns of weights out of an unquantized checkpoint, never a whole weight.
+"""Reads single columns out of the weights of an unquantized checkpoint.
 
-An adapter on a quantized model may start from the columns as they were before quantization. They are a few of
-thousands, so each is sliced out of the safetensors file that holds it.
+An adapter on a quantized model may start from its columns as they were before quantization. They are a few of
+thousands, so they are sliced out of the safetensors file, and no weight is read whole.
 """
 
 from __future__ import annotations
@@ -84,14 +84,7 @@ class ColumnSource:
 
 
 def runs(indices: Iterable[int]) -> list[tuple[int, int]]:
-    """The runs of consecutive numbers in an ascending list.
-
-    Args:
-        indices: Ascending.
-
-    Returns:
-        `(first, last + 1)` of each run.
-    """
+    """The runs of consecutive numbers in ascending indices: `(first, last + 1)` of each."""
     found: list[tuple[int, int]] = []
     for index in indices:
         if found and found[-1][1] == index:

@@ -1,7 +1,7 @@
-"""Checks at the start of a run that all ranks train the same thing.
+"""Checks at the start of a run that all ranks train the same connections.
 
-Gradients of `Δ` are summed across ranks element by element. That is right only if element `(j, k)` belongs to the same
-connection `I[k]` everywhere; if not, nothing fails, and the model learns nonsense.
+Gradients of `Δ` are summed across ranks element by element, which is right only if element `(j, k)` belongs to the
+same connection `I[k]` on every rank. If not, nothing fails, and the model learns nonsense.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Makes PEFT know the method `PACA`. No other file knows PEFT's versions.
+"""Registers the method `PACA` with PEFT. No other file knows PEFT's versions.
 
 PEFT's registry is closed: a method must be a member of the enum `PeftType`. PEFT 0.21 has no member `PACA`, 0.22 has
-one with an implementation of its own, whose adapter files this package reads and writes.
+one with its own implementation, whose adapter files this package reads and writes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,7 @@ def register() -> None:
 
 
 def add_member(enum: Any, name: str) -> None:
-    """Add a member to a string enum that lacks it.
-
-    Args:
-        enum: Such as `PeftType`.
-        name: The member's name, and its value.
-    """
+    """Add a member, whose value is its name, to a string enum such as `PeftType`, unless it is there."""
     if name in enum.__members__:
         return
     member = str.__new__(enum, name)

@@ -1,7 +1,7 @@
-"""Moving connections: every so many steps other connections are trained, within the memory of rank `r`.
+"""Connections that move: every N steps others are trained, within the memory of rank `r`.
 
-The columns trained so far stay where they are, in the weights; what `save_pretrained` writes is one ordinary adapter
-of all columns that were ever trained.
+The columns trained so far stay as they are in the weights. `save_pretrained` writes one ordinary adapter of all that
+were ever trained.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ def reselect(
 ) -> dict[str, Tensor]:
     """Train other connections from now on.
 
-    They are chosen by the adapter's strategy among those not trained yet, until all were. A strategy that needs data
-    goes by what it has measured before training.
+    The adapter's strategy chooses them among those not visited yet; once all were, a new sweep begins. A strategy that
+    needs data goes by what it measured before training.
 
         if step % 20 == 0:
             paca.reselect(model, optimizer)
 
     Args:
         model: What `get_peft_model` returned, with `reselect_every` in its configuration.
-        optimizer: Forgets its state of the columns trained so far, so that the new ones start clean.
+        optimizer: Its state of the columns trained so far is dropped, so that the new ones start clean.
         adapter_name: The adapter.
 
     Returns:
-        The connections that are trained now, by layer.
+        The connections trained from now on, by layer.
 
     Raises:
         PacaError: If the adapter was not made for moving.
@@ -64,7 +64,7 @@ def reselect(
 
 
 class ReselectCallback(TrainerCallback):
-    """Has a `Trainer` move the connections of adapters every `reselect_every` steps.
+    """Calls `reselect` every `reselect_every` steps of a `Trainer`.
 
     trainer.add_callback(paca.ReselectCallback())
     """
@@ -75,7 +75,7 @@ class ReselectCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After an optimizer step, before a checkpoint is written."""
         if state.global_step >= state.max_steps:
-            return
+            return  # no step is left that would train others
         for name, config in _moving(kwargs["model"]).items():
             if state.global_step % config.reselect_every == 0:
                 reselect(kwargs["model"], kwargs["optimizer"], name)
@@ -88,7 +88,7 @@ class ReselectCallback(TrainerCallback):
             group["lr"] = rate * _warm(kwargs["model"], state.global_step)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Put them back, for the scheduler."""
+        """Put the learning rates back, for the scheduler."""
         for group, rate in zip(kwargs["optimizer"].param_groups, self._rates, strict=True):
             group["lr"] = rate
 
@@ -99,7 +99,7 @@ def _moving(model: Any) -> dict[str, Any]:
 
 
 def _warm(model: Any, steps_done: int) -> float:
-    """The factor of the learning rate for the step that follows so many."""
+    """The factor of the learning rate for the step after `steps_done`."""
     factor = 1.0
     for config in _moving(model).values():
         since = steps_done % config.reselect_every

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def write_merged(model: Any, folder: Path, max_shard_size: int | str = "5GB", se
         model: A `PeftModel`; it is used up.
         folder: Where config, generation config and weights go.
         max_shard_size: `5GB`, `200MB`, or bytes; a tensor that is larger has a shard of its own.
-        seen: Called with the name, as a reloaded model's `state_dict` spells it, and the value of each tensor written.
+        seen: Called with the name, as in a reloaded model's `state_dict`, and the value of each tensor written.
     """
     if any(isinstance(module, QuantizedLinear) or comes_quantized(module) for module in model.modules()):
         _write_dequantized(model, folder, max_shard_size, seen)
@@ -47,13 +48,8 @@ def write_merged(model: Any, folder: Path, max_shard_size: int | str = "5GB", se
 
 
 def match_tie_flag(model: Any) -> None:
-    """Make the configuration say whether input and output embeddings are one tensor.
-
-    An adapter may have trained a copy of one of them whole. Saved with the base model's flag, it would be dropped.
-
-    Args:
-        model: A model without adapters.
-    """
+    """Make the configuration say whether input and output embeddings are one tensor."""
+    # An adapter may have trained a copy of one of them whole. Saved with the base model's flag, it would be dropped.
     if model.config.get_text_config().tie_word_embeddings and not embeddings_are_tied(model):
         model.config.get_text_config().tie_word_embeddings = False
         model.config.tie_word_embeddings = False
@@ -61,14 +57,7 @@ def match_tie_flag(model: Any) -> None:
 
 
 def embeddings_are_tied(model: Any) -> bool:
-    """Whether a model's input and output embeddings are one tensor.
-
-    Args:
-        model: Any transformers model.
-
-    Returns:
-        False also where it has no output embeddings.
-    """
+    """Whether a transformers model has output embeddings, and they are one tensor with its input embeddings."""
     inputs, outputs = map(_in_use, (model.get_input_embeddings(), model.get_output_embeddings()))
     if inputs is None or outputs is None:
         return False
@@ -87,7 +76,8 @@ def _write_dequantized(model: Any, folder: Path, max_shard_size: int | str, seen
     dtype = model.dtype if model.dtype.is_floating_point else torch.bfloat16
     skeleton, producers = _dequantized_on_demand(model, dtype)
     match_tie_flag(skeleton)
-    state = {name: tensor for name, tensor in skeleton.state_dict().items() if not _is_tied_copy(skeleton, name)}
+    tied = _tied_copies(skeleton)
+    state = {name: tensor for name, tensor in skeleton.state_dict().items() if name not in tied}
     if set(revert_weight_conversion(skeleton, dict(state))) != set(state):  # names of files are not those of modules
         for name, produce in producers.items():
             module = skeleton.get_submodule(name.rpartition(".")[0])
@@ -103,39 +93,37 @@ def _write_dequantized(model: Any, folder: Path, max_shard_size: int | str, seen
     write_shards(state, producers, folder, max_shard_size, seen)
 
 
-def _is_tied_copy(model: Any, name: str) -> bool:
-    return embeddings_are_tied(model) and name == _name_of(model, model.get_output_embeddings())
-
-
-def _name_of(model: nn.Module, module: nn.Module) -> str:
-    return next(f"{name}.weight" for name, other in model.named_modules() if other is module)
+def _tied_copies(model: Any) -> list[str]:
+    """The output embeddings' weight, if it is the input embeddings' too; files hold it once."""
+    head = model.get_output_embeddings()
+    names = (f"{name}.weight" for name, module in model.named_modules() if module is head)
+    return list(names) if embeddings_are_tied(model) else []
 
 
 def _dequantized_on_demand(model: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Producer]]:
-    """A quantized `PeftModel` as a plain model, its packed weights on the meta device; and by name what makes each."""
-    packed: dict[int, Producer] = {}
+    """A quantized `PeftModel` as a plain model, its quantized weights on the meta device; by name what makes each."""
+    quantized: dict[int, Producer] = {}
     originals: list[tuple[QuantizedLinear, Any]] = []
     for layer in [module for module in model.modules() if isinstance(module, PacaLayer)]:
         if isinstance(layer, QuantizedLinear):
             layer.check_finite(None, dtype)
-            names = list(layer.active_adapters)
             originals.append((layer, layer.base_layer))
             layer.base_layer = _hollow(layer.base_layer, (layer.out_features, layer.in_features), dtype)
-            packed[id(layer.base_layer)] = _adapted(layer, dtype, names)
+            quantized[id(layer.base_layer)] = partial(layer.adapted_matrix, dtype, list(layer.active_adapters))
         else:
             layer.merge(safe_merge=True)
     base = model.base_model.unload()
     for layer, original in originals:
-        layer.base_layer = original  # out of the model by now, it goes on holding its packed weight
+        layer.base_layer = original  # out of the model by now, it goes on holding its quantized weight
     for parent in list(base.modules()):
         for name, child in list(parent.named_children()):
             if comes_quantized(child) and hasattr(child, "in_features"):
                 hollow = _hollow(child, (child.out_features, child.in_features), dtype)
-                packed[id(hollow)] = _dequantized(child, dtype)
+                quantized[id(hollow)] = partial(_dequantized, child, dtype)
                 setattr(parent, name, hollow)
     skeleton = unquantize(base, dtype)
     return skeleton, {
-        f"{name}.weight": packed[id(module)] for name, module in skeleton.named_modules() if id(module) in packed
+        f"{name}.weight": quantized[id(module)] for name, module in skeleton.named_modules() if id(module) in quantized
     }
 
 
@@ -146,12 +134,8 @@ def _hollow(base: Any, shape: tuple[int, int], dtype: torch.dtype) -> nn.Linear:
     return linear
 
 
-def _adapted(layer: QuantizedLinear, dtype: torch.dtype, names: list[str]) -> Producer:
-    return lambda: layer.adapted_matrix(dtype, names)
-
-
-def _dequantized(layer: Any, dtype: torch.dtype) -> Producer:
-    return lambda: dequantized_matrix(layer).to(dtype)
+def _dequantized(layer: Any, dtype: torch.dtype) -> Tensor:
+    return dequantized_matrix(layer).to(dtype)
 
 
 def write_shards(

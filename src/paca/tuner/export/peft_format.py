@@ -1,7 +1,7 @@
 """An adapter in the format of PEFT 0.22's own PaCA, and in nothing but that.
 
-An adapter that `save_pretrained` writes is of this format already, with more beside it (fingerprints, columns of a
-quantized model) and fields that PEFT does not know (ranks per layer, biases). Here all of it is said in PEFT's terms.
+What `save_pretrained` writes has this format already, with additional tensors (fingerprints, columns of a quantized
+model) and fields that PEFT does not know (ranks per layer, biases). Here all of it is put in PEFT's terms.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from paca.tuner.export.lora import padded
 from paca.tuner.export.updates import (
     PEFT_PREFIX,
     LinearUpdate,
-    common_scaling,
-    largest_rank,
+    common_rank_and_scaling,
+    config_fields,
     linear_updates,
     other_tensors,
     rescaled,
-    shared_fields,
-    target_names,
     whole_number,
 )
 
 
 def padded_indices(indices: Tensor, in_features: int, rank: int) -> tuple[Tensor, Tensor]:
-    """Add connections that are not selected yet, the first ones, up to a rank.
+    """Add the first connections that are not selected, up to a rank.
 
     Args:
         indices: Shape `(r,)`, ascending.
@@ -58,7 +56,7 @@ def write_peft(model: Any, folder: Path) -> None:
         PacaError: If PEFT's PaCA can't express the adapter.
     """
     updates = linear_updates(model, "peft")
-    rank, scaling = largest_rank(updates), common_scaling(updates)
+    rank, scaling = common_rank_and_scaling(updates)
     problems = [f"{u.name} stores its weight as (in, out)" for u in updates if u.transposed]
     problems += [f"{u.name} has only {u.in_features} inputs" for u in updates if u.in_features < rank]
     if problems:
@@ -66,17 +64,14 @@ def write_peft(model: Any, folder: Path) -> None:
             f"This adapter can't be written as 'peft': PEFT's PaCA has one rank, here {rank}, for nn.Linear only, but "
             f"{first_few(problems, separator='; ')}. Use --to lora or --to merged."
         )
-    tensors = {key: value.detach().cpu().contiguous() for key, value in other_tensors(model).items()}
+    tensors = other_tensors(model)
     for update in updates:
         tensors.update(_tensors(update, rank, scaling))
-    modules = dict(model.get_base_model().named_modules())
     config = {
         "peft_type": "PACA",
-        **shared_fields(model),
-        "inference_mode": True,
+        **config_fields(model, updates),
         "r": rank,
         "paca_alpha": whole_number(scaling * rank),
-        "target_modules": target_names([update.name for update in updates], modules),
         "random_seed": model.peft_config[model.active_adapters[0]].random_seed,
         "init_weights": True,
     }

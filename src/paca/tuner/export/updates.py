@@ -1,9 +1,9 @@
-"""What an adapter changes in each linear layer, as numbers that any other format can be made of."""
+"""What an adapter changes in each linear layer, as numbers that other formats can be made of."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class LinearUpdate:
 
 
 def linear_updates(model: Any, target: str) -> list[LinearUpdate]:
-    """Read the updates of a model's active adapter, of connections that have moved all that were trained.
+    """Read the updates of a model's active adapter; where connections have moved, of all that were trained.
 
     On a quantized layer whose adapter brought its own columns `C`, the update is what is added to the dequantized
     ones: `Δ + (C − W₀[:, I]) / s`.
@@ -87,96 +87,46 @@ def _update(name: str, layer: Any, adapter: str) -> LinearUpdate:
     )
 
 
-def common_scaling(updates: Sequence[LinearUpdate]) -> float:
-    """Choose the scaling that most layers have; the others' is multiplied into their `Δ`.
-
-    Args:
-        updates: At least one.
-
-    Returns:
-        The most frequent scaling.
-    """
-    return Counter(update.scaling for update in updates).most_common(1)[0][0]
-
-
-def largest_rank(updates: Iterable[LinearUpdate]) -> int:
-    """Find the rank to which smaller ones are padded.
-
-    Args:
-        updates: At least one.
-
-    Returns:
-        The largest number of connections.
-    """
-    return max(len(update.indices) for update in updates)
+def common_rank_and_scaling(updates: Sequence[LinearUpdate]) -> tuple[int, float]:
+    """The largest rank, to which the others are padded, and the most frequent scaling, for readers that know one."""
+    rank = max(len(update.indices) for update in updates)
+    return rank, Counter(update.scaling for update in updates).most_common(1)[0][0]
 
 
 def rescaled(update: LinearUpdate, scaling: float) -> Tensor:
-    """The `Δ` that stands for the same update under another scaling.
-
-    Args:
-        update: One layer's update.
-        scaling: The scaling that a reader will apply.
-
-    Returns:
-        `Δ` itself where the scaling is the layer's own, else `Δ·s / scaling`; shape `(out, r)`.
-    """
+    """The `Δ`, shape `(out, r)`, that stands for the same update under another scaling: `Δ·s / scaling`."""
     if update.scaling == scaling:
         return update.delta
     return (update.delta.double() * (update.scaling / scaling)).to(update.delta.dtype)
 
 
 def target_names(names: Sequence[str], modules: Mapping[str, nn.Module]) -> list[str]:
-    """Name layers as briefly as `target_modules` allows.
-
-    Args:
-        names: Full names of the adapted layers.
-        modules: The base model's modules by name.
-
-    Returns:
-        Their last parts (`q_proj`), or the full names where a last part would match other layers, too.
-    """
+    """Name layers as briefly as `target_modules` allows: by their last parts, unless these match other layers too."""
     last = {name.rsplit(".", 1)[-1] for name in names}
     matched = {name for name in modules if name.rsplit(".", 1)[-1] in last}
     return sorted(last) if matched == set(names) else sorted(names)
 
 
 def other_tensors(model: Any) -> dict[str, Tensor]:
-    """What the adapter trains beside its updates: the modules that are saved whole.
-
-    Args:
-        model: A `PeftModel` with one active adapter.
-
-    Returns:
-        Tensors by their names in an adapter's file.
-    """
+    """What the adapter trains beside its updates, the modules that are saved whole, by their names in its file."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=False)
-    return {key: value for key, value in state.items() if ".paca_" not in key}
+    return {key: value.detach().cpu().contiguous() for key, value in state.items() if ".paca_" not in key}
+
+
+def config_fields(model: Any, updates: Sequence[LinearUpdate]) -> dict[str, Any]:
+    """The fields of an adapter's configuration that every format has."""
+    config = model.peft_config[model.active_adapters[0]]
+    names = ("base_model_name_or_path", "revision", "task_type", "auto_mapping", "modules_to_save")
+    modules = dict(model.get_base_model().named_modules())
+    return {
+        **{name: getattr(config, name) for name in names},
+        "target_modules": target_names([update.name for update in updates], modules),
+        "inference_mode": True,
+    }
 
 
 def whole_number(value: float) -> float | int:
-    """An alpha as readers expect it: an int where it is one.
-
-    Args:
-        value: The alpha.
-
-    Returns:
-        The same number.
-    """
+    """An alpha as readers expect it: an int where it is one."""
     return int(value) if float(value).is_integer() else value
-
-
-def shared_fields(model: Any) -> dict[str, Any]:
-    """Fields of an adapter's configuration that every format has.
-
-    Args:
-        model: A `PeftModel` with one active adapter.
-
-    Returns:
-        Fields by name.
-    """
-    config = model.peft_config[model.active_adapters[0]]
-    names = ("base_model_name_or_path", "revision", "task_type", "auto_mapping", "modules_to_save")
-    return {name: getattr(config, name) for name in names}

@@ -48,7 +48,7 @@ def random_connections(connections: int, r: int, seed: int | None = None) -> Ten
 
 def random_scores(facts: LayerFacts) -> Tensor:
     """Places in a random order, shape `(in,)`: the `r` largest are the connections of `random_connections`."""
-    # Sums of places are as random: all runs, and all connections of layers that share an index set, are equally likely.
+    # Sums of places are as random: all runs are equally likely, and all connections of layers that share an index set.
     scores = torch.empty(facts.connections, dtype=torch.float64)
     scores[random_order(facts.connections, facts.seed)] = torch.arange(facts.connections, 0, -1, dtype=torch.float64)
     return scores
