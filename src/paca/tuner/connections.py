@@ -15,13 +15,7 @@ from .selection.groups import Groups, group_layers, same_input_groups
 
 
 def share_gathers(layers: Mapping[str, PacaLayer], adapter_name: str, aligned: bool | Groups) -> None:
-    """Let layers that read the same input gather its selected channels once; see `PacaConfig.aligned`.
-
-    Args:
-        layers: The adapter's layers by name.
-        adapter_name: The adapter.
-        aligned: Which layers share their connections.
-    """
+    """Let layers that read the same input gather its selected channels once; see `PacaConfig.aligned`."""
     for group in group_layers(layers, same_input_groups(aligned)):
         gather = SharedGather()
         for name in group if len(group) > 1 else ():
@@ -31,16 +25,7 @@ def share_gathers(layers: Mapping[str, PacaLayer], adapter_name: str, aligned: b
 def require_selected(
     layers: Collection[PacaLayer], waiting: Collection[str], configs: Mapping[str, PacaConfig]
 ) -> None:
-    """Refuse to train connections that a strategy has not chosen yet.
-
-    Args:
-        layers: All adapted layers of the model.
-        waiting: The active adapters whose connections wait for data.
-        configs: The adapters' configurations.
-
-    Raises:
-        PacaError: If there are such adapters, and they are not switched off.
-    """
+    """Refuse to train active adapters whose connections wait for data, unless the layers are switched off."""
     if waiting and not all(layer.disable_adapters for layer in layers):
         name = min(waiting)
         raise PacaError(

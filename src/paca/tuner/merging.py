@@ -18,16 +18,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def all_or_none(layers: Mapping[str, PacaLayer], adapter_names: list[str] | None, safe_merge: bool) -> Iterator[None]:
-    """Check all layers before any is merged in a `with` block; log after it what quantizing them again has cost.
-
-    Args:
-        layers: The adapted layers by name.
-        adapter_names: The adapters to merge; None for the active ones.
-        safe_merge: Whether merged values have to be finite.
-
-    Yields:
-        None: Nothing.
-    """
+    """Check all layers before any is merged in a `with` block; log after it what quantizing them again has cost."""
     for layer in layers.values():
         layer.check_merge(adapter_names, safe_merge)
     yield
@@ -41,14 +32,7 @@ def all_or_none(layers: Mapping[str, PacaLayer], adapter_names: list[str] | None
 
 @contextmanager
 def unloading(layers: Collection[PacaLayer]) -> Iterator[None]:
-    """Take the layers out of their model in a `with` block: the base weights are left to whoever gets the model.
-
-    Args:
-        layers: The adapted layers.
-
-    Yields:
-        None: Nothing.
-    """
+    """Take the layers out of their model in a `with` block: the base weights are left to whoever gets the model."""
     for layer in layers:
         if not layer.merged_adapters:
             layer.columns.release()
@@ -58,13 +42,7 @@ def unloading(layers: Collection[PacaLayer]) -> Iterator[None]:
 
 
 def merge_dequantized(layers: Collection[PacaLayer], dtype: torch.dtype, adapter_names: list[str] | None) -> None:
-    """Merge adapters, in quantized layers into a dequantized weight, which rounds nothing to the format's grid.
-
-    Args:
-        layers: The adapted layers.
-        dtype: Of the weights of quantized layers.
-        adapter_names: The adapters; None merges the active ones.
-    """
+    """Merge adapters, those of quantized layers into dequantized weights, which nothing quantizes again."""
     for layer in layers:
         layer.check_finite(adapter_names, dtype)
     for layer in layers:

@@ -72,17 +72,7 @@ class PacaModel(BaseTuner):
     # Adapters are made
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        """Put adapted layers in place of the targeted ones, or add an adapter to them.
-
-        Args:
-            model: The base model.
-            adapter_name: The adapter, whose configuration is known already.
-            *args: Passed on to PEFT.
-            **kwargs: Passed on to PEFT.
-
-        Raises:
-            Exception: Any reason against it; the configuration is forgotten again then.
-        """
+        """Put adapted layers in place of the targeted ones, or add an adapter to them."""
         config = self.peft_config[adapter_name]
         try:
             resolve_targets(model, config, kwargs.get("state_dict"))
@@ -97,12 +87,11 @@ class PacaModel(BaseTuner):
         self._layers = tuple(paca_layers(model).values())
         layers = adapter_layers(model, adapter_name)
         try:
-            if not config._being_loaded:
-                if needs_data(config):
-                    self.unselected = self.unselected | {adapter_name}
-                elif not is_plain_random(config):
-                    _set_connections(layers, adapter_name, select(config, layers, adapter_name))
-            self._read_columns(adapter_name)
+            waits = not config._being_loaded and needs_data(config)
+            if waits:
+                self.unselected = self.unselected | {adapter_name}
+            has_its_own = waits or config._being_loaded or is_plain_random(config)
+            self._set_connections(adapter_name, {} if has_its_own else select(config, layers, adapter_name))
         except Exception:
             self._undo_injection(adapter_name)
             raise
@@ -113,39 +102,6 @@ class PacaModel(BaseTuner):
             "PaCA adapter %r: %d layers, %s of %s weights (%.2f %%)",
             *(adapter_name, len(layers), f"{adapted:,}", f"{base:,}", 100 * adapted / max(base, 1)),
         )
-
-    def set_connections(self, adapter_name: str, indices: Mapping[str, Tensor]) -> None:
-        """Train these connections; the updates stay what they are.
-
-        Args:
-            adapter_name: The adapter.
-            indices: By layer, ascending, shape `(r,)` each.
-        """
-        _set_connections(self.adapter_layers(adapter_name), adapter_name, indices)
-        self.unselected = self.unselected - {adapter_name}
-        self._read_columns(adapter_name)
-
-    def _read_columns(self, adapter_name: str) -> None:
-        prefix = getattr(self.model, "base_model_prefix", "")
-        config, waits = self.peft_config[adapter_name], adapter_name in self.unselected
-        read_columns(self.adapter_layers(adapter_name), adapter_name, config, prefix, only_check=waits)
-
-    def _forget(self, model: nn.Module, adapter_name: str) -> None:
-        """After a refused injection: the model and its other adapters as they were."""
-        if len(self.peft_config) > 1:
-            for layer in adapter_layers(model, adapter_name).values():
-                layer.delete_adapter(adapter_name)
-            del self.peft_config[adapter_name]
-        elif hasattr(model, "peft_config"):
-            del model.peft_config
-
-    def _undo_injection(self, adapter_name: str) -> None:
-        """After an injection that went well, but whose adapter cannot be filled."""
-        if len(self.peft_config) > 1:
-            self.delete_adapter(adapter_name)
-            return
-        for name, parameter in self.unload().named_parameters():
-            parameter.requires_grad_(name in self._trained_before)
 
     def _create_and_replace(
         self,
@@ -208,21 +164,41 @@ class PacaModel(BaseTuner):
         for layer, requires_grad in zip(layers, trained, strict=True):
             layer.paca_delta[adapter_name].requires_grad_(requires_grad)
 
+    def set_connections(self, adapter_name: str, indices: Mapping[str, Tensor]) -> None:
+        """Train these connections, by layer ascending and of shape `(r,)`; the updates stay what they are."""
+        self.unselected = self.unselected - {adapter_name}
+        self._set_connections(adapter_name, indices)
+
+    def _set_connections(self, adapter_name: str, indices: Mapping[str, Tensor]) -> None:
+        layers, config = self.adapter_layers(adapter_name), self.peft_config[adapter_name]
+        for name, chosen in indices.items():
+            layers[name].set_connections(adapter_name, chosen)
+        prefix = getattr(self.model, "base_model_prefix", "")
+        read_columns(layers, adapter_name, config, prefix, only_check=adapter_name in self.unselected)
+
+    def _forget(self, model: nn.Module, adapter_name: str) -> None:
+        """After a refused injection: the model and its other adapters as they were."""
+        if len(self.peft_config) > 1:
+            for layer in adapter_layers(model, adapter_name).values():
+                layer.delete_adapter(adapter_name)
+            del self.peft_config[adapter_name]
+        elif hasattr(model, "peft_config"):
+            del model.peft_config
+
+    def _undo_injection(self, adapter_name: str) -> None:
+        """After an injection that went well, but whose adapter cannot be filled."""
+        if len(self.peft_config) > 1:
+            self.delete_adapter(adapter_name)
+            return
+        for name, parameter in self.unload().named_parameters():
+            parameter.requires_grad_(name in self._trained_before)
+
     # The model runs
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base model's forward, all columns written before it.
-
-        Each layer would write its own, too; but between the layers' matrix products that work stalls the GEMM threads,
-        and costs several times what it costs in one go.
-
-        Args:
-            *args: Passed on to the base model.
-            **kwargs: Passed on to the base model.
-
-        Returns:
-            What the base model returns.
-        """
+        """The base model's forward, all columns written before it."""
+        # Each layer would write its own, too; but between the layers' matrix products that work stalls the GEMM
+        # threads, and costs several times what it costs in one go.
         if not torch.compiler.is_compiling():
             for layer in self._layers:
                 layer.show_columns()
@@ -263,12 +239,7 @@ class PacaModel(BaseTuner):
     # Adapters are merged
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        """Make adapters' columns part of the base weights, in every layer or, if `safe_merge` objects, in none.
-
-        Args:
-            adapter_names: The adapters; None merges the active ones.
-            safe_merge: Check first that all merged values are finite.
-        """
+        """Make adapters' columns part of the base weights, in every layer or, if `safe_merge` objects, in none."""
         with all_or_none(paca_layers(self.model), adapter_names, safe_merge):
             super().merge_adapter(adapter_names=adapter_names, safe_merge=safe_merge)
 
@@ -349,11 +320,6 @@ def _add_adapter(layer: PacaLayer, name: str, adapter_name: str, config: PacaCon
         seed=layer_seed(config.random_seed, name),
         init_weights=config.init_weights,
     )
-
-
-def _set_connections(layers: Mapping[str, PacaLayer], adapter_name: str, indices: Mapping[str, Tensor]) -> None:
-    for name, chosen in indices.items():
-        layers[name].set_connections(adapter_name, chosen)
 
 
 def _with_adapter_names(layer: nn.Module, args: Any, kwargs: Any, adapter_names: list[str]) -> tuple[Any, Any]:

@@ -29,16 +29,9 @@ VISITED = "paca_visited"  # and those visited in the current sweep over all conn
 def own_entries(
     model: nn.Module, adapter_name: str, state: Mapping[str, Tensor], whole_state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What an adapter's file holds beside or in place of PEFT's own entries.
+    """What an adapter's file holds beside or in place of PEFT's entries in `state`, taken from `whole_state`.
 
-    Args:
-        model: The model.
-        adapter_name: The adapter.
-        state: PEFT's own entries.
-        whole_state: The state dict that these were taken from.
-
-    Returns:
-        Fingerprints and, of connections that have moved, all that were trained in place of those being trained.
+    That is fingerprints and, where connections have moved, all that were trained in place of those being trained.
     """
     # Of a sharded weight the fingerprint takes all ranks: `full_adapter_state_dict` has put it into the state dict.
     own = {key: value for key, value in whole_state.items() if f".{FINGERPRINT}" in key}
@@ -94,14 +87,7 @@ def _fingerprint(name: str, layer: PacaLayer, adapter_name: str) -> dict[str, Te
 
 
 def split_own_entries(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split the entries of an adapter's file.
-
-    Args:
-        state: All of them.
-
-    Returns:
-        Those that PEFT knows, and this package's own by their names in the base model.
-    """
+    """Split a file's entries: those that PEFT knows, and this package's own by their names in the base model."""
     ends = tuple(f".{kind}" for kind in (FINGERPRINT, FINGERPRINT_OF_QUANTIZED, COLUMNS, TRAINED, VISITED))
     own = {key.removeprefix(PEFT_PREFIX): value for key, value in state.items() if key.endswith(ends)}
     return {key: value for key, value in state.items() if not key.endswith(ends)}, own
@@ -166,16 +152,7 @@ def _split_retired(
 
 
 def adapter_problems(layers: Mapping[str, PacaLayer], adapter_name: str, state: Mapping[str, Tensor]) -> list[str]:
-    """Reasons why a saved adapter does not fit the layers that were made for it.
-
-    Args:
-        layers: The adapted layers by name.
-        adapter_name: The adapter.
-        state: The saved tensors, under the names that they have in the model.
-
-    Returns:
-        One line per problem.
-    """
+    """Reasons, one line each, why a saved adapter does not fit the layers that were made for it."""
     problems = []
     for name, layer in layers.items():
         if adapter_name not in layer.paca_delta:
@@ -241,16 +218,7 @@ def _check_fingerprints(
 
 
 def is_fresh(layers: Mapping[str, PacaLayer], adapter_name: str, config: PacaConfig) -> bool:
-    """Whether the adapter was made by the load that is going on, so that nothing is lost with it.
-
-    Args:
-        layers: The adapter's layers.
-        adapter_name: The adapter.
-        config: Its configuration.
-
-    Returns:
-        Whether it waits for a file and no update was trained.
-    """
+    """Whether the adapter of these layers waits for its file, untrained, so that nothing is lost with it."""
     deltas = [layer.paca_delta[adapter_name] for layer in layers.values()]
     untrained = not config.init_weights or all(delta.device.type == "meta" or not delta.any() for delta in deltas)
     return config._being_loaded and untrained
