@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from paca.workbench.vision.images import from_array
-from paca.workbench.vision.pixels import PixelDataset, PixelFormat, make_transform, stack
+from paca.workbench.vision.pixels import PixelDataset, PixelFormat, make_transform
 
 FORMAT = PixelFormat(8, mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 1.0))
 
@@ -55,6 +56,6 @@ def test_held_out_images_are_never_varied():
 
 def test_a_batch():
     data = PixelDataset(images(), make_transform(FORMAT))
-    batch = stack([data[position] for position in (2, 0)])
+    batch = default_collate([data[position] for position in (2, 0)])
     assert batch["labels"].tolist() == [2, 0]
     assert torch.equal(batch["pixel_values"][1], data[0]["pixel_values"])

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
 
 from paca.workbench.compare.methods import FLOOR
 
@@ -259,5 +260,4 @@ def _operations(rows: Sequence[Row]) -> go.Figure:
 
 
 def _faint(colour: str) -> str:
-    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.18)"
+    return f"rgba{(*hex_to_rgb(colour), 0.18)}"

@@ -1,10 +1,11 @@
 """Loss and perplexity on texts or conversations, as `paca finetune` measures them on held-out data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from paca.errors import PacaError
@@ -69,17 +70,12 @@ def summed_loss(model: Any, sequences: Sequence[dict[str, list[int]]]) -> tuple[
     Returns:
         Nats, and the number of tokens.
     """
-    longest = max(len(sequence["input_ids"]) for sequence in sequences)
-    ids = torch.tensor(list(_padded(sequences, "input_ids", 0, longest)), device=model.device)
-    labels = torch.tensor(list(_padded(sequences, "labels", IGNORED, longest)), device=model.device)
-    mask = torch.tensor([[1] * len(s["input_ids"]) + [0] * (longest - len(s["input_ids"])) for s in sequences])
-    logits = model(input_ids=ids, attention_mask=mask.to(ids.device), use_cache=False).logits[:, :-1]
-    targets = labels[:, 1:].reshape(-1)
+    ids, labels = ([torch.tensor(sequence[key]) for sequence in sequences] for key in ("input_ids", "labels"))
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(model.device)
+    padded = pad_sequence(ids, batch_first=True).to(model.device)
+    logits = model(input_ids=padded, attention_mask=mask, use_cache=False).logits[:, :-1]
+    targets = pad_sequence(labels, batch_first=True, padding_value=IGNORED)[:, 1:].reshape(-1).to(model.device)
     loss = torch.nn.functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]).float(), targets, ignore_index=IGNORED, reduction="sum"
     )
     return float(loss), int((targets != IGNORED).sum())
-
-
-def _padded(sequences: Sequence[dict[str, list[int]]], key: str, filler: int, length: int) -> Iterator[list[int]]:
-    return (sequence[key] + [filler] * (length - len(sequence[key])) for sequence in sequences)

@@ -1,9 +1,10 @@
 """How the loss of a language model is computed, and what that keeps in memory."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 from torch import Tensor
 
@@ -68,8 +69,7 @@ def find_loss(name: str) -> Loss:
     return LOSSES[name]
 
 
-@contextlib.contextmanager
-def gpu_kernels() -> Iterator[None]:
+def gpu_kernels() -> AbstractContextManager[Any]:
     """Let TRL's chunked loss allocate what it does on a GPU, where Triton works within a tile of logits.
 
     Elsewhere torch operators take its place, which make copies of the tile in float32. To be used over fake tensors
@@ -77,15 +77,9 @@ def gpu_kernels() -> Iterator[None]:
     """
     from trl.kernels import chunked_logprob
 
-    replaced = {"_forward_tile": _in_place, "_backward_tile": _in_place, "_addmm_fp32": _add_product}
-    originals = {name: getattr(chunked_logprob, name) for name in replaced}
-    for name, function in replaced.items():
-        setattr(chunked_logprob, name, function)
-    try:
-        yield
-    finally:
-        for name, function in originals.items():
-            setattr(chunked_logprob, name, function)
+    return mock.patch.multiple(
+        chunked_logprob, _forward_tile=_in_place, _backward_tile=_in_place, _addmm_fp32=_add_product
+    )
 
 
 def _in_place(*_: Any, **__: Any) -> None:

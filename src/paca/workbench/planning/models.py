@@ -1,38 +1,14 @@
 """Finds a model's configuration: a built-in shape, a `config.json`, a folder, or a name on the Hub."""
 
-from collections.abc import Callable
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import suggestion
-from paca.workbench.planning.shapes import ALL_LINEAR, CONVOLUTIONS, SHAPES, Shape, find_shape
+from paca.workbench.planning.shapes import ALL_LINEAR, CONVOLUTIONS, SHAPES, find_shape
 
 TIMM = "timm_wrapper"
-
-
-def _llama(shape: Shape) -> Any:
-    from transformers import LlamaConfig
-
-    return LlamaConfig(**dict(shape.config))
-
-
-def _vit(shape: Shape) -> Any:
-    from transformers import ViTConfig
-
-    return ViTConfig(**dict(shape.config))
-
-
-def _timm(shape: Shape) -> Any:
-    try:
-        import timm  # noqa: F401 - transformers' own message does not say which extra has it
-        from transformers import TimmWrapperConfig
-    except ImportError as error:
-        raise PacaError(f"The shape {shape.name!r} needs the package 'timm': pip install 'paca[vision]'") from error
-    return TimmWrapperConfig(**dict(shape.config))
-
-
-KINDS: dict[str, Callable[[Shape], Any]] = {"llama": _llama, "vit": _vit, "timm": _timm}
 
 
 def find_config(name: str, trust_remote_code: bool = False) -> Any:
@@ -52,7 +28,9 @@ def find_config(name: str, trust_remote_code: bool = False) -> Any:
 
     shape = find_shape(name)
     if shape is not None:
-        return KINDS[shape.kind](shape)
+        if shape.model_type == TIMM and importlib.util.find_spec("timm") is None:
+            raise PacaError(f"The shape {shape.name!r} needs the package 'timm': pip install 'paca[vision]'")
+        return AutoConfig.for_model(shape.model_type, **dict(shape.config))
     try:
         return AutoConfig.from_pretrained(
             Path(name) if Path(name).exists() else name, trust_remote_code=trust_remote_code

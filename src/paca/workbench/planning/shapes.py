@@ -17,15 +17,15 @@ class Shape:
     Args:
         name: What is typed.
         description: Whose it is.
-        kind: A key of `KINDS` in `models.py`.
-        config: Fields of that kind of configuration.
+        model_type: transformers' name of its kind of configuration.
+        config: Fields of that configuration.
         hub: Names on the Hub of models of this shape; the first one's configuration is the source.
         targets: What is adapted by default: PEFT's `target_modules`.
     """
 
     name: str
     description: str
-    kind: str
+    model_type: str
     config: tuple[tuple[str, Any], ...]
     hub: tuple[str, ...]
     targets: str = ALL_LINEAR
@@ -134,7 +134,7 @@ SHAPES: dict[str, Shape] = {
         Shape(
             "efficientnetv2-l",
             "Google's EfficientNetV2-L, as timm builds it",
-            "timm",
+            "timm_wrapper",
             (("architecture", "tf_efficientnetv2_l"), ("num_labels", 1000)),
             ("timm/tf_efficientnetv2_l.in21k", "timm/tf_efficientnetv2_l.in21k_ft_in1k"),
             CONVOLUTIONS,

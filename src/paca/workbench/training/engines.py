@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from paca.errors import PacaError
 
@@ -124,11 +125,8 @@ def prepared_by_parameters(trainer: Any) -> Iterator[None]:
         with without_indices(trainer.model):
             return prepare(*args, **kwargs)
 
-    trainer.accelerator.prepare = without if shards(trainer) else prepare
-    try:
+    with mock.patch.object(trainer.accelerator, "prepare", without if shards(trainer) else prepare):
         yield
-    finally:
-        trainer.accelerator.prepare = prepare
 
 
 class _StoppedError(Exception):

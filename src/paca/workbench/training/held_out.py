@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 from tqdm.auto import tqdm
@@ -63,11 +64,8 @@ def _batches(trainer: Any) -> Any:
     if ranks() == 1:
         return trainer.get_eval_dataloader()
     # accelerate's own would repeat sequences until every rank has the same number, and count these twice.
-    prepare, trainer.accelerator.prepare = trainer.accelerator.prepare, lambda loader: loader
-    try:
+    with mock.patch.object(trainer.accelerator, "prepare", lambda loader: loader):
         return trainer.get_eval_dataloader()
-    finally:
-        trainer.accelerator.prepare = prepare
 
 
 def _silent(trainer: Any) -> bool:

@@ -7,6 +7,8 @@ step, and how an image is varied depends on seed, epoch and position alone.
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import default_collate
+
 from paca.errors import PacaError
 from paca.workbench.base.files import write_folder, write_json
 from paca.workbench.base.processes import ranks
@@ -25,7 +27,7 @@ from paca.workbench.vision.data import ImageData, read_data
 from paca.workbench.vision.measure import Answers, answer
 from paca.workbench.vision.method import with_method
 from paca.workbench.vision.models import load_classifier, pixel_format
-from paca.workbench.vision.pixels import PixelDataset, PixelFormat, make_transform, stack
+from paca.workbench.vision.pixels import PixelDataset, PixelFormat, make_transform
 from paca.workbench.vision.report import describe_answers, draw_curves, draw_mistakes
 
 
@@ -126,7 +128,7 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, data: ImageData, pi
     trainer = Trainer(
         model=model,
         args=arguments,
-        data_collator=stack,
+        data_collator=default_collate,
         train_dataset=PixelDataset(data.train, make_transform(pixels, recipe.images.augment), recipe.seed),
         eval_dataset=PixelDataset(data.held_out, make_transform(pixels)),
     )

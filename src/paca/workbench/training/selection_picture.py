@@ -72,10 +72,7 @@ def counts(chosen: Mapping[str, Any], layers: list[str], size: int) -> Any:
     import numpy as np
 
     each = -(-size // CELLS)
-    found = np.zeros((len(layers), -(-size // each)), dtype=int)
-    for row, name in enumerate(layers):
-        np.add.at(found[row], chosen[name].numpy() // each, 1)
-    return found
+    return np.stack([np.bincount(chosen[name].numpy() // each, minlength=-(-size // each)) for name in layers])
 
 
 def votes(chosen: Mapping[str, Mapping[str, Any]], layers: list[str], size: int) -> Any:

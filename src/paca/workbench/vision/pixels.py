@@ -4,7 +4,7 @@ How a training image is varied depends on the seed, the epoch and its position a
 sees the same images as one that was not, whatever was drawn or fetched ahead in between.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,18 +87,3 @@ class PixelDataset(Dataset[dict[str, Any]]):
             epoch: Counted from 0.
         """
         self.epoch = epoch
-
-
-def stack(rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-    """Collate rows of a `PixelDataset` into a batch.
-
-    Args:
-        rows: The rows.
-
-    Returns:
-        `pixel_values` of shape `(n, 3, size, size)` and `labels` of shape `(n,)`.
-    """
-    return {
-        "pixel_values": torch.stack([row["pixel_values"] for row in rows]),
-        "labels": torch.tensor([row["labels"] for row in rows]),
-    }

@@ -27,9 +27,10 @@ def untouched(trainer: Any) -> Iterator[None]:
     saved = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
     modes = [(module, module.training) for module in model.modules()]
     counters = {name: copy.deepcopy(getattr(trainer, name)) for name in _COUNTERS if hasattr(trainer, name)}
-    numbers = _random_state()
+    python, numpy = random.getstate(), np.random.get_state()
     try:
-        yield
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
     finally:
         for module, training in modes:
             module.training = training
@@ -44,7 +45,8 @@ def untouched(trainer: Any) -> Iterator[None]:
         trainer.optimizer = trainer.lr_scheduler = None
         for name, value in counters.items():
             setattr(trainer, name, value)
-        _set_random_state(numbers)
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 # What TRL counts whenever it computes a loss.
@@ -54,17 +56,3 @@ _COUNTERS = ("_metrics", "_total_train_tokens")
 def _may_change(tensor: torch.Tensor) -> bool:
     """Trained parameters, and all buffers: statistics of batch normalisation, say."""
     return tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)
-
-
-def _random_state() -> tuple[Any, ...]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def _set_random_state(state: tuple[Any, ...]) -> None:
-    python, numpy, cpu, cuda = state
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)
