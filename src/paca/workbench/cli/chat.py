@@ -5,7 +5,9 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from paca.workbench.base.options import add_options, read_options
 from paca.workbench.cli.verb import Verb
+from paca.workbench.models.generation import Sampling
 
 EXAMPLE = """\
 at the prompt:
@@ -27,12 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca chat` takes."""
     parser.add_argument("model", metavar="MODEL_OR_ADAPTER", help="a run's output folder, an adapter, or a model")
     parser.add_argument("--system", metavar="TEXT", help="the system message; the template's own when omitted")
-    parser.add_argument(
-        "--temperature", type=float, default=0.7, help="0: the likeliest token each time (%(default)s)"
-    )
-    parser.add_argument("--top-p", type=float, default=0.9, help="draw from the likeliest tokens only (%(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=512, help="the longest answer (%(default)s)")
-    parser.add_argument("--seed", type=int, default=42, help="of the drawing (%(default)s)")
+    add_options(parser, Sampling)
+    parser.add_argument("--seed", type=int, default=42, help="of the sampling (%(default)s)")
     parser.add_argument("--dtype", metavar="NAME", help="hold the model in it; as in the run when omitted")
 
 
@@ -40,10 +38,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Converse until the input ends."""
     from paca.workbench.base.progress import quiet_libraries
     from paca.workbench.chat import Conversation, converse
-    from paca.workbench.models.generation import Sampling
     from paca.workbench.training.adapted import find_source, load_adapted
 
-    sampling = Sampling(arguments.temperature, arguments.top_p, arguments.max_new_tokens)
+    sampling = read_options(arguments, Sampling)
     with quiet_libraries():
         model, tokenizer = load_adapted(find_source(arguments.model), arguments.dtype)
         conversation = Conversation(model, tokenizer, sampling, arguments.system)

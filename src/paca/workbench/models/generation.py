@@ -1,32 +1,25 @@
 """Generates text with a causal language model."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from paca.errors import PacaError
+from paca.workbench.base.options import option
 
 Write = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn.
+    """How an answer is sampled; the fields are options of `paca chat`."""
 
-    Args:
-        temperature: 0 takes the likeliest token each time.
-        top_p: Draw from the likeliest tokens that together have this probability.
-        max_new_tokens: The longest answer.
-    """
-
-    temperature: float = 0.7
-    top_p: float = 0.9
-    max_new_tokens: int = 512
+    temperature: float = option("0: the likeliest token each time (%(default)s)", 0.7)
+    top_p: float = option("sample from the likeliest tokens that together have this probability (%(default)s)", 0.9)
+    max_new_tokens: int = option("the longest answer, in tokens (%(default)s)", 512)
 
     def __post_init__(self) -> None:
-        """Refuse what can't be drawn by."""
+        """Refuse what can't be sampled with."""
         problems = []
         if not 0 <= self.temperature < float("inf"):
             problems.append(f"temperature = {self.temperature}: expected 0 or more")
@@ -38,10 +31,10 @@ class Sampling:
             raise PacaError("; ".join(problems))
 
     def arguments(self) -> dict[str, Any]:
-        """Return it as arguments of `generate`; a model's own settings for drawing are put aside."""
-        drawn = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+        """Return it as arguments of `generate`; a model's own settings for sampling are put aside."""
+        sampled = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
         greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        return {**(drawn if self.temperature > 0 else greedy), "max_new_tokens": self.max_new_tokens}
+        return {**(sampled if self.temperature > 0 else greedy), "max_new_tokens": self.max_new_tokens}
 
 
 def context_length(model: Any) -> int:
