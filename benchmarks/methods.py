@@ -13,8 +13,8 @@ from peft import ShiraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from paca.workbench.compare.methods import METHODS as COMPARED
-from paca.workbench.compare.methods import Setting
+from paca.workbench.methods.catalogue import METHODS as COMPARED
+from paca.workbench.methods.catalogue import AdapterSetting
 from swap import SwapLinear
 
 FLOOR = "floor"
@@ -41,7 +41,7 @@ class Method:
 def compared(name: str) -> Method:
     """The method that `paca compare` has by this name."""
     method = COMPARED[name]
-    return Method(name, method.description, lambda model, rank: method.put_on(model, Setting(rank)))
+    return Method(name, method.description, lambda model, rank: method.put_on(model, AdapterSetting(rank)))
 
 
 def variant(name: str, description: str, **options: Any) -> Method:
@@ -49,7 +49,7 @@ def variant(name: str, description: str, **options: Any) -> Method:
     return Method(
         name,
         description,
-        lambda model, rank: COMPARED["paca"].put_on(model, Setting(rank, arguments=options)),
+        lambda model, rank: COMPARED["paca"].put_on(model, AdapterSetting(rank, arguments=options)),
         by_default=False,
     )
 

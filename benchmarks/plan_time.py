@@ -15,7 +15,7 @@ import warnings
 from dataclasses import replace
 
 from paca.workbench.planning.models import find_config
-from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import Planner
 
 COMMANDS = {
@@ -58,24 +58,24 @@ def _growth(method: str) -> None:
     print("| layers | batch | tokens | processor seconds | per layer |")
     print("|---:|---:|---:|---:|---:|")
     config = find_config("llama3-8b")
-    _seconds(config, Setting(method))  # caches that the first simulation fills
+    _seconds(config, TrainingSetting(method))  # caches that the first simulation fills
     for layers in LAYERS:
         config.num_hidden_layers = layers
-        _print(layers, Setting(method), _seconds(config, Setting(method)))
+        _print(layers, TrainingSetting(method), _seconds(config, TrainingSetting(method)))
     for batch, tokens in SIZES:
-        setting = replace(Setting(method), batch=batch, tokens=tokens)
+        setting = replace(TrainingSetting(method), batch=batch, tokens=tokens)
         _print(LAYERS[-1], setting, _seconds(config, setting))
 
 
-def _print(layers: int, setting: Setting, seconds: float) -> None:
+def _print(layers: int, setting: TrainingSetting, seconds: float) -> None:
     print(f"| {layers} | {setting.batch} | {setting.tokens} | {seconds:.2f} | {seconds / layers:.3f} |", flush=True)
 
 
-def _seconds(config: object, setting: Setting) -> float:
+def _seconds(config: object, setting: TrainingSetting) -> float:
     return min(_once(config, setting) for _ in range(2))
 
 
-def _once(config: object, setting: Setting) -> float:
+def _once(config: object, setting: TrainingSetting) -> float:
     start = time.process_time()
     Planner(config).step(setting)
     return time.process_time() - start

@@ -16,9 +16,9 @@ import torch
 from transformers import LlamaConfig, Qwen2Config
 
 from paca.workbench.base.options import positive
-from paca.workbench.planning.methods import METHODS
+from paca.workbench.planning.methods import PLANNED
 from paca.workbench.planning.models import find_config
-from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import build, measure, simulate
 
 SMALLER = {
@@ -44,7 +44,7 @@ def main() -> int:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", default=list(shapes()), metavar="SHAPE", help="which (default: all)")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD", help="which (default: all)")
+    parser.add_argument("--methods", nargs="+", default=list(PLANNED), metavar="METHOD", help="which (default: all)")
     parser.add_argument("--layers", type=positive, help="build only so many")
     parser.add_argument("--tokens", type=positive, default=256, help="per step (default: %(default)s)")
     parser.add_argument("--rank", type=positive, default=16, help="of every adapter (default: %(default)s)")
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def _line(name: str, config: Any, method: str, checkpointing: bool, arguments: argparse.Namespace) -> str:
-    setting = Setting(
+    setting = TrainingSetting(
         method,
         arguments.rank,
         1,

@@ -3,7 +3,7 @@ import torch
 from transformers import LlamaConfig
 
 from paca.profiling.operations import OperationCounter
-from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import Planner
 
 HIDDEN, MIDDLE, LAYERS, HEADS, VOCABULARY, TOKENS, BATCH, RANK = 64, 192, 2, 4, 300, 32, 2, 8
@@ -28,7 +28,7 @@ def planner():
 
 
 def operations(planner, method, **changes):
-    setting = Setting(method, RANK, BATCH, TOKENS, **changes)
+    setting = TrainingSetting(method, RANK, BATCH, TOKENS, **changes)
     return planner.operations(setting, planner.step(setting))
 
 

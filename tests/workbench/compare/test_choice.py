@@ -4,8 +4,8 @@ import pytest
 
 from paca.errors import PacaError
 from paca.workbench.compare.choice import choose_methods
-from paca.workbench.compare.methods import METHODS, Setting
 from paca.workbench.compare.rates import grid, rates_of, read_rates
+from paca.workbench.methods.catalogue import METHODS, AdapterSetting
 
 
 def test_the_floor_comes_first_and_nothing_twice():
@@ -15,7 +15,7 @@ def test_the_floor_comes_first_and_nothing_twice():
 def test_methods_of_peft_go_by_name_and_by_config_class_with_arguments():
     chosen = choose_methods("lora(r=8,use_rslora=true),VeraConfig(r=64),ia3")
     assert [found.label for found in chosen[1:]] == ["lora(r=8,use_rslora=true)", "VeraConfig(r=64)", "ia3"]
-    configs = [found.method.config(Setting(16, "all-linear", 1, found.arguments)) for found in chosen[1:]]
+    configs = [found.method.config(AdapterSetting(16, "all-linear", 1, found.arguments)) for found in chosen[1:]]
     assert [type(config).__name__ for config in configs] == ["LoraConfig", "VeraConfig", "IA3Config"]
     assert (configs[0].r, configs[0].lora_alpha, configs[0].use_rslora) == (8, 8, True)
     assert configs[1].r == 64
@@ -60,9 +60,9 @@ def test_all_mistakes_are_told_at_once():
 
 def test_every_method_has_a_description_and_makes_its_config():
     for method in METHODS.values():
-        config = method.config(Setting(rank=4))
+        config = method.config(AdapterSetting(rank=4))
         assert method.description
-        assert (config is None) == (method.config_class is None)
+        assert (config is None) == (method.peft is None)
         assert config is None or config.r == 4
 
 

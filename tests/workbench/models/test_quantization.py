@@ -5,11 +5,13 @@ import importlib.util
 import pytest
 import torch
 from peft import get_peft_model
+from tests.workbench.tiny import write_recipe
 
 from paca import PacaConfig, PacaError
 from paca.tuner.layers.quantized import comes_quantized
+from paca.workbench.export.verified import export
 from paca.workbench.models import quantization
-from paca.workbench.models.load import EMBEDDED, EmbeddedModel, load_model, merge
+from paca.workbench.models.load import EMBEDDED, EmbeddedModel, load_model
 from paca.workbench.models.quantization import QUANTIZATIONS, quantization_config, quantization_problems
 from paca.workbench.recipe.recipe import read_recipe, shipped_recipes
 
@@ -23,7 +25,8 @@ def test_a_quantized_model_is_loaded_trained_and_merged(tiny_model, tmp_path, na
     tuned = get_peft_model(model, PacaConfig(r=2, target_modules="all-linear", init_weights=False)).eval()
     expected = tuned(INPUTS).logits
     tuned.save_pretrained(tmp_path / "adapter")
-    merge(tmp_path / "adapter", tmp_path / "merged", "float32", name)
+    write_recipe(tmp_path / "recipe.yaml", {"model": {"name": str(tiny_model), "quantization": name}})
+    export(str(tmp_path / "adapter"), "merged", str(tmp_path / "merged"), "float32")
     merged = load_model(str(tmp_path / "merged"))
     assert not [module for module in merged.modules() if comes_quantized(module)]
     torch.testing.assert_close(merged(INPUTS).logits, expected, rtol=1e-4, atol=1e-4)

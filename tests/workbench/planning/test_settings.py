@@ -6,7 +6,7 @@ from paca.errors import PacaError
 from paca.workbench.planning.losses import find_loss
 from paca.workbench.planning.models import find_config, is_image_config
 from paca.workbench.planning.optimizers import find_optimizer
-from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.shapes import SHAPES, find_shape
 from paca.workbench.planning.simulate import Planner, build, measure
 
@@ -36,7 +36,7 @@ def planner():
 
 
 def step(planner, method="full", **changes):
-    return planner.step(Setting(method, 8, 1, 64, **changes))
+    return planner.step(TrainingSetting(method, 8, 1, 64, **changes))
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -44,7 +44,7 @@ def test_a_shape_has_as_many_parameters_as_the_published_model(name):
     if name == "efficientnetv2-l":
         pytest.importorskip("timm")
     config = find_config(name)
-    model = build(config, Setting("full"))
+    model = build(config, TrainingSetting("full"))
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
     assert is_image_config(config) == (name in ("vit-b-16", "efficientnetv2-l"))
 
@@ -72,14 +72,16 @@ def test_eight_bits_quarter_the_optimizer_and_paged_states_are_elsewhere(planner
 def test_other_optimizers_and_losses_are_what_the_real_step_takes(planner, optimizer, loss):
     if optimizer == "adamw_bnb_8bit":
         pytest.importorskip("bitsandbytes")
-    setting = Setting("paca", 8, 1, 64, torch.float32, attention="sdpa", optimizer=optimizer, loss=loss)
+    setting = TrainingSetting("paca", 8, 1, 64, torch.float32, attention="sdpa", optimizer=optimizer, loss=loss)
     real = measure(build(CONFIG, setting, "cpu"), setting, warm_up=True)
     assert planner.step(setting).peak.total == pytest.approx(real.peak.total, rel=0.03)
 
 
 def test_a_chunked_loss_keeps_no_logits(planner):
     logits = 512 * 40_000 * 4
-    full, chunked = (planner.step(Setting("paca", 8, 1, 512, loss=loss)).peak.total for loss in ("full", "chunked"))
+    full, chunked = (
+        planner.step(TrainingSetting("paca", 8, 1, 512, loss=loss)).peak.total for loss in ("full", "chunked")
+    )
     assert full - chunked > logits / 2
 
 
@@ -111,13 +113,13 @@ def test_image_classifiers_take_what_the_real_step_takes(shape, method):
     if shape == "vit-b-16":
         config = find_config(shape)
         config.num_hidden_layers, config.image_size = 2, 64
-        setting = Setting(method, 8, 2, dtype=torch.float32, attention="sdpa", pixels=64)
+        setting = TrainingSetting(method, 8, 2, dtype=torch.float32, attention="sdpa", pixels=64)
     else:
         from transformers import TimmWrapperConfig
 
         from paca.workbench.planning.shapes import CONVOLUTIONS
 
         config = TimmWrapperConfig(architecture=shape, num_labels=10)
-        setting = Setting(method, 8, 2, dtype=torch.float32, attention="sdpa", pixels=64, targets=CONVOLUTIONS)
+        setting = TrainingSetting(method, 8, 2, dtype=torch.float32, attention="sdpa", pixels=64, targets=CONVOLUTIONS)
     real = measure(build(config, setting, "cpu"), setting, warm_up=True)
     assert Planner(config).step(setting).peak.total == pytest.approx(real.peak.total, rel=0.03)

@@ -4,10 +4,10 @@ from transformers import LlamaConfig, Qwen2Config
 
 from paca.errors import PacaError
 from paca.workbench.planning.gpus import find_gpu
-from paca.workbench.planning.methods import METHODS, find_method
+from paca.workbench.planning.methods import PLANNED, find_method
 from paca.workbench.planning.models import find_config
 from paca.workbench.planning.search import largest_that_fits
-from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import build, measure, simulate
 
 SMALL = {
@@ -23,11 +23,11 @@ SHAPES = {"llama": LlamaConfig(**SMALL), "qwen2": Qwen2Config(**{**SMALL, "num_h
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", PLANNED)
 def test_the_prediction_is_what_the_real_step_takes(shape, method, checkpointing):
-    if METHODS[method].packed:
+    if PLANNED[method].quantization:
         pytest.importorskip("bitsandbytes")
-    setting = Setting(method, 8, 2, 64, torch.float32, checkpointing=checkpointing, attention="sdpa")
+    setting = TrainingSetting(method, 8, 2, 64, torch.float32, checkpointing=checkpointing, attention="sdpa")
     predicted = simulate(SHAPES[shape], setting)
     real = measure(build(SHAPES[shape], setting, "cpu"), setting, warm_up=True).peak
     assert predicted.total == pytest.approx(real.total, rel=0.03)
@@ -36,10 +36,10 @@ def test_the_prediction_is_what_the_real_step_takes(shape, method, checkpointing
 
 
 def test_methods_and_settings_change_the_prediction():
-    paca = simulate(SHAPES["llama"], Setting("paca", 8, 2, 64)).total
-    lora = simulate(SHAPES["llama"], Setting("lora", 8, 2, 64)).total
-    checkpointed = simulate(SHAPES["llama"], Setting("paca", 8, 2, 64, checkpointing=True)).total
-    longer = simulate(SHAPES["llama"], Setting("paca", 8, 2, 128)).total
+    paca = simulate(SHAPES["llama"], TrainingSetting("paca", 8, 2, 64)).total
+    lora = simulate(SHAPES["llama"], TrainingSetting("lora", 8, 2, 64)).total
+    checkpointed = simulate(SHAPES["llama"], TrainingSetting("paca", 8, 2, 64, checkpointing=True)).total
+    longer = simulate(SHAPES["llama"], TrainingSetting("paca", 8, 2, 128)).total
     assert checkpointed < paca < lora
     assert longer > paca
 

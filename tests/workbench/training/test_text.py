@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paca import PacaError
 from paca.workbench.cli.main import main
-from paca.workbench.models.load import merge
+from paca.workbench.export.verified import export
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.adapted import find_source, load_adapted
 from paca.workbench.training.report import closing_lines
@@ -95,7 +95,7 @@ def test_moslora_is_a_method_whose_adapter_loads_and_merges(content, tmp_path):
     run(content, tmp_path)
     assert any("lora_mixer" in name for name in adapter(tmp_path))
     tuned, _ = load_adapted(find_source(str(tmp_path / "run")))
-    merge(tmp_path / "run" / "adapter", tmp_path / "merged")
+    export(str(tmp_path / "run" / "adapter"), "merged", str(tmp_path / "merged"))
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     inputs = torch.arange(3, 15)[None]
     torch.testing.assert_close(merged(inputs).logits, tuned.eval()(inputs).logits)

@@ -3,7 +3,6 @@
 import argparse
 import json
 
-from paca.errors import PacaError
 from paca.workbench.base.options import add_options, read_options
 from paca.workbench.cli.verb import Verb
 from paca.workbench.evaluation.request import Request
@@ -25,41 +24,24 @@ example:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what `paca eval` takes.
-
-    Args:
-        parser: The verb's parser.
-    """
+    """Declare what `paca eval` takes."""
     add_options(parser, Request)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Evaluate, and print each result as it comes.
+    """Evaluate, and print each result as it comes."""
+    from paca.workbench.base.progress import quiet_libraries
+    from paca.workbench.evaluation.evaluate import evaluate
 
-    Args:
-        arguments: What was typed.
-
-    Returns:
-        0.
-
-    Raises:
-        PacaError: If a library is missing, or something can't be done.
-    """
-    try:
-        from paca.workbench.base.progress import quiet_libraries
-        from paca.workbench.evaluation.evaluate import evaluate
-
-        with quiet_libraries():
-            for done in evaluate(read_options(arguments, Request)):
-                if arguments.json:
-                    print(json.dumps(done.result), flush=True)
-                else:
-                    print("\n".join([f"{done.name}: {done.file}", *done.lines]), flush=True)
-    except ModuleNotFoundError as error:
-        raise PacaError(f"The package {error.name!r} is missing. Type: pip install 'paca[eval]'") from error
+    with quiet_libraries():
+        for done in evaluate(read_options(arguments, Request)):
+            if arguments.json:
+                print(json.dumps(done.result), flush=True)
+            else:
+                print("\n".join([f"{done.name}: {done.file}", *done.lines]), flush=True)
     return 0
 
 
 SUMMARY = "Score a model or an adapter: MMLU and the harness's tasks, perplexity, MT-Bench."
-VERB = Verb("eval", SUMMARY, EXAMPLE, add_arguments, run)
+VERB = Verb("eval", SUMMARY, EXAMPLE, add_arguments, run, extra="eval")

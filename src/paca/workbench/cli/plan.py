@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     from paca.workbench.planning.gpus import find_gpu
     from paca.workbench.planning.progress import PlanProgress
     from paca.workbench.planning.report import draw
-    from paca.workbench.planning.request import settings_of, subject_of
+    from paca.workbench.planning.request import planned_model, settings_of
     from paca.workbench.planning.rows import make_row
     from paca.workbench.planning.simulate import Planner
 
@@ -62,15 +62,15 @@ def run(arguments: argparse.Namespace) -> int:
     searches = tuple(name for name in ("max_seq", "max_batch") if getattr(arguments, name))
     if gpu is None and searches:
         raise PacaError("--max-seq and --max-batch need to know what to fit into: pass --gpu 80GB, or a GPU's name.")
-    subject = subject_of(arguments.model, arguments.trust_remote_code)
-    settings = settings_of(subject, vars(arguments))
-    for warning in subject.warnings(settings[0]):
+    planned = planned_model(arguments.model, arguments.trust_remote_code)
+    settings = settings_of(planned, vars(arguments))
+    for warning in planned.warnings(settings[0]):
         print(f"warning: {warning}", file=sys.stderr)
     with warnings.catch_warnings(), PlanProgress(len(settings), len(searches)) as progress:
         warnings.simplefilter("ignore")  # asides of libraries, which nothing can be done about here
-        planner = Planner(subject.config, progress.entered)
+        planner = Planner(planned.config, progress.entered)
         rows = [make_row(planner, setting, gpu, searches, progress.say) for setting in settings]
-    title = subject.title(settings[0])
+    title = planned.title(settings[0])
     if arguments.png:
         draw(Path(arguments.png), title, rows, None if gpu is None else gpu.bytes)
     if arguments.json:

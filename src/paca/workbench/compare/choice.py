@@ -2,18 +2,33 @@
 
 import re
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base import yaml
 from paca.workbench.base.messages import suggestion
-from paca.workbench.compare.methods import FLOOR, METHODS, Chosen, Method
+from paca.workbench.methods.catalogue import FLOOR, METHODS, Method
 from paca.workbench.methods.registry import known_methods, method_problems
 
 DEFAULT = "paca,lora,miss,lora-fa"
 _WORD = re.compile(r"\s*([^,()\s]+)\s*(?:\(([^()]*)\))?\s*(?:,|$)")
 _COMMA_OUTSIDE_BRACKETS = re.compile(r",(?![^\[\]{}]*[\]}])")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A method as it was asked for.
+
+    Args:
+        label: What tables call it: the method's name, with its arguments if it was given some.
+        method: The method.
+        arguments: Of its PEFT config.
+    """
+
+    label: str
+    method: Method
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def choose_methods(text: str) -> list[Chosen]:
@@ -63,19 +78,15 @@ def _find(name: str, problems: list[str]) -> Method | None:
     """A method of ours, or PEFT's of that name; PEFT's config classes may be named as well."""
     if name in METHODS:
         return METHODS[name]
-    by_name = known_methods()
-    by_class = {cls.__name__.lower(): cls for cls in by_name.values()}
-    cls = by_name.get(name.lower()) or by_class.get(name.lower())
-    if cls is None:
-        known = [*METHODS, *by_name, *(cls.__name__ for cls in by_name.values())]
-        hint = suggestion(name, known) or f"; known: {', '.join(dict.fromkeys([*METHODS, *sorted(by_name)]))}"
+    known = known_methods()
+    by_class = {cls.__name__.lower(): kind for kind, cls in known.items()}
+    kind = name.lower() if name.lower() in known else by_class.get(name.lower())
+    if kind is None:
+        words = [*METHODS, *known, *(cls.__name__ for cls in known.values())]
+        hint = suggestion(name, words) or f"; known: {', '.join(dict.fromkeys([*METHODS, *sorted(known)]))}"
         problems.append(f"{name!r}: neither paca nor PEFT has such a method{hint}")
         return None
-    return Method(name, f"PEFT's {cls.__name__.removesuffix('Config')}", partial(_same, cls))
-
-
-def _same(cls: Any) -> Any:
-    return cls
+    return Method(name, f"PEFT's {known[kind].__name__.removesuffix('Config')}", kind)
 
 
 def _arguments(name: str, given: str, problems: list[str]) -> dict[str, Any] | None:
@@ -95,9 +106,7 @@ def _arguments(name: str, given: str, problems: list[str]) -> dict[str, Any] | N
 def _argument_problems(name: str, method: Method, arguments: Mapping[str, Any]) -> list[str]:
     if not arguments:
         return []
-    if method.config_class is None:
+    if method.peft is None:
         return [f"{name} takes no arguments, got {', '.join(arguments)}"]
-    cls = method.config_class()
-    named = {known: kind for kind, known in known_methods().items()}
-    found = method_problems(named[cls], arguments)
+    found = method_problems(method.peft, arguments)
     return [f"{name}: {problem.replace('method.', '')}" for problem in found]

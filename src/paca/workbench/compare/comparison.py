@@ -9,13 +9,25 @@ from queue import SimpleQueue
 from typing import Any
 
 from paca.errors import PacaError
+from paca.workbench.compare.choice import Chosen
 from paca.workbench.compare.folder import finished, open_folder, store
-from paca.workbench.compare.jobs import LONGEST, OPERATIONS, PROFILE, RANKS, RUN, SWEEP, THROUGHPUT, TIMING, Entry, Job
 from paca.workbench.compare.limits import available_bytes
-from paca.workbench.compare.methods import METHODS, Chosen, Setting
 from paca.workbench.compare.progress import Progress
 from paca.workbench.compare.rates import rates_of
+from paca.workbench.compare.units import (
+    LONGEST,
+    OPERATIONS,
+    PROFILE,
+    RANKS,
+    RUN,
+    SWEEP,
+    THROUGHPUT,
+    TIMING,
+    Entry,
+    Unit,
+)
 from paca.workbench.compare.worker import Worker
+from paca.workbench.methods.catalogue import METHODS, AdapterSetting
 from paca.workbench.recipe.recipe import Recipe
 
 PARAMETERS, RANK = "parameters", "rank"
@@ -76,33 +88,33 @@ class Runner:
         for worker in workers:
             self._free.put(worker)
 
-    def run(self, jobs: Iterable[Job]) -> list[dict[str, Any]]:
+    def run(self, units: Iterable[Unit]) -> list[dict[str, Any]]:
         """Run units, or read what they found before.
 
         Args:
-            jobs: In the order of their results.
+            units: In the order of their results.
 
         Returns:
             The results; those of failures have `error`.
         """
-        jobs = list(jobs)
-        self.progress.expect(len(jobs))
+        units = list(units)
+        self.progress.expect(len(units))
         if self._threads == 1:
-            return [self._run(job) for job in jobs]
+            return [self._run(unit) for unit in units]
         with ThreadPoolExecutor(self._threads) as pool:
-            return list(pool.map(self._run, jobs))
+            return list(pool.map(self._run, units))
 
-    def _run(self, job: Job) -> dict[str, Any]:
-        result = finished(self.folder, job)
+    def _run(self, unit: Unit) -> dict[str, Any]:
+        result = finished(self.folder, unit)
         if result is None:
             worker = self._free.get()
             try:
-                with self.progress.unit(job.name) as watch:
-                    result = worker.run(job, watch)
+                with self.progress.unit(unit.name) as watch:
+                    result = worker.run(unit, watch)
             finally:
                 self._free.put(worker)
-            store(self.folder, job, result)
-        self.progress.done(job.name, result.get("error"))
+            store(self.folder, unit, result)
+        self.progress.done(unit.name, result.get("error"))
         return result
 
 
@@ -117,7 +129,7 @@ def compare(comparison: Comparison, folder: Path, workers: Sequence[Worker], pro
     """
     runner = Runner(folder, workers, progress)
     entries = ranked_entries(comparison, runner)
-    profiles = runner.run(Job(PROFILE, (entry,), {"limit": comparison.memory_limit}) for entry in entries)
+    profiles = runner.run(Unit(PROFILE, (entry,), {"limit": comparison.memory_limit}) for entry in entries)
     alive = [entry for entry, found in zip(entries, profiles, strict=True) if "error" not in found]
     rates = tuned_rates(comparison, runner, alive)
     runs = [
@@ -127,10 +139,10 @@ def compare(comparison: Comparison, folder: Path, workers: Sequence[Worker], pro
         if entry.label in rates and (entry.chosen.method.trains or index == 0)
     ]
     results = runner.run(runs)
-    failed = {job.entry.label for job, found in zip(runs, results, strict=True) if "error" in found}
+    failed = {unit.entry.label for unit, found in zip(runs, results, strict=True) if "error" in found}
     timed = tuple(entry for entry in alive if entry.label not in failed)
     if any(entry.chosen.method.trains for entry in timed):
-        runner.run([Job(TIMING, timed, {"rounds": comparison.rounds})])
+        runner.run([Unit(TIMING, timed, {"rounds": comparison.rounds})])
 
 
 def explore(
@@ -157,7 +169,7 @@ def explore(
         LONGEST: {"limit": limit},
         OPERATIONS: {"rounds": comparison.rounds},
     }
-    runner.run(Job(kind, (entry,), values[kind]) for kind in kinds for entry in entries)
+    runner.run(Unit(kind, (entry,), values[kind]) for kind in kinds for entry in entries)
 
 
 def ranked_entries(comparison: Comparison, runner: Runner) -> list[Entry]:
@@ -174,7 +186,7 @@ def ranked_entries(comparison: Comparison, runner: Runner) -> list[Entry]:
     rank = own.pop("r", _DEFAULT_RANK)
     own.pop("random_seed", None)  # seeds are what the runs differ in
     targets = own.pop("target_modules", "all-linear")
-    plain = Setting(rank, targets, recipe.seed)
+    plain = AdapterSetting(rank, targets, recipe.seed)
     by_recipe = {recipe.method.name: own}  # what the recipe says of its own method beside rank and targets
     entries = [
         Entry(chosen, replace(plain, arguments={**by_recipe.get(chosen.method.name, {}), **chosen.arguments}))
@@ -185,8 +197,8 @@ def ranked_entries(comparison: Comparison, runner: Runner) -> list[Entry]:
     measure = next((entry for entry in entries if entry.label == recipe.method.name), None) or Entry(
         Chosen(recipe.method.name, METHODS.get(recipe.method.name, METHODS["paca"])), replace(plain, arguments=own)
     )
-    others = tuple(entry for entry in entries if entry.label != measure.label and entry.chosen.method.config_class)
-    [found] = runner.run([Job(RANKS, (measure, *others))])
+    others = tuple(entry for entry in entries if entry.label != measure.label and entry.chosen.method.peft)
+    [found] = runner.run([Unit(RANKS, (measure, *others))])
     if "error" in found:
         raise PacaError(f"The ranks that train equally many parameters can't be found: {found['error']}")
     ranks = {label: row["rank"] for label, row in found["ranks"].items()}
@@ -208,7 +220,7 @@ def tuned_rates(comparison: Comparison, runner: Runner, entries: Sequence[Entry]
         The rates; none for a method that trains nothing, and no entry for one whose every try failed.
     """
     recipe = comparison.recipe
-    tried: list[Job] = []
+    tried: list[Unit] = []
     rates: dict[str, float | None] = {}
     for entry in entries:
         own = recipe.training.get("learning_rate") if entry.chosen.method.name == recipe.method.name else None
@@ -217,18 +229,18 @@ def tuned_rates(comparison: Comparison, runner: Runner, entries: Sequence[Entry]
             rates[entry.label] = grid[0] if entry.chosen.method.trains else None
             continue
         values = {"seed": recipe.seed, "steps": comparison.sweep_steps}
-        tried += [Job(SWEEP, (entry,), {**values, "rate": rate}) for rate in grid]
+        tried += [Unit(SWEEP, (entry,), {**values, "rate": rate}) for rate in grid]
     best: dict[str, float] = {}
-    for job, found in zip(tried, runner.run(tried), strict=True):
-        label, loss = job.entry.label, found.get("loss")
+    for unit, found in zip(tried, runner.run(tried), strict=True):
+        label, loss = unit.entry.label, found.get("loss")
         if loss is not None and loss < best.get(label, math.inf):
-            best[label], rates[label] = loss, job.values["rate"]
+            best[label], rates[label] = loss, unit.values["rate"]
     return rates
 
 
-def _run_job(comparison: Comparison, entry: Entry, seed: int, rate: float | None) -> Job:
+def _run_job(comparison: Comparison, entry: Entry, seed: int, rate: float | None) -> Unit:
     entry = replace(entry, setting=replace(entry.setting, seed=seed))
-    return Job(RUN, (entry,), {"seed": seed, "rate": rate, "points": comparison.points})
+    return Unit(RUN, (entry,), {"seed": seed, "rate": rate, "points": comparison.points})
 
 
 def begin(comparison: Comparison, folder: Path, overwrite: bool = False) -> None:

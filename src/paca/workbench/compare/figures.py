@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-from paca.workbench.compare.methods import FLOOR
+from paca.workbench.methods.catalogue import FLOOR
 
 Row = Mapping[str, Any]
 # Told apart by people who see few colours, on white and on near-black.

@@ -9,7 +9,7 @@ from paca.errors import PacaError
 from paca.workbench.base import yaml
 from paca.workbench.base.files import discard, write_json, write_text
 from paca.workbench.base.schema import describe_difference
-from paca.workbench.compare.jobs import Job
+from paca.workbench.compare.units import Unit
 
 COMPARISON = "comparison.yaml"
 UNITS = "units"
@@ -53,34 +53,34 @@ def open_folder(folder: Path, spec: Mapping[str, Any], overwrite: bool = False) 
     write_text(known, yaml.dump(dict(spec)))
 
 
-def finished(folder: Path, job: Job) -> dict[str, Any] | None:
+def finished(folder: Path, unit: Unit) -> dict[str, Any] | None:
     """Read what a unit found, if it was run before and did not fail.
 
     Args:
         folder: The comparison's.
-        job: The unit.
+        unit: The unit.
 
     Returns:
         Its result; None if it has to be run, because it never was, failed, or was run with other values.
     """
-    path = _path(folder, job)
+    path = _path(folder, unit)
     if not path.exists():
         return None
     stored = json.loads(path.read_text(encoding="utf-8"))
     result: dict[str, Any] = stored["result"]
-    same = stored["job"] == json.loads(json.dumps(job.identity()))
+    same = stored["job"] == json.loads(json.dumps(unit.identity()))
     return result if same and "error" not in result else None
 
 
-def store(folder: Path, job: Job, result: Mapping[str, Any]) -> None:
+def store(folder: Path, unit: Unit, result: Mapping[str, Any]) -> None:
     """Keep what a unit found; the file appears at once, when it is complete.
 
     Args:
         folder: The comparison's.
-        job: The unit.
+        unit: The unit.
         result: What JSON can write.
     """
-    write_json(_path(folder, job), {"job": job.identity(), "result": dict(result)})
+    write_json(_path(folder, unit), {"job": unit.identity(), "result": dict(result)})
 
 
 def stored_units(folder: Path) -> list[dict[str, Any]]:
@@ -95,5 +95,5 @@ def stored_units(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / UNITS).glob("[!.]*.json"))]
 
 
-def _path(folder: Path, job: Job) -> Path:
-    return folder / UNITS / f"{job.name}.json"
+def _path(folder: Path, unit: Unit) -> Path:
+    return folder / UNITS / f"{unit.name}.json"

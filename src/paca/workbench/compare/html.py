@@ -12,7 +12,7 @@ from paca.workbench.base import yaml
 from paca.workbench.compare.columns import COLUMNS, cell, shown_columns
 from paca.workbench.compare.figures import charts, colours
 from paca.workbench.compare.markdown import document, how, notes, spelled
-from paca.workbench.compare.methods import FLOOR
+from paca.workbench.methods.catalogue import FLOOR
 
 _CARDS = {
     "loss": "lowest held-out loss",

@@ -9,10 +9,9 @@ from torch import UntypedStorage
 from paca.profiling import StorageTracker
 from paca.profiling.steps import TrainingStep, interleave, lower_quartile
 from paca.workbench.compare.failures import OutOfMemoryError, is_out_of_memory
-from paca.workbench.compare.jobs import Job
+from paca.workbench.compare.units import Unit, Watch
 from paca.workbench.compare.workload import Workload
 
-Watch = Any
 SEQUENCE_STEP = 32
 _LARGEST_BATCH = 4096
 
@@ -31,12 +30,12 @@ class LimitedTracker(StorageTracker):
             raise OutOfMemoryError(f"more than {self._limit / 1e9:.2f} GB")
 
 
-def fits(workload: Workload, job: Job, size: tuple[int, int], needed: dict[str, int]) -> bool:
+def fits(workload: Workload, unit: Unit, size: tuple[int, int], needed: dict[str, int]) -> bool:
     """Try whether a training step stays within the limit.
 
     Args:
         workload: The recipe.
-        job: With `limit`, bytes.
+        unit: With `limit`, bytes.
         size: Sequences and tokens.
         needed: The peak is put here, by `str(size)`.
 
@@ -44,10 +43,10 @@ def fits(workload: Workload, job: Job, size: tuple[int, int], needed: dict[str, 
         Whether two steps, the second with the optimizer's state there, stay within it.
     """
     try:
-        step = workload.step(job.entry, share=True, size=size)
-        with LimitedTracker(step, job.values["limit"]):
+        step = workload.step(unit.entry, share=True, size=size)
+        with LimitedTracker(step, unit.values["limit"]):
             step.run()
-        with LimitedTracker(step, job.values["limit"]) as tracker:
+        with LimitedTracker(step, unit.values["limit"]) as tracker:
             step.run()
     except (RuntimeError, MemoryError, OutOfMemoryError) as error:
         if is_out_of_memory(error):
@@ -57,54 +56,54 @@ def fits(workload: Workload, job: Job, size: tuple[int, int], needed: dict[str, 
     return True
 
 
-def longest_sequence(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+def longest_sequence(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Find the longest sequence, one per step, with which training stays within the limit.
 
     Args:
         workload: The recipe.
-        job: With `limit`, bytes.
+        unit: With `limit`, bytes.
         watch: Told what is being tried.
 
     Returns:
         `tokens`, 0 if not even the shortest fits; whether that is all the model has positions for; peaks by size.
     """
-    positions = getattr(workload.base(job.entry.chosen.method).config, "max_position_embeddings", None) or 2**20
+    positions = getattr(workload.base(unit.entry.chosen.method).config, "max_position_embeddings", None) or 2**20
     needed: dict[str, int] = {}
 
     def try_tokens(count: int) -> bool:
         watch(count, positions // SEQUENCE_STEP, f"{count * SEQUENCE_STEP} tokens")
-        return fits(workload, job, (1, count * SEQUENCE_STEP), needed)
+        return fits(workload, unit, (1, count * SEQUENCE_STEP), needed)
 
     tokens = SEQUENCE_STEP * largest(try_tokens, positions // SEQUENCE_STEP)
     all_positions = tokens == positions // SEQUENCE_STEP * SEQUENCE_STEP
-    return {"tokens": tokens, "all_positions": all_positions, "peak_bytes": needed, "limit": job.values["limit"]}
+    return {"tokens": tokens, "all_positions": all_positions, "peak_bytes": needed, "limit": unit.values["limit"]}
 
 
-def throughput(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+def throughput(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Double the batch until memory is full, and time steps at each size; last at the largest batch that fits.
 
     Args:
         workload: The recipe.
-        job: With `limit`, bytes; `rounds`, timed steps at each size; `tokens` per sequence.
+        unit: With `limit`, bytes; `rounds`, timed steps at each size; `tokens` per sequence.
         watch: Told what is being tried.
 
     Returns:
         For each batch that fits: `sequences`, `peak_bytes`, `step_ms`, `tokens_per_second`, `sequences_per_second`.
     """
-    tokens, needed = job.values["tokens"], dict[str, int]()
+    tokens, needed = unit.values["tokens"], dict[str, int]()
 
     def try_batch(count: int) -> bool:
         watch(count, _LARGEST_BATCH, f"{count} sequences")
-        return fits(workload, job, (count, tokens), needed)
+        return fits(workload, unit, (count, tokens), needed)
 
     most = largest(try_batch, _LARGEST_BATCH)
     doubled = [2**power for power in range(13) if 2**power < most]
     points: list[dict[str, Any]] = []
     for sequences in [*doubled, *([most] if most else [])]:
         watch(len(points), len(doubled) + 1, f"timing {sequences} sequences")
-        step = workload.step(job.entry, share=True, size=(sequences, tokens))
+        step = workload.step(unit.entry, share=True, size=(sequences, tokens))
         step.run()
-        times = interleave({"": step.run}, job.values["rounds"])[""]
+        times = interleave({"": step.run}, unit.values["rounds"])[""]
         seconds = lower_quartile([taken.total for taken in times])
         points.append(
             {
@@ -115,7 +114,7 @@ def throughput(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
                 "tokens_per_second": sequences * tokens / seconds,
             }
         )
-    return {"points": points, "tokens": tokens, "limit": job.values["limit"]}
+    return {"points": points, "tokens": tokens, "limit": unit.values["limit"]}
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:

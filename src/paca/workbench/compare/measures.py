@@ -13,22 +13,20 @@ from paca.profiling.environment import machine
 from paca.profiling.operations import OperationCounter
 from paca.profiling.steps import StepTime, TrainingStep, interleave, lower_quartile
 from paca.workbench.compare.failures import OutOfMemoryError, is_out_of_memory
-from paca.workbench.compare.jobs import Entry, Job
-from paca.workbench.compare.methods import FLOOR_AGAIN
+from paca.workbench.compare.units import FLOOR_AGAIN, Entry, Unit, Watch
 from paca.workbench.compare.workload import Workload
 from paca.workbench.training.report import count_parameters
 
-Watch = Any
 _WARM_UP_STEPS = 2
 _LARGEST_RANK = 4096
 
 
-def profile(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+def profile(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Count the bytes of a training step, and what is trained.
 
     Args:
         workload: The recipe.
-        job: With `limit`, bytes that a step may need, or None.
+        unit: With `limit`, bytes that a step may need, or None.
         watch: Told how far it is.
 
     Returns:
@@ -37,11 +35,11 @@ def profile(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
     Raises:
         OutOfMemoryError: If a step needs more than the limit.
     """
-    step = workload.step(job.entry)
+    step = workload.step(unit.entry)
     step.run()
     watch(1, 2, "counting bytes")
     peak = step.peak()
-    limit = job.values["limit"]
+    limit = unit.values["limit"]
     if limit is not None and peak.total > limit:
         raise OutOfMemoryError(f"a step needs {peak.total / 1e9:.2f} GB, the limit is {limit / 1e9:.2f} GB")
     parameters = count_parameters(step.model)
@@ -56,26 +54,26 @@ def profile(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
     }
 
 
-def time_steps(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+def time_steps(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Time the steps of several methods in turns, the floor twice.
 
     Where not all fit into memory together, they are timed in groups, each beside the floor.
 
     Args:
         workload: The recipe.
-        job: With all methods, the floor first, and `rounds`.
+        unit: With all methods, the floor first, and `rounds`.
         watch: Told how far it is.
 
     Returns:
         By method: milliseconds by phase, ratio to the floor of its own group, tokens per second, each step;
         and what machine it was.
     """
-    floor, *others = job.entries
+    floor, *others = unit.entries
     found: dict[str, Any] = {}
 
     def time_group(entries: list[Entry]) -> None:
         try:
-            measured = _time_group(workload, floor, entries, job.values["rounds"], watch)
+            measured = _time_group(workload, floor, entries, unit.values["rounds"], watch)
         except (RuntimeError, MemoryError) as error:
             if len(entries) < 2 or not is_out_of_memory(error):
                 raise
@@ -87,7 +85,7 @@ def time_steps(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
 
     time_group(others)
     device = workload.arguments(workload.recipe.seed).device
-    return {"methods": found, "rounds": job.values["rounds"], "machine": machine(device)}
+    return {"methods": found, "rounds": unit.values["rounds"], "machine": machine(device)}
 
 
 def _time_group(workload: Workload, floor: Entry, others: list[Entry], rounds: int, watch: Watch) -> dict[str, Any]:
@@ -155,40 +153,40 @@ def _phases(times: list[StepTime]) -> dict[str, float]:
     return {key: 1000 * lower_quartile([getattr(step, part) for step in times]) for key, part in parts.items()}
 
 
-def operations(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+def operations(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Count the floating-point operations of a step, and time its phases.
 
     Args:
         workload: The recipe.
-        job: With `rounds`, steps to time.
+        unit: With `rounds`, steps to time.
         watch: Told how far it is.
 
     Returns:
         Operations and milliseconds of forward and backward.
     """
-    step = workload.step(job.entry)
+    step = workload.step(unit.entry)
     step.run()
     with OperationCounter(lambda: "forward") as forward:
         loss = step.loss()
     with OperationCounter(lambda: "backward") as backward:
         loss.backward()
-    rounds = job.values["rounds"]
+    rounds = unit.values["rounds"]
     times = interleave({"": step.run}, rounds, lambda done: watch(done, rounds, "timing"))[""]
     return {**forward.by_phase, **backward.by_phase, **_phases(times)}
 
 
-def match_ranks(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+def match_ranks(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Find for each method the rank at which it trains most nearly as many parameters as the first one does.
 
     Args:
         workload: The recipe.
-        job: With the method that is the measure first; a method whose rank is given keeps it.
+        unit: With the method that is the measure first; a method whose rank is given keeps it.
         watch: Told how far it is.
 
     Returns:
         By method: `rank` and `trained`; a method that can't be built is left out, and fails when it is measured.
     """
-    reference, *others = job.entries
+    reference, *others = unit.entries
     wanted = trained_parameters(workload, reference, reference.setting.rank)
     found = {reference.label: {"rank": reference.setting.rank, "trained": wanted}}
     for done, entry in enumerate(others):

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import suggestion
-from paca.workbench.compare.methods import Chosen
+from paca.workbench.compare.choice import Chosen
 
 FACTOR = 2.0  # between neighbours of a grid
 

@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from paca.workbench.compare.jobs import LONGEST, OPERATIONS, PROFILE, RUN, SWEEP, THROUGHPUT, TIMING
-from paca.workbench.compare.methods import FLOOR, FLOOR_AGAIN
+from paca.workbench.compare.units import FLOOR_AGAIN, LONGEST, OPERATIONS, PROFILE, RUN, SWEEP, THROUGHPUT, TIMING
+from paca.workbench.methods.catalogue import FLOOR
 
 Row = dict[str, Any]
 LOWEST, HIGHEST = "lowest", "highest"

@@ -8,14 +8,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from paca.workbench.compare.jobs import Job
 from paca.workbench.compare.losses import measure
 from paca.workbench.compare.merging import after_training
+from paca.workbench.compare.units import Unit, Watch
 from paca.workbench.compare.workload import Workload
 from paca.workbench.training.report import count_parameters, loss_points
 from paca.workbench.training.stages import train
-
-Watch = Any  # called with steps done, steps in all, and what is going on
 
 
 class StepCounter(TrainerCallback):
@@ -76,41 +74,41 @@ class CurveRecorder(StepCounter):
             self.record(state.global_step)
 
 
-def try_rate(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+def try_rate(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Train a few steps at one learning rate, and measure the loss on a slice of the training data that was left out.
 
     Args:
         workload: The recipe.
-        job: With `seed`, `rate` and `steps`.
+        unit: With `seed`, `rate` and `steps`.
         watch: Told how far the run is.
 
     Returns:
         `loss`; None where training diverged.
     """
     kept, slice_ = workload.tuning
-    changes = {"learning_rate": job.values["rate"], "max_steps": job.values["steps"]}
-    trainer = workload.trainer(job.entry, job.values["seed"], changes, kept)
+    changes = {"learning_rate": unit.values["rate"], "max_steps": unit.values["steps"]}
+    trainer = workload.trainer(unit.entry, unit.values["seed"], changes, kept)
     trainer.add_callback(StepCounter(watch))
-    train(trainer, job.values["seed"], None)
+    train(trainer, unit.values["seed"], None)
     loss = measure(trainer, slice_).loss
     return {"loss": loss if math.isfinite(loss) else None}
 
 
-def full_run(workload: Workload, job: Job, watch: Watch) -> dict[str, Any]:
+def full_run(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Train as the recipe says, and measure what came of it.
 
     Args:
         workload: The recipe.
-        job: With `seed`, `rate` and `points`.
+        unit: With `seed`, `rate` and `points`.
         watch: Told how far the run is.
 
     Returns:
         The curve, what was forgotten, sizes, merging.
     """
-    entry, seed = job.entry, job.values["seed"]
-    rate = {} if job.values["rate"] is None else {"learning_rate": job.values["rate"]}
+    entry, seed = unit.entry, unit.values["seed"]
+    rate = {} if unit.values["rate"] is None else {"learning_rate": unit.values["rate"]}
     trainer = workload.trainer(entry, seed, rate)
-    recorder = CurveRecorder(trainer, job.values["points"], watch)
+    recorder = CurveRecorder(trainer, unit.values["points"], watch)
     unrelated = {"before": measure(trainer, workload.unrelated).loss}
     if entry.chosen.method.trains:
         trainer.add_callback(recorder)

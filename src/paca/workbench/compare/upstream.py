@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from paca.workbench.compare.jobs import PROFILE, RUN
+from paca.workbench.compare.units import PROFILE, RUN
 
 
 def upstream_results(units: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

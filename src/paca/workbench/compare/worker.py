@@ -10,16 +10,25 @@ from typing import Any, Protocol
 
 from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.compare.failures import KILLED, describe_failure
-from paca.workbench.compare.jobs import LONGEST, OPERATIONS, PROFILE, RANKS, RUN, SWEEP, THROUGHPUT, TIMING, Job
 from paca.workbench.compare.limits import longest_sequence, throughput
 from paca.workbench.compare.measures import match_ranks, operations, profile, time_steps
 from paca.workbench.compare.training import full_run, try_rate
+from paca.workbench.compare.units import (
+    LONGEST,
+    OPERATIONS,
+    PROFILE,
+    RANKS,
+    RUN,
+    SWEEP,
+    THROUGHPUT,
+    TIMING,
+    Unit,
+    Watch,
+)
 from paca.workbench.compare.workload import Workload
 from paca.workbench.recipe.recipe import Recipe
 
-Watch = Callable[[int, int, str], None]
-
-KINDS: dict[str, Callable[[Workload, Job, Watch], dict[str, Any]]] = {
+KINDS: dict[str, Callable[[Workload, Unit, Watch], dict[str, Any]]] = {
     RANKS: match_ranks,
     PROFILE: profile,
     SWEEP: try_rate,
@@ -34,7 +43,7 @@ KINDS: dict[str, Callable[[Workload, Job, Watch], dict[str, Any]]] = {
 class Worker(Protocol):
     """Something that runs units one after another."""
 
-    def run(self, job: Job, watch: Watch) -> dict[str, Any]:
+    def run(self, unit: Unit, watch: Watch) -> dict[str, Any]:
         """Run a unit; what goes wrong is in the result, as `error`."""
         ...
 
@@ -50,11 +59,11 @@ class Here:
     def __init__(self, recipe: Recipe, unrelated: str | None = None) -> None:
         self._workload = Workload(recipe, unrelated)
 
-    def run(self, job: Job, watch: Watch) -> dict[str, Any]:
+    def run(self, unit: Unit, watch: Watch) -> dict[str, Any]:
         """Run a unit; what goes wrong is in the result, as `error`."""
         with quiet():
             try:
-                return KINDS[job.kind](self._workload, job, watch)
+                return KINDS[unit.kind](self._workload, unit, watch)
             except Exception as error:
                 return describe_failure(error)
 
@@ -73,11 +82,11 @@ class Elsewhere:
         self._process: Any = None
         self._line: Connection | None = None
 
-    def run(self, job: Job, watch: Watch) -> dict[str, Any]:
+    def run(self, unit: Unit, watch: Watch) -> dict[str, Any]:
         """Run a unit; what goes wrong is in the result, as `error`."""
         line = self._connected()
         try:
-            line.send(job)
+            line.send(unit)
             while True:
                 what, value = line.recv()
                 if what == "result":
@@ -117,8 +126,8 @@ def _serve(line: Connection, recipe: Recipe, unrelated: str | None, gpu: str | N
     here = Here(recipe, unrelated)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            job = line.recv()
-            line.send(("result", here.run(job, lambda *news: line.send(("news", news)))))
+            unit = line.recv()
+            line.send(("result", here.run(unit, lambda *news: line.send(("news", news)))))
 
 
 @contextlib.contextmanager

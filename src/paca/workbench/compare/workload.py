@@ -10,12 +10,12 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.profiling.steps import TrainingStep
-from paca.workbench.compare.jobs import Entry
 from paca.workbench.compare.losses import unrelated_text
-from paca.workbench.compare.methods import Method, load_base
+from paca.workbench.compare.units import Entry
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import TrainingData, hold_out, prepare_data, read_data, spread
-from paca.workbench.models.load import load_tokenizer
+from paca.workbench.methods.catalogue import Method
+from paca.workbench.models.load import load_model, load_tokenizer
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.text_arguments import training_arguments
 
@@ -85,7 +85,9 @@ class Workload:
         quantization = method.quantization or self.recipe.model.quantization
         key = repr(quantization)
         if key not in self._bases:
-            self._bases[key] = load_base(self.recipe.model, method)
+            section = self.recipe.model
+            self._bases[key] = load_model(section.name, section.dtype, quantization, section.config)
+            self._bases[key].config.use_cache = False
         return self._bases[key]
 
     def model(self, entry: Entry, share: bool = False) -> Any:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paca.workbench.evaluation.jobs import Job, prepare
+from paca.workbench.evaluation.evaluated_model import EvaluatedModel
+from paca.workbench.evaluation.evaluations import Evaluation, prepare
 from paca.workbench.evaluation.request import Request
-from paca.workbench.evaluation.subject import Subject
 from paca.workbench.evaluation.work_folder import RESULT, finish, open_work
 from paca.workbench.training.report import versions
 
@@ -41,25 +41,26 @@ def evaluate(request: Request) -> Iterator[Evaluated]:
     Raises:
         PacaError: If something can't be done; before a model is loaded, where that can be told by then.
     """
-    subject = Subject(request.model, request.dtype, request.merged)
-    jobs = prepare(request)
-    place = Path(request.output).expanduser() if request.output else subject.default_folder()
-    model = subject.identity()
-    known = [open_work(place / job.folder, {"model": model, **job.settings}, request.overwrite) for job in jobs]
-    for job, result in zip(jobs, known, strict=True):
-        yield _finished(job, place / job.folder, result or _measured(job, subject, place / job.folder))
+    model = EvaluatedModel(request.model, request.dtype, request.merged)
+    evaluations = prepare(request)
+    place = Path(request.output).expanduser() if request.output else model.default_folder()
+    identity = model.identity()
+    known = [
+        open_work(place / evaluation.folder, {"model": identity, **evaluation.settings}, request.overwrite)
+        for evaluation in evaluations
+    ]
+    for evaluation, result in zip(evaluations, known, strict=True):
+        folder = place / evaluation.folder
+        found = result or _measured(evaluation, model, folder)
+        yield Evaluated(evaluation.name, folder / RESULT, found, evaluation.lines(found))
 
 
-def _measured(job: Job, subject: Subject, folder: Path) -> dict[str, Any]:
+def _measured(evaluation: Evaluation, model: EvaluatedModel, folder: Path) -> dict[str, Any]:
     result = {
-        "task": job.name,
-        "model": {"base": subject.source.base, "adapter": str(subject.source.adapter or "") or None},
-        **job.measure(subject, folder),
+        "task": evaluation.name,
+        "model": {"base": model.source.base, "adapter": str(model.source.adapter or "") or None},
+        **evaluation.measure(model, folder),
         "versions": versions(),
     }
     finish(folder, result)
     return result
-
-
-def _finished(job: Job, folder: Path, result: dict[str, Any]) -> Evaluated:
-    return Evaluated(job.name, folder / RESULT, result, job.lines(result))

@@ -9,8 +9,8 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import one_line, suggestion
+from paca.workbench.evaluation.evaluated_model import EvaluatedModel
 from paca.workbench.evaluation.journal import Journal
-from paca.workbench.evaluation.subject import Subject
 
 ANSWERS = "answers.jsonl"
 
@@ -63,11 +63,11 @@ def index_tasks(names: list[str], folder: str | None = None) -> Any:
     return manager
 
 
-def score(subject: Subject, name: str, manager: Any, scoring: Scoring, folder: Path) -> dict[str, Any]:
+def score(evaluated: EvaluatedModel, name: str, manager: Any, scoring: Scoring, folder: Path) -> dict[str, Any]:
     """Score a model on a task or a group of tasks.
 
     Args:
-        subject: The model.
+        evaluated: The model.
         name: The task or group.
         manager: Knows it.
         scoring: How.
@@ -86,8 +86,8 @@ def score(subject: Subject, name: str, manager: Any, scoring: Scoring, folder: P
     with quiet_harness(), told_in_one_line(name):
         model = RememberingLM(
             Journal(folder / ANSWERS),
-            pretrained=subject.model,
-            tokenizer=subject.tokenizer,
+            pretrained=evaluated.model,
+            tokenizer=evaluated.tokenizer,
             batch_size=scoring.batch_size,
         )
         found = lm_eval.simple_evaluate(

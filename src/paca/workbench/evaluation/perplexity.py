@@ -12,8 +12,8 @@ from paca.errors import PacaError
 from paca.workbench.data.conversations import IGNORED
 from paca.workbench.data.documents import Documents
 from paca.workbench.data.prepare import encode
+from paca.workbench.evaluation.evaluated_model import EvaluatedModel
 from paca.workbench.evaluation.journal import Journal
-from paca.workbench.evaluation.subject import Subject
 from paca.workbench.models.generation import context_length
 from paca.workbench.training.held_out import HeldOut
 
@@ -21,12 +21,12 @@ SUMS = "sums.jsonl"
 
 
 def measure_perplexity(
-    subject: Subject, documents: Documents, length: int, batch_size: int, folder: Path
+    evaluated: EvaluatedModel, documents: Documents, length: int, batch_size: int, folder: Path
 ) -> dict[str, Any]:
     """Measure a model on documents.
 
     Args:
-        subject: The model.
+        evaluated: The model.
         documents: Text, cut into blocks; or conversations, in which the assistant's turns carry loss.
         length: Tokens per block; longer conversations are cut.
         batch_size: Sequences per forward pass.
@@ -38,16 +38,16 @@ def measure_perplexity(
     Raises:
         PacaError: If the model can't read so many tokens, or nothing carries loss.
     """
-    if length > context_length(subject.model):
-        raise PacaError(f"--length {length}: the model reads {context_length(subject.model)} tokens at most.")
-    sequences = encode(documents.is_text, documents.rows, subject.tokenizer, length)
+    if length > context_length(evaluated.model):
+        raise PacaError(f"--length {length}: the model reads {context_length(evaluated.model)} tokens at most.")
+    sequences = encode(documents.is_text, documents.rows, evaluated.tokenizer, length)
     if not sequences:
         raise PacaError(f"Nothing in the texts carries loss within {length} tokens.")
     journal = Journal(folder / SUMS)
     starts = range(0, len(sequences), batch_size)
     for start in tqdm(starts, desc="measuring", initial=len(journal)):
         if str(start) not in journal:
-            journal.add(str(start), summed_loss(subject.model, sequences[start : start + batch_size]))
+            journal.add(str(start), summed_loss(evaluated.model, sequences[start : start + batch_size]))
     sums = [journal[str(start)] for start in starts]
     tokens = sum(count for _, count in sums)
     measured = HeldOut(sum(loss for loss, _ in sums) / tokens, tokens)

@@ -15,7 +15,6 @@ from paca.tuner.export.peft_format import write_peft
 from paca.workbench.base.files import discard, write_folder
 from paca.workbench.base.options import size
 from paca.workbench.export.certificate import Check, Reference, facts, facts_checks, logits_check, refer, tensor_check
-from paca.workbench.models.load import forget_gguf
 from paca.workbench.training.adapted import Source, find_adapter, load_adapted, put_on
 from paca.workbench.training.report import versions
 
@@ -23,7 +22,7 @@ CERTIFICATE = "certificate.json"
 
 
 @dataclass
-class Job:
+class Export:
     """One export on its way.
 
     Args:
@@ -52,8 +51,8 @@ class Target:
 
     name: str
     description: str
-    write: Callable[[Job, Path], None]
-    check: Callable[[Job, Path], list[Check]]
+    write: Callable[[Export, Path], None]
+    check: Callable[[Export, Path], list[Check]]
 
 
 def export(
@@ -85,15 +84,14 @@ def export(
     place = Path(folder) if folder else _beside(source, to)
     _check_free(place, overwrite)
     model, tokenizer = load_adapted(source, dtype)
-    forget_gguf(model.get_base_model())
-    job = Job(model, tokenizer, refer(model, tokenizer), shard_bytes)
+    exported = Export(model, tokenizer, refer(model, tokenizer), shard_bytes)
     del model
     certificate: dict[str, Any] = {}
 
     def write(temporary: Path) -> None:
         try:
-            TARGETS[to].write(job, temporary)
-            certificate.update(_certified(job, TARGETS[to], source, temporary))
+            TARGETS[to].write(exported, temporary)
+            certificate.update(_certified(exported, TARGETS[to], source, temporary))
         except BaseException:
             discard(temporary)
             raise
@@ -126,8 +124,8 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         raise PacaError(f"The output folder {str(folder)!r} holds {what}; {how}name another with --output DIR.")
 
 
-def _certified(job: Job, target: Target, source: Source, folder: Path) -> dict[str, Any]:
-    checks = target.check(job, folder)
+def _certified(exported: Export, target: Target, source: Source, folder: Path) -> dict[str, Any]:
+    checks = target.check(exported, folder)
     failed = [check for check in checks if not check.passed]
     if failed:
         listed = "\n".join(f"  - {check.name}: {check.found}, expected {check.expected}" for check in failed)
@@ -138,9 +136,9 @@ def _certified(job: Job, target: Target, source: Source, folder: Path) -> dict[s
         "format": target.name,
         "adapter": str(source.adapter),
         "base_model": source.base,
-        "dtype": str(job.reference.dtype).removeprefix("torch."),
-        "prompts": len(job.reference.inputs),
-        "effect_of_the_adapter": job.reference.effect,
+        "dtype": str(exported.reference.dtype).removeprefix("torch."),
+        "prompts": len(exported.reference.inputs),
+        "effect_of_the_adapter": exported.reference.effect,
         "checks": [asdict(check) for check in checks],
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
         "versions": versions(),
@@ -149,30 +147,30 @@ def _certified(job: Job, target: Target, source: Source, folder: Path) -> dict[s
     return certificate
 
 
-def _write_merged(job: Job, folder: Path) -> None:
-    write_merged(job.model, folder, job.max_shard_size, job.reference.note)
-    job.model = None
+def _write_merged(exported: Export, folder: Path) -> None:
+    write_merged(exported.model, folder, exported.max_shard_size, exported.reference.note)
+    exported.model = None
     gc.collect()
-    job.tokenizer.save_pretrained(folder)
+    exported.tokenizer.save_pretrained(folder)
 
 
-def _check_merged(job: Job, folder: Path) -> list[Check]:
+def _check_merged(exported: Export, folder: Path) -> list[Check]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return [
-        logits_check(model, job.reference),
-        tensor_check(model.state_dict(), job.reference.digests),
-        *facts_checks(facts(model, tokenizer), job.reference.facts),
+        logits_check(model, exported.reference),
+        tensor_check(model.state_dict(), exported.reference.digests),
+        *facts_checks(facts(model, tokenizer), exported.reference.facts),
     ]
 
 
-def _check_adapter(job: Job, folder: Path) -> list[Check]:
+def _check_adapter(exported: Export, folder: Path) -> list[Check]:
     """Put the written adapter on the base model that the original one has given back, bit for bit."""
-    base, job.model = job.model.unload(), None
+    base, exported.model = exported.model.unload(), None
     model = put_on(base, folder)
-    return [logits_check(model, job.reference)]
+    return [logits_check(model, exported.reference)]
 
 
 TARGETS = {
@@ -182,13 +180,13 @@ TARGETS = {
         Target(
             "lora",
             "the LoRA of rank r that it is, for vLLM and any LoRA server (linear layers only)",
-            lambda job, folder: write_lora(job.model, folder),
+            lambda exported, folder: write_lora(exported.model, folder),
             _check_adapter,
         ),
         Target(
             "peft",
             "PEFT 0.22's own PaCA format (nn.Linear only, one rank)",
-            lambda job, folder: write_peft(job.model, folder),
+            lambda exported, folder: write_peft(exported.model, folder),
             _check_adapter,
         ),
     )

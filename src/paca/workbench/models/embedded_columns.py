@@ -3,10 +3,9 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from paca.workbench.models.load import EMBEDDED, load_model, save_merged
+from paca.workbench.models.load import EMBEDDED, load_model
 
 
 @contextmanager
@@ -25,9 +24,9 @@ def columns_of_embedded(config: Any) -> Iterator[Any]:
         yield config
         return
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        config.column_source = str(Path(folder) / "plain")
+        config.column_source = folder
         try:
-            save_merged(load_model(name, "float32"), config.column_source)
+            load_model(name, "float32").save_pretrained(folder)
             yield config
         finally:
             config.column_source = name

@@ -1,4 +1,4 @@
-"""Loads base models and tokenizers, the embedded default among them, and saves merged models as ordinary ones."""
+"""Loads base models and tokenizers, the embedded default among them."""
 
 import importlib.util
 import tempfile
@@ -9,7 +9,6 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.tuner.layers.bnb_cpu import apply_cpu_workarounds
-from paca.workbench.base.files import write_folder
 from paca.workbench.base.messages import one_line, suggestion
 from paca.workbench.models.quantization import quantization_config
 
@@ -98,6 +97,7 @@ def load_model(
     if quantization is not None and name not in EMBEDDED:
         options["quantization_config"] = quantization_config(quantization, dtype)
     model = _load(name, transformers.AutoModelForCausalLM, options)
+    forget_gguf(model)
     if quantization is not None and name in EMBEDDED:
         model = _quantized(model, dtype, quantization)
     for module in model.modules():
@@ -113,73 +113,14 @@ def _quantized(model: Any, dtype: str, quantization: str | Mapping[str, Any]) ->
     from transformers import AutoModelForCausalLM
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        save_merged(model, Path(folder) / "plain")
+        model.save_pretrained(folder)
         config = quantization_config(quantization, dtype)
-        loaded = AutoModelForCausalLM.from_pretrained(
-            Path(folder) / "plain", quantization_config=config, dtype=model.dtype
-        )
+        loaded = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config, dtype=model.dtype)
         if not torch.cuda.is_available():  # what was not quantized is still mapped from the file
             for parameter in loaded.parameters():
                 if parameter.is_floating_point():
                     parameter.data = parameter.data.clone()
         return loaded
-
-
-def merge(
-    adapter: str | Path,
-    folder: str | Path,
-    dtype: str = "auto",
-    quantization: str | Mapping[str, Any] | None = None,
-    config: Mapping[str, Any] | None = None,
-) -> None:
-    """Merge an adapter into its base model and save the result as an ordinary model, with the tokenizer.
-
-        merge("outputs/smollm2-python-reference/adapter", "merged")
-
-    Args:
-        adapter: The folder of an adapter that names its base model.
-        folder: Where the merged model goes; replaced if it is there.
-        dtype: The precision to load the base model in; the one that it was trained in gives the same outputs.
-        quantization: The recipe's `model.quantization`: merge into the dequantized weights that the adapter was
-            trained on. None merges into the plain ones, which differ from these by what quantization has rounded.
-        config: The recipe's `model.config`.
-
-    Raises:
-        PacaError: If there is no adapter in that folder, or its base model is not found.
-    """
-    from peft import PeftConfig, PeftModel
-
-    from paca.workbench.methods.registry import register_methods
-
-    register_methods()
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise PacaError(f"There is no adapter in {str(adapter)!r}: it holds no adapter_config.json.")
-    name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
-    model = PeftModel.from_pretrained(load_model(name, dtype, quantization, config), str(adapter))
-    save_merged(model, folder, load_tokenizer(name))
-
-
-def save_merged(model: Any, folder: str | Path, tokenizer: Any | None = None) -> None:
-    """Merge the active adapters into a model's weights and save it as an ordinary safetensors model.
-
-    The folder appears at once, when it is complete. The model loses its adapters.
-
-    Args:
-        model: A `PeftModel`, or a model without adapters. Its base may have been loaded from GGUF.
-        folder: Where it goes; replaced if it is there.
-        tokenizer: Saved along with it.
-    """
-    from peft import PeftModel
-
-    merged = merged_model(model) if isinstance(model, PeftModel) else model
-    forget_gguf(merged)
-
-    def write(temporary: Path) -> None:
-        merged.save_pretrained(temporary)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-
-    write_folder(Path(folder), write)
 
 
 def merged_model(model: Any) -> Any:

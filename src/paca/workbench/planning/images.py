@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.setting import TrainingSetting
 
 
 def build(config: Any, dtype: torch.dtype, device: str) -> Any:
@@ -27,7 +27,7 @@ def build(config: Any, dtype: torch.dtype, device: str) -> Any:
     return model.to(dtype)
 
 
-def batch(model: nn.Module, setting: Setting) -> dict[str, Tensor]:
+def batch(model: nn.Module, setting: TrainingSetting) -> dict[str, Tensor]:
     """Make a batch.
 
     Args:

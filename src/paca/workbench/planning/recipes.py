@@ -9,16 +9,15 @@ import torch
 from paca.errors import PacaError
 from paca.profiling import Peak
 from paca.workbench.methods.placement import anywhere
+from paca.workbench.planning.methods import QUANTIZED
 from paca.workbench.planning.models import find_config, image_size, is_image_config
-from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import Planner
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.tasks import IMAGES
 
-PACKED = {"paca": "qpaca", "lora": "qlora"}
 
-
-def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> Setting:
+def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> TrainingSetting:
     """Say how a recipe trains.
 
     Args:
@@ -34,7 +33,7 @@ def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> Setting:
     """
     arguments = _arguments(recipe)
     bf16 = recipe.training.get("bf16", not recipe.training.get("fp16", False)) if on_gpu else arguments.bf16
-    setting = Setting(
+    setting = TrainingSetting(
         method=_method(recipe),
         rank=int(recipe.method.config.get("r", 8)),
         batch=arguments.per_device_train_batch_size,
@@ -73,12 +72,12 @@ def _method(recipe: Recipe) -> str:
     dora = name == "lora" and recipe.method.config.get("use_dora")
     if quantization is None:
         return "dora" if dora else name
-    if isinstance(quantization, Mapping) or quantization == "int8" or name not in PACKED or dora:
+    if isinstance(quantization, Mapping) or quantization == "int8" or name not in QUANTIZED or dora:
         raise PacaError(
             f"model.quantization = {quantization!r} with the method {name!r} is not planned for; planned for are nf4 "
-            f"and fp4 with {' and '.join(PACKED)}."
+            f"and fp4 with {' and '.join(QUANTIZED)}."
         )
-    return PACKED[name]
+    return QUANTIZED[name]
 
 
 def _targets(recipe: Recipe) -> Any:

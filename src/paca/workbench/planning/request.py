@@ -13,7 +13,7 @@ from paca.workbench.planning.methods import Method, find_method
 from paca.workbench.planning.models import TIMM, default_targets, find_config, image_size, is_image_config
 from paca.workbench.planning.optimizers import find_optimizer
 from paca.workbench.planning.recipes import recipe_setting
-from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.recipe.recipe import find_recipe, read_recipe, shipped_recipes
 
 TEXT_METHODS = ("paca", "lora", "dora", "full")
@@ -34,7 +34,7 @@ TYPED = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class PlannedModel:
     """What is planned for.
 
     Args:
@@ -46,16 +46,16 @@ class Subject:
 
     name: str
     config: Any
-    setting: Setting
+    setting: TrainingSetting
     methods: tuple[str, ...]
 
-    def title(self, setting: Setting) -> str:
+    def title(self, setting: TrainingSetting) -> str:
         """Name the model and the batch."""
         if is_image_config(self.config):
             return f"{self.name}, {setting.batch} × {setting.pixels} × {setting.pixels} pixels"
         return f"{self.name}, {setting.batch} × {setting.tokens} tokens"
 
-    def warnings(self, setting: Setting) -> list[str]:
+    def warnings(self, setting: TrainingSetting) -> list[str]:
         """Say what is odd about a setting."""
         positions = getattr(self.config, "max_position_embeddings", None)
         if positions is None or is_image_config(self.config) or setting.tokens <= positions:
@@ -63,7 +63,7 @@ class Subject:
         return [f"{setting.tokens} tokens are more than the model's {positions} positions"]
 
 
-def subject_of(name: str, trust_remote_code: bool = False) -> Subject:
+def planned_model(name: str, trust_remote_code: bool = False) -> PlannedModel:
     """Find what is planned for.
 
     Args:
@@ -77,19 +77,19 @@ def subject_of(name: str, trust_remote_code: bool = False) -> Subject:
         recipe = read_recipe(find_recipe(name), output_dir="unused")
         config = find_config(recipe.model.name, trust_remote_code)
         setting = recipe_setting(recipe, config)
-        return Subject(Path(name).name, config, setting, (setting.method,))
+        return PlannedModel(Path(name).name, config, setting, (setting.method,))
     config = find_config(name, trust_remote_code)
-    setting = Setting(targets=default_targets(config), block=512)
+    setting = TrainingSetting(targets=default_targets(config), block=512)
     if is_image_config(config):
         setting = replace(setting, pixels=image_size(config), dtype=torch.float32, autocast=True)
-    return Subject(name, config, setting, CONVOLUTION_METHODS if config.model_type == TIMM else TEXT_METHODS)
+    return PlannedModel(name, config, setting, CONVOLUTION_METHODS if config.model_type == TIMM else TEXT_METHODS)
 
 
-def settings_of(subject: Subject, typed: Mapping[str, Any]) -> list[Setting]:
+def settings_of(planned: PlannedModel, typed: Mapping[str, Any]) -> list[TrainingSetting]:
     """Make one setting per method.
 
     Args:
-        subject: What is planned for.
+        planned: What is planned for.
         typed: The arguments of the command, None for what was not given.
 
     Returns:
@@ -98,24 +98,24 @@ def settings_of(subject: Subject, typed: Mapping[str, Any]) -> list[Setting]:
     changes = {field: typed[name] for name, field in TYPED.items() if typed.get(name) is not None}
     if typed.get("dtype"):
         changes["dtype"] = getattr(torch, typed["dtype"])
-    setting = replace(subject.setting, **changes)
+    setting = replace(planned.setting, **changes)
     if typed.get("adapter_in_base_dtype"):
         setting = replace(setting, adapter_dtype=setting.dtype)
     find_optimizer(setting.optimizer)
     find_loss(setting.loss)
     methods = [
-        _shardable(find_method(name), setting.ranks) for name in _names(typed.get("methods")) or subject.methods
+        _shardable(find_method(name), setting.ranks) for name in _names(typed.get("methods")) or planned.methods
     ]
     # A recipe's own fields belong to its own method, at its own rank.
     kept = setting.fields if typed.get("rank") is None else None
     return [
-        replace(setting, method=method.name, fields=kept if method.name == subject.setting.method else None)
+        replace(setting, method=method.name, fields=kept if method.name == planned.setting.method else None)
         for method in methods
     ]
 
 
 def _shardable(method: Method, ranks: int) -> Method:
-    if ranks > 1 and method.packed:
+    if ranks > 1 and method.quantization:
         raise PacaError(
             f"--ranks {ranks} with {method.name!r} is not planned for: how 4-bit layers lie in shards is not "
             "counted. Plan for one rank, or for a method over plain weights."

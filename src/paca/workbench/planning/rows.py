@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from paca.workbench.planning.gpus import Gpu
+from paca.workbench.planning.methods import QUANTIZED
 from paca.workbench.planning.search import largest_that_fits
-from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import Planner
 
 SEQUENCE_STEP = 128
@@ -17,7 +18,7 @@ LONGEST, LARGEST = 2**20, 2**14
 
 def make_row(
     planner: Planner,
-    setting: Setting,
+    setting: TrainingSetting,
     gpu: Gpu | None,
     searches: tuple[str, ...] = (),
     said: Callable[[str], None] = lambda words: None,
@@ -62,11 +63,11 @@ def make_row(
     return row
 
 
-def _multiplied_in(setting: Setting) -> torch.dtype:
+def _multiplied_in(setting: TrainingSetting) -> torch.dtype:
     return torch.bfloat16 if setting.autocast else setting.dtype
 
 
-def advice(planner: Planner, setting: Setting, gpu: Gpu) -> str:
+def advice(planner: Planner, setting: TrainingSetting, gpu: Gpu) -> str:
     """Find the smallest change that makes a setting fit; each is simulated, not guessed.
 
     Args:
@@ -91,9 +92,9 @@ def advice(planner: Planner, setting: Setting, gpu: Gpu) -> str:
     return f"It does not fit {tried} either: {peak / 2**30:.2f} GiB."
 
 
-def _changes(setting: Setting, images: bool) -> list[tuple[str, dict[str, Any]]]:
+def _changes(setting: TrainingSetting, images: bool) -> list[tuple[str, dict[str, Any]]]:
     """What to try, from the least to the most; each keeps those before it that were of use."""
-    packed = {"paca": "qpaca", "lora": "qlora"}.get(setting.method)
+    packed = QUANTIZED.get(setting.method)
     half = setting.tokens // 2
     changes = (
         ("--checkpointing", {"checkpointing": True}, not setting.checkpointing),

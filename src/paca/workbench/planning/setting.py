@@ -10,7 +10,7 @@ from paca.workbench.planning.shapes import ALL_LINEAR
 
 
 @dataclass(frozen=True)
-class Setting:
+class TrainingSetting:
     """How a model is trained.
 
     Args:

@@ -20,7 +20,7 @@ from paca.workbench.planning.methods import config_fields, find_method
 from paca.workbench.planning.models import is_image_config
 from paca.workbench.planning.optimizers import ADAMW_OPERATIONS, find_optimizer, paged_states, with_states
 from paca.workbench.planning.packed import pack_linears
-from paca.workbench.planning.setting import Setting
+from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.vision.method import with_method
 
 
@@ -57,7 +57,7 @@ class Planner:
         self._entered = entered
         self._floors: dict[tuple[Any, ...], int] = {}
 
-    def step(self, setting: Setting) -> Step:
+    def step(self, setting: TrainingSetting) -> Step:
         """Simulate a step in which the optimizer's state is there.
 
         Args:
@@ -73,7 +73,7 @@ class Planner:
                 sharded.shard(model, mesh)
             return measure(model, setting, self._entered)
 
-    def operations(self, setting: Setting, step: Step) -> Operations:
+    def operations(self, setting: TrainingSetting, step: Step) -> Operations:
         """Sum up a step's operations.
 
         Args:
@@ -93,7 +93,7 @@ class Planner:
             forward + backward - floor,
         )
 
-    def _floor(self, setting: Setting, modules: frozenset[str]) -> int:
+    def _floor(self, setting: TrainingSetting, modules: frozenset[str]) -> int:
         """Operations of the frozen model, forward and backward, as far down as gradients have to reach."""
         key = (modules, setting.batch, setting.tokens, setting.pixels, setting.loss, setting.batch_norm)
         if key not in self._floors:
@@ -106,7 +106,7 @@ class Planner:
         return self._floors[key]
 
 
-def simulate(config: Any, setting: Setting) -> Peak:
+def simulate(config: Any, setting: TrainingSetting) -> Peak:
     """Find the peak of a training step in which the optimizer's state is there.
 
     Args:
@@ -120,13 +120,13 @@ def simulate(config: Any, setting: Setting) -> Peak:
 
 
 @contextlib.contextmanager
-def _simulated(setting: Setting) -> Any:
+def _simulated(setting: TrainingSetting) -> Any:
     on_gpu = setting.attention == "fused" and setting.loss == "chunked"
     with FakeTensorMode(allow_non_fake_inputs=True), gpu_kernels() if on_gpu else contextlib.nullcontext():
         yield
 
 
-def build(config: Any, setting: Setting, device: str = "meta") -> nn.Module:
+def build(config: Any, setting: TrainingSetting, device: str = "meta") -> nn.Module:
     """Make the model with its method on.
 
     Args:
@@ -143,7 +143,7 @@ def build(config: Any, setting: Setting, device: str = "meta") -> nn.Module:
 
     method = find_method(setting.method)
     model = _plain(config, setting, device)
-    if method.packed:
+    if method.quantization is not None:
         pack_linears(model, setting.dtype)
     if setting.checkpointing:
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -161,7 +161,7 @@ def build(config: Any, setting: Setting, device: str = "meta") -> nn.Module:
     return model.train()
 
 
-def _plain(config: Any, setting: Setting, device: str) -> Any:
+def _plain(config: Any, setting: TrainingSetting, device: str) -> Any:
     attention.register()
     config._attn_implementation = attention.ATTENTIONS[setting.attention] if device == "meta" else "sdpa"
     if is_image_config(config):
@@ -182,7 +182,7 @@ def _cast_adapter(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def measure(
-    model: nn.Module, setting: Setting, entered: Callable[[], None] = lambda: None, warm_up: bool = False
+    model: nn.Module, setting: TrainingSetting, entered: Callable[[], None] = lambda: None, warm_up: bool = False
 ) -> Step:
     """Take a step with the optimizer's states there, and report it.
 
@@ -222,7 +222,9 @@ def measure(
     )
 
 
-def _take(model: nn.Module, batch: dict[str, Tensor], setting: Setting, optimizer: torch.optim.Optimizer) -> None:
+def _take(
+    model: nn.Module, batch: dict[str, Tensor], setting: TrainingSetting, optimizer: torch.optim.Optimizer
+) -> None:
     loss = _loss(model, batch, setting)
     loss.backward()
     del loss
@@ -230,13 +232,13 @@ def _take(model: nn.Module, batch: dict[str, Tensor], setting: Setting, optimize
     optimizer.zero_grad()
 
 
-def _batch(model: nn.Module, setting: Setting) -> dict[str, Tensor]:
+def _batch(model: nn.Module, setting: TrainingSetting) -> dict[str, Tensor]:
     if is_image_config(model.config):
         return images.batch(model, setting)
     return {"input_ids": torch.zeros(setting.batch, setting.tokens, dtype=torch.long)}
 
 
-def _loss(model: Any, batch: dict[str, Tensor], setting: Setting) -> Tensor:
+def _loss(model: Any, batch: dict[str, Tensor], setting: TrainingSetting) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16) if setting.autocast else contextlib.nullcontext():
         if "pixel_values" in batch:
             loss: Tensor = model(**batch).loss

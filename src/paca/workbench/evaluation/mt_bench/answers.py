@@ -6,9 +6,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from paca.workbench.evaluation.evaluated_model import EvaluatedModel
 from paca.workbench.evaluation.journal import Journal
 from paca.workbench.evaluation.mt_bench.questions import Question
-from paca.workbench.evaluation.subject import Subject
 from paca.workbench.models.generation import Sampling, context_length, encode_prompt, generate
 
 # As the published scores were made.
@@ -20,12 +20,12 @@ OTHER_TEMPERATURE = 0.7
 
 
 def answer_all(
-    subject: Subject, questions: Sequence[Question], journal: Journal, max_new_tokens: int, seed: int
+    evaluated: EvaluatedModel, questions: Sequence[Question], journal: Journal, max_new_tokens: int, seed: int
 ) -> dict[str, Any]:
     """Answer every question that has no answer yet.
 
     Args:
-        subject: The model.
+        evaluated: The model.
         questions: All questions.
         journal: Holds the answers by the question's number.
         max_new_tokens: The longest answer to a turn.
@@ -38,25 +38,25 @@ def answer_all(
 
     waiting = [question for question in questions if str(question.id) not in journal]
     if waiting:
-        subject.load()  # which draws random numbers
+        evaluated.load()  # which draws random numbers
     for question in tqdm(waiting, desc="answering", initial=len(questions) - len(waiting), total=len(questions)):
         set_seed(seed + question.id)
         temperature = TEMPERATURES.get(question.category, OTHER_TEMPERATURE)
-        journal.add(str(question.id), _answer(subject, question, Sampling(temperature, 1.0, max_new_tokens)))
+        journal.add(str(question.id), _answer(evaluated, question, Sampling(temperature, 1.0, max_new_tokens)))
     without = sum(turn is None for question in questions for turn in journal[str(question.id)])
     return {"answered": len(questions), "without_room": without}
 
 
-def _answer(subject: Subject, question: Question, sampling: Sampling) -> list[str | None]:
+def _answer(evaluated: EvaluatedModel, question: Question, sampling: Sampling) -> list[str | None]:
     messages: list[dict[str, str]] = []
     answers: list[str | None] = []
     for turn in question.turns:
         messages.append({"role": "user", "content": turn})
-        inputs = encode_prompt(subject.tokenizer, messages)
-        room = context_length(subject.model) - inputs["input_ids"].shape[1]
+        inputs = encode_prompt(evaluated.tokenizer, messages)
+        room = context_length(evaluated.model) - inputs["input_ids"].shape[1]
         if room < 1:
             return [*answers, *[None] * (len(question.turns) - len(answers))]
         allowed = dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-        answers.append(generate(subject.model, subject.tokenizer, inputs, allowed).strip())
+        answers.append(generate(evaluated.model, evaluated.tokenizer, inputs, allowed).strip())
         messages.append({"role": "assistant", "content": answers[-1] or ""})
     return answers

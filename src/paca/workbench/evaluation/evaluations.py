@@ -8,6 +8,7 @@ from typing import Any
 from paca.errors import PacaError
 from paca.workbench.data.documents import Place, joined, read_sources
 from paca.workbench.evaluation import mmlu, task_files
+from paca.workbench.evaluation.evaluated_model import EvaluatedModel, file_digest, slug
 from paca.workbench.evaluation.harness import Scoring, index_tasks, score
 from paca.workbench.evaluation.journal import Journal
 from paca.workbench.evaluation.mt_bench.answers import answer_all
@@ -15,7 +16,6 @@ from paca.workbench.evaluation.mt_bench.judge import cases, judge_all, scores
 from paca.workbench.evaluation.mt_bench.questions import PROMPTS, read_prompts, read_questions
 from paca.workbench.evaluation.perplexity import measure_perplexity
 from paca.workbench.evaluation.request import Request
-from paca.workbench.evaluation.subject import Subject, file_digest, slug
 from paca.workbench.evaluation.tables import answers_table, harness_table, perplexity_table, scores_table
 
 MMLU_SHOTS = 5  # as the paper scores it
@@ -27,7 +27,7 @@ Lines = Callable[[Mapping[str, Any]], list[str]]
 
 
 @dataclass(frozen=True)
-class Job:
+class Evaluation:
     """One evaluation that was asked for and can be done.
 
     Args:
@@ -41,11 +41,11 @@ class Job:
     name: str
     folder: str
     settings: Mapping[str, Any]
-    measure: Callable[[Subject, Path], dict[str, Any]]
+    measure: Callable[[EvaluatedModel, Path], dict[str, Any]]
     lines: Lines
 
 
-def prepare(request: Request) -> list[Job]:
+def prepare(request: Request) -> list[Evaluation]:
     """Make the evaluations that are asked for ready.
 
     Args:
@@ -60,10 +60,10 @@ def prepare(request: Request) -> list[Job]:
     names = list(dict.fromkeys(request.tasks))
     others = [name for name in names if name not in OWN]
     manager = _others(others, request) if others else None
-    jobs: list[Job] = []
+    evaluations: list[Evaluation] = []
     for name in names:
-        jobs += OWN[name](request) if name in OWN else [_harness_job(name, manager, request)]
-    return jobs
+        evaluations += OWN[name](request) if name in OWN else [_harness_task(name, manager, request)]
+    return evaluations
 
 
 def _others(names: list[str], request: Request) -> Any:
@@ -76,41 +76,43 @@ def _scoring(request: Request, shots: int | None) -> Scoring:
     return Scoring(shots, request.limit, request.batch_size, request.apply_chat_template)
 
 
-def _harness_job(name: str, manager: Any, request: Request) -> Job:
+def _harness_task(name: str, manager: Any, request: Request) -> Evaluation:
     scoring = _scoring(request, request.shots)
     settings = {
         "task": name,
         "task_files": task_files.digest(Path(request.include)) if request.include else None,
-        **_spelled(scoring),
+        **_to_dict(scoring),
     }
 
-    def measure(subject: Subject, folder: Path) -> dict[str, Any]:
-        return score(subject, name, manager, scoring, folder)
+    def measure(evaluated: EvaluatedModel, folder: Path) -> dict[str, Any]:
+        return score(evaluated, name, manager, scoring, folder)
 
-    return Job(name, slug(name), settings, measure, harness_table)
+    return Evaluation(name, slug(name), settings, measure, harness_table)
 
 
-def _spelled(scoring: Scoring) -> dict[str, Any]:
+def _to_dict(scoring: Scoring) -> dict[str, Any]:
     return {"shots": scoring.shots, "limit": scoring.limit, "chat_template": scoring.chat_template}
 
 
-def _mmlu_jobs(request: Request) -> list[Job]:
+def _mmlu(request: Request) -> list[Evaluation]:
     if request.mmlu_data is None:
-        return [_harness_job("mmlu", index_tasks(["mmlu"]), request)]
+        return [_harness_task("mmlu", index_tasks(["mmlu"]), request)]
     place = request.mmlu_data
     subjects = mmlu.read_subjects(place)
     scoring = _scoring(request, MMLU_SHOTS if request.shots is None else request.shots)
     mmlu.check_subjects(subjects, scoring.shots or 0, place)
 
-    def measure(subject: Subject, folder: Path) -> dict[str, Any]:
+    def measure(evaluated: EvaluatedModel, folder: Path) -> dict[str, Any]:
         mmlu.write_task_files(folder / TASK_FILES, place, subjects)
         manager = index_tasks(["mmlu"], str(folder / TASK_FILES))
-        return score(subject, "mmlu", manager, scoring, folder)
+        return score(evaluated, "mmlu", manager, scoring, folder)
 
-    return [Job("mmlu", "mmlu", {"questions": mmlu.digest(subjects), **_spelled(scoring)}, measure, harness_table)]
+    return [
+        Evaluation("mmlu", "mmlu", {"questions": mmlu.digest(subjects), **_to_dict(scoring)}, measure, harness_table)
+    ]
 
 
-def _perplexity_jobs(request: Request) -> list[Job]:
+def _perplexity(request: Request) -> list[Evaluation]:
     if not request.text:
         raise PacaError(
             "perplexity is measured on a text: add --text FILE (a text, JSONL, or a recipe's data source)."
@@ -122,13 +124,13 @@ def _perplexity_jobs(request: Request) -> list[Job]:
         "batch_size": request.batch_size,
     }
 
-    def measure(subject: Subject, folder: Path) -> dict[str, Any]:
-        return measure_perplexity(subject, documents, request.length, request.batch_size, folder)
+    def measure(evaluated: EvaluatedModel, folder: Path) -> dict[str, Any]:
+        return measure_perplexity(evaluated, documents, request.length, request.batch_size, folder)
 
-    return [Job("perplexity", "perplexity", settings, measure, perplexity_table)]
+    return [Evaluation("perplexity", "perplexity", settings, measure, perplexity_table)]
 
 
-def _mt_bench_jobs(request: Request) -> list[Job]:
+def _mt_bench(request: Request) -> list[Evaluation]:
     if request.mt_bench is None:
         raise PacaError("mt-bench needs its questions: add --mt-bench DIR, the folder with question.jsonl.")
     folder = Path(request.mt_bench).expanduser()
@@ -136,16 +138,16 @@ def _mt_bench_jobs(request: Request) -> list[Job]:
     asked = [[question.id, question.category, *question.turns] for question in questions]
     settings = {"questions": asked, "max_new_tokens": request.max_new_tokens, "seed": request.seed}
 
-    def answer(subject: Subject, at: Path) -> dict[str, Any]:
-        return answer_all(subject, questions, Journal(at / ANSWERS), request.max_new_tokens, request.seed)
+    def answer(evaluated: EvaluatedModel, at: Path) -> dict[str, Any]:
+        return answer_all(evaluated, questions, Journal(at / ANSWERS), request.max_new_tokens, request.seed)
 
-    jobs = [Job("mt-bench answers", "mt-bench", settings, answer, answers_table)]
+    evaluations = [Evaluation("mt-bench answers", "mt-bench", settings, answer, answers_table)]
     endpoint = request.judge
     if endpoint is None:
-        return jobs
+        return evaluations
     prompts = read_prompts(Path(request.judge_prompts).expanduser() if request.judge_prompts else folder / PROMPTS)
 
-    def judge(_: Subject, at: Path) -> dict[str, Any]:
+    def judge(_: EvaluatedModel, at: Path) -> dict[str, Any]:
         answered = Journal(at.parent / ANSWERS)
         answers = {question.id: answered[str(question.id)] for question in questions}
         verdicts = Journal(at / VERDICTS)
@@ -158,11 +160,14 @@ def _mt_bench_jobs(request: Request) -> list[Job]:
         "prompts": {name: [prompt.system, prompt.template] for name, prompt in prompts.items()},
         "references": [question.reference for question in questions],
     }
-    return [*jobs, Job("mt-bench", f"mt-bench/judge-{slug(endpoint.model)}", settings, judge, scores_table)]
+    return [
+        *evaluations,
+        Evaluation("mt-bench", f"mt-bench/judge-{slug(endpoint.model)}", settings, judge, scores_table),
+    ]
 
 
-OWN: dict[str, Callable[[Request], list[Job]]] = {
-    "mmlu": _mmlu_jobs,
-    "perplexity": _perplexity_jobs,
-    "mt-bench": _mt_bench_jobs,
+OWN: dict[str, Callable[[Request], list[Evaluation]]] = {
+    "mmlu": _mmlu,
+    "perplexity": _perplexity,
+    "mt-bench": _mt_bench,
 }

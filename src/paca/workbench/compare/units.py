@@ -1,13 +1,18 @@
 """The units of a comparison: what is measured in one go, stored as one file, and lost at most when it is killed."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from paca.workbench.compare.methods import Chosen, Setting
+from paca.workbench.compare.choice import Chosen
+from paca.workbench.methods.catalogue import AdapterSetting
 
 RANKS, PROFILE, SWEEP, RUN, TIMING = "ranks", "profile", "sweep", "run", "timing"
 THROUGHPUT, LONGEST, OPERATIONS = "throughput", "max-seq", "operations"
+FLOOR_AGAIN = "frozen again"  # timed twice: how far apart the two are is the noise
+
+Watch = Callable[[int, int, str], None]  # told how much is done, of how much, and what is going on
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Entry:
     """
 
     chosen: Chosen
-    setting: Setting
+    setting: AdapterSetting
 
     @property
     def label(self) -> str:
@@ -32,14 +37,14 @@ class Entry:
         arguments = {key: repr(value) for key, value in self.setting.arguments.items()}
         return {
             "method": self.label,
-            "rank": self.setting.rank if self.chosen.method.config_class is not None else None,
+            "rank": self.setting.rank if self.chosen.method.peft is not None else None,
             "targets": repr(self.setting.targets),
             "arguments": arguments,
         }
 
 
 @dataclass(frozen=True)
-class Job:
+class Unit:
     """One unit.
 
     Args:

@@ -9,7 +9,7 @@ from paca.workbench.models.load import merged_model
 from paca.workbench.training.adapted import CONFIG, WEIGHTS, find_source, load_adapted
 
 
-class Subject:
+class EvaluatedModel:
     """A model or an adapter that is evaluated. It is loaded when it is first asked for.
 
     Args:
