@@ -70,6 +70,18 @@ def test_a_merged_model_is_written_in_shards_and_brings_its_tokenizer(run):
     assert AutoTokenizer.from_pretrained(folder / "merged").eos_token == "<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("method", "quantization"),
+    [("lora", "null"), ("moslora", "null"), pytest.param("lora", "nf4", marks=has_bitsandbytes)],
+)
+def test_adapters_of_other_methods_are_merged_too(run, content, method, quantization):
+    """The update is added to what is dequantized: PEFT's own merge would quantize the sum and lose most of it."""
+    content["method"] = {"name": method, "r": 2, "target_modules": "all-linear"}
+    done = export(str(run(f"model.quantization={quantization}")), "merged")
+    assert done["effect_of_the_adapter"] > 1e-3
+    assert all(check["passed"] for check in done["checks"])
+
+
 @has_bitsandbytes
 @pytest.mark.parametrize("size", ["5GB", "4KB"])
 def test_a_quantized_model_is_dequantized_shard_by_shard(run, size):

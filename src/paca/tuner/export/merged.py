@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -112,6 +113,12 @@ def _dequantized_on_demand(model: Any, dtype: torch.dtype) -> tuple[Any, dict[st
             quantized[id(layer.base_layer)] = partial(layer.adapted_matrix, dtype, list(layer.active_adapters))
         else:
             layer.merge(safe_merge=True)
+    updated: dict[int, Any] = {}  # layers of PEFT's other methods by their base: merging would quantize the sum again
+    for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+        if comes_quantized(layer.get_base_layer()):
+            updated[id(layer.get_base_layer())] = layer
+        elif not isinstance(layer, PacaLayer):
+            layer.merge(safe_merge=True)
     base = model.base_model.unload()
     for layer, original in originals:
         layer.base_layer = original  # out of the model by now, it goes on holding its quantized weight
@@ -119,7 +126,7 @@ def _dequantized_on_demand(model: Any, dtype: torch.dtype) -> tuple[Any, dict[st
         for name, child in list(parent.named_children()):
             if comes_quantized(child) and hasattr(child, "in_features"):
                 hollow = _hollow(child, (child.out_features, child.in_features), dtype)
-                quantized[id(hollow)] = partial(_dequantized, child, dtype)
+                quantized[id(hollow)] = partial(_dequantized, child, dtype, updated.get(id(child)))
                 setattr(parent, name, hollow)
     skeleton = unquantize(base, dtype)
     return skeleton, {
@@ -134,8 +141,11 @@ def _hollow(base: Any, shape: tuple[int, int], dtype: torch.dtype) -> nn.Linear:
     return linear
 
 
-def _dequantized(layer: Any, dtype: torch.dtype) -> Tensor:
-    return dequantized_matrix(layer).to(dtype)
+def _dequantized(layer: Any, dtype: torch.dtype, updated: Any) -> Tensor:
+    weight = dequantized_matrix(layer)
+    for name in () if updated is None else updated.active_adapters:
+        weight = weight + updated.get_delta_weight(name).to(weight.dtype)
+    return weight.to(dtype)
 
 
 def write_shards(

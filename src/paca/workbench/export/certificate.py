@@ -111,7 +111,9 @@ def facts(model: Any, tokenizer: Any) -> Facts:
     Returns:
         The facts.
     """
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    adapted = hasattr(model, "get_base_model")
+    base = model.get_base_model() if adapted else model
+    replaced = (f".{model.base_model.prefix}", ".original_module.") if adapted else ()  # adapters, and copied modules
     stops = base.generation_config.eos_token_id
     template = tokenizer.chat_template
     template = template if template is None or isinstance(template, str) else repr(sorted(template.items()))
@@ -121,13 +123,10 @@ def facts(model: Any, tokenizer: Any) -> Facts:
         end_of_sequence=[tokenizer.eos_token, tokenizer.eos_token_id, stops],
         tokens=len(tokenizer),
         chat_template=None if template is None else hashlib.sha256(template.encode()).hexdigest()[:16],
-        parameters=sum(size for name, size in unpacked_sizes(base).items() if _counts(name)),
+        parameters=sum(
+            size for name, size in unpacked_sizes(base).items() if not any(part in name for part in replaced)
+        ),
     )
-
-
-def _counts(name: str) -> bool:
-    """Whether a parameter is the model's own, rather than an update or what a module trained whole has replaced."""
-    return ".paca_" not in name and ".original_module." not in name
 
 
 def prompt_inputs(tokenizer: Any) -> list[Tensor]:
