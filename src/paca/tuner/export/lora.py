@@ -15,15 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paca.tuner.export.updates import (
-    PEFT_PREFIX,
-    common_rank_and_scaling,
-    config_fields,
-    linear_updates,
-    other_tensors,
-    rescaled,
-    whole_number,
-)
+from paca.tuner.export.updates import common_rank, config_fields, linear_updates, other_tensors, rescaled
+from paca.tuner.layers.find import PEFT_PREFIX
 
 
 def selector(indices: Tensor, in_features: int, rank: int, dtype: torch.dtype) -> Tensor:
@@ -53,7 +46,7 @@ def write_lora(model: Any, folder: Path) -> None:
     from peft import LoraConfig
 
     updates = linear_updates(model, "lora")
-    rank, scaling = common_rank_and_scaling(updates)
+    rank, scaling, alpha = common_rank(updates)
     tensors = other_tensors(model)
     for update in updates:
         name = f"{PEFT_PREFIX}{update.name}"
@@ -61,7 +54,7 @@ def write_lora(model: Any, folder: Path) -> None:
         tensors[f"{name}.lora_B.weight"] = padded(rescaled(update, scaling), rank)
     config = LoraConfig(
         r=rank,
-        lora_alpha=whole_number(scaling * rank),  # type: ignore[arg-type]
+        lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=0.0,
         fan_in_fan_out=any(update.transposed for update in updates),
         **config_fields(model, updates),

@@ -16,16 +16,8 @@ from torch import Tensor
 
 from paca.errors import PacaError, first_few
 from paca.tuner.export.lora import padded
-from paca.tuner.export.updates import (
-    PEFT_PREFIX,
-    LinearUpdate,
-    common_rank_and_scaling,
-    config_fields,
-    linear_updates,
-    other_tensors,
-    rescaled,
-    whole_number,
-)
+from paca.tuner.export.updates import LinearUpdate, common_rank, config_fields, linear_updates, other_tensors, rescaled
+from paca.tuner.layers.find import PEFT_PREFIX
 
 
 def padded_indices(indices: Tensor, in_features: int, rank: int) -> tuple[Tensor, Tensor]:
@@ -56,7 +48,7 @@ def write_peft(model: Any, folder: Path) -> None:
         PacaError: If PEFT's PaCA can't express the adapter.
     """
     updates = linear_updates(model, "peft")
-    rank, scaling = common_rank_and_scaling(updates)
+    rank, scaling, alpha = common_rank(updates)
     problems = [f"{u.name} stores its weight as (in, out)" for u in updates if u.transposed]
     problems += [f"{u.name} has only {u.in_features} inputs" for u in updates if u.in_features < rank]
     if problems:
@@ -71,7 +63,7 @@ def write_peft(model: Any, folder: Path) -> None:
         "peft_type": "PACA",
         **config_fields(model, updates),
         "r": rank,
-        "paca_alpha": whole_number(scaling * rank),
+        "paca_alpha": alpha,
         "random_seed": model.peft_config[model.active_adapters[0]].random_seed,
         "init_weights": True,
     }

@@ -10,9 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from paca.errors import PacaError
-from paca.tuner.layers import Conv1DLinear, Linear, PacaLayer, QuantizedLinear
-
-PEFT_PREFIX = "base_model.model."
+from paca.tuner.layers import Conv1DLinear, Linear, QuantizedLinear
+from paca.tuner.layers.find import adapter_layers
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,7 @@ def linear_updates(model: Any, target: str) -> list[LinearUpdate]:
     """
     adapter = model.active_adapters[0]
     config = model.peft_config[adapter]
-    layers = {
-        name.removeprefix(PEFT_PREFIX): layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, PacaLayer) and adapter in layer.paca_delta
-    }
+    layers = adapter_layers(model, adapter)
     problems = [
         f"{name} is a {type(layer.get_base_layer()).__name__}"
         for name, layer in layers.items()
@@ -87,10 +82,12 @@ def _update(name: str, layer: Any, adapter: str) -> LinearUpdate:
     )
 
 
-def common_rank_and_scaling(updates: Sequence[LinearUpdate]) -> tuple[int, float]:
-    """The largest rank, to which the others are padded, and the most frequent scaling, for readers that know one."""
+def common_rank(updates: Sequence[LinearUpdate]) -> tuple[int, float, float | int]:
+    """For readers that know one of each: the largest rank, the most frequent scaling, and the alpha of both."""
     rank = max(len(update.indices) for update in updates)
-    return rank, Counter(update.scaling for update in updates).most_common(1)[0][0]
+    scaling = Counter(update.scaling for update in updates).most_common(1)[0][0]
+    alpha = scaling * rank
+    return rank, scaling, int(alpha) if float(alpha).is_integer() else alpha
 
 
 def rescaled(update: LinearUpdate, scaling: float) -> Tensor:
@@ -125,8 +122,3 @@ def config_fields(model: Any, updates: Sequence[LinearUpdate]) -> dict[str, Any]
         "target_modules": target_names([update.name for update in updates], modules),
         "inference_mode": True,
     }
-
-
-def whole_number(value: float) -> float | int:
-    """An alpha as readers expect it: an int where it is one."""
-    return int(value) if float(value).is_integer() else value

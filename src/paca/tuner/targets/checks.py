@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -15,6 +15,11 @@ from ..layers.quantized import QuantizedLinear
 from ..selection.given import given_for, indices_problem, read_given
 from ..selection.groups import group_layers, same_input_groups
 from ..selection.registry import INDICES
+
+
+def base_of(module: nn.Module) -> Any:
+    """The layer itself, or the one that it adapts."""
+    return module.base_layer if isinstance(module, PacaLayer) else module
 
 
 def adaptable_names(modules: Mapping[str, nn.Module]) -> str:
@@ -63,9 +68,8 @@ def with_parts(targets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, module in targets.items():
         found[name] = module
-        base: Any = module.base_layer if isinstance(module, PacaLayer) else module
-        if isinstance(base, nn.MultiheadAttention):
-            found[f"{name}.out_proj"] = base.out_proj
+        if isinstance(base_of(module), nn.MultiheadAttention):
+            found[f"{name}.out_proj"] = base_of(module).out_proj
     return found
 
 
@@ -86,18 +90,18 @@ def target_problems(
     tied = tied_owners(model)
     problems = []
     for name, module in targets.items():
-        base: Any = module.base_layer if isinstance(module, PacaLayer) else module
+        base = base_of(module)
         problem = _layer_problem(name, base)
         if problem:
             problems.append(problem)
             continue
-        connections, shape = _connections(base)
-        if ranks[name] > connections and not clamp_rank:
-            problems.append(
-                f"r={ranks[name]} does not fit {name}, which has {connections} connections (weight {shape}): pass "
-                f"r={connections} or less, or rank_pattern={{{name!r}: ...}}, "
-                "or clamp_rank=True to cap it."
-            )
+        kind: Any = layer_kind(base)
+        weight = base._parameters.get(kind.layer_class.weight_name)
+        # A quantized weight's own shape says nothing: its numbers lie packed in bytes.
+        quantized = issubclass(kind.layer_class, QuantizedLinear)
+        shape = (base.out_features, base.in_features) if quantized else weight.shape
+        if ranks[name] > connections(module) and not clamp_rank:
+            problems.append(rank_problem(name, ranks[name], connections(module), shape))
         parent = name.rpartition(".")[0]
         reader = weight_reader(model, name)
         if reader and parent not in targets:
@@ -107,11 +111,9 @@ def target_problems(
                 f"{name} is part of {reader}, which reads its weight without calling it: its columns would never be "
                 f"trained. {instead} this one out: exclude_modules=[{name!r}]."
             )
-        kind: Any = layer_kind(base)
         own = f"{name}.{kind.layer_class.weight_name}"
-        memory = memory_of(base._parameters.get(kind.layer_class.weight_name))
-        if memory in tied and not isinstance(module, PacaLayer):
-            others = [owner for owner in tied[memory] if owner != own]
+        if memory_of(weight) in tied and not isinstance(module, PacaLayer):
+            others = [owner for owner in tied[memory_of(weight)] if owner != own]
             problems.append(
                 f"{own} is tied to {' and '.join(others)}: writing columns into it would change both. Leave "
                 f"it out (exclude_modules=[{name!r}]), or untie it first: load the model with "
@@ -133,18 +135,18 @@ def _layer_problem(name: str, base: nn.Module) -> str | None:
     )
 
 
-def _connections(base: Any) -> tuple[int, tuple[int, ...]]:
-    """How many connections a layer has, and the shape of its weight."""
-    kind: Any = layer_kind(base)
-    packed = issubclass(kind.layer_class, QuantizedLinear)
-    weight = base._parameters.get(kind.layer_class.weight_name)
-    shape = (base.out_features, base.in_features) if packed else tuple(weight.shape)
-    return kind.layer_class.connections(base), shape
+def rank_problem(name: str, rank: int, connections: int, shape: Sequence[int]) -> str:
+    """What to do about a rank that is larger than the number of connections."""
+    return (
+        f"r={rank} does not fit {name}, which has {connections} connections (weight {tuple(shape)}): pass "
+        f"r={connections} or less, or rank_pattern={{{name!r}: ...}}, or clamp_rank=True to cap it."
+    )
 
 
 def connections(module: nn.Module) -> int:
     """How many connections a layer has, adapted already or not."""
-    return _connections(module.base_layer if isinstance(module, PacaLayer) else module)[0]
+    kind: Any = layer_kind(base_of(module))
+    return kind.layer_class.connections(base_of(module))
 
 
 def layer_problems(config: PacaConfig, sizes: Mapping[str, int], ranks: Mapping[str, int]) -> list[str]:

@@ -12,6 +12,7 @@ from ...errors import first_few
 from ...method.columns.sharded import divided_problem
 from ..layers.experts import Experts, expert_parameters, short_names, targeted_parameters, unknown_expert_parameters
 from ..messages import near_names
+from .checks import rank_problem
 
 
 def parameter_problems(
@@ -40,9 +41,8 @@ def parameter_problems(
         if others:
             reason = f"{others[0]} {tuple(names[others[0]].shape)} is no fused expert weight of a known layout."
         else:
-            reason = "no parameter has that name" + (
-                f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
-            )
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+            reason = f"no parameter has that name{hint}"
         instead = (
             f"Those of this model are {known}." if known else "This model has none; name layers in target_modules."
         )
@@ -54,11 +54,7 @@ def parameter_problems(
             continue
         connections = _connections(model, name, parameters[name])
         if rank > connections and not clamp_rank:
-            problems.append(
-                f"r={rank} does not fit {name}, which has {connections} connections (weight "
-                f"{tuple(parameters[name].shape)}): pass r={connections} or less, or rank_pattern={{{name!r}: ...}}, "
-                "or clamp_rank=True to cap it."
-            )
+            problems.append(rank_problem(name, rank, connections, parameters[name].shape))
     adapted = _adapted(model)
     if ranks and adapted and set(ranks) != adapted:
         problems.append(
@@ -92,8 +88,8 @@ def experts_left_out(model: nn.Module, config: Any, routers: set[str]) -> None:
         )
     if routers:
         said.append(
-            f"Routers are left alone ({first_few(sorted(routers), 2)}): to adapt "
-            "them, list them in target_modules by name."
+            f"Routers are left alone ({first_few(sorted(routers), 2)}): to adapt them, list them in target_modules by "
+            "name."
         )
     warnings.warn(" ".join(said), stacklevel=2)
 

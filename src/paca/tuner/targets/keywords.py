@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
@@ -13,11 +13,10 @@ from torch import nn
 
 from ...errors import first_few
 from ..config import PacaConfig
-from ..layers.base import PacaLayer
 from ..layers.embedding import Embedding
 from ..layers.experts import expert_parameters, router_names, short_names
 from ..layers.kinds import layer_kind
-from .checks import WHOLE_READER, memory_of, tied_owners, weight_reader
+from .checks import WHOLE_READER, base_of, memory_of, tied_owners, weight_reader
 from .experts import experts_left_out
 
 logger = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def _expand_all_weights(model: nn.Module, config: PacaConfig) -> None:
         kind: Any = layer_kind(base)
         reader = weight_reader(model, name)
         problem = f"{reader} reads its weight itself." if reader else kind.layer_class.problem(base)
-        if _within(name, heads):
+        if any(f"{name}.".startswith(f"{head}.") for head in heads):
             left.setdefault("the head", []).append(name)
         elif any(f".{module}." in f".{name}." for module in saved):
             left.setdefault("modules_to_save", []).append(name)
@@ -96,7 +95,7 @@ def _adaptable(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers of a kind that can be adapted, by name, without embeddings and parts of other layers."""
     inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     for name, module in model.named_modules():
-        base = module.base_layer if isinstance(module, PacaLayer) else module
+        base = base_of(module)
         kind = layer_kind(base)
         if kind is None or name.startswith(inside) or weight_reader(model, name) == WHOLE_READER:
             continue
@@ -125,10 +124,6 @@ def _last_layer(model: nn.Module, child: str) -> list[str]:
     if not isinstance(part, nn.Module):
         return []
     return [f"{child}.{name}".rstrip(".") for name, module in part.named_modules() if layer_kind(module)][-1:]
-
-
-def _within(name: str, outer: Iterable[str]) -> bool:
-    return any(name == other or name.startswith(f"{other}.") for other in outer)
 
 
 def _say_what_is_adapted(found: dict[str, nn.Module], experts: list[str], left: dict[str, list[str]]) -> None:

@@ -16,7 +16,7 @@ from ..layers.experts import targeted_parameters
 from ..layers.kinds import layer_kind
 from ..layers.quantized import QuantizedLinear
 from ..messages import not_found, raise_together, unmatched_names
-from .checks import adaptable_names, connections, layer_problems, target_problems, with_parts
+from .checks import adaptable_names, base_of, connections, layer_problems, target_problems, with_parts
 from .experts import parameter_problems
 from .keywords import expand_targets
 
@@ -122,7 +122,7 @@ def _cannot_move(config: PacaConfig, targets: Mapping[str, nn.Module], experts: 
     """Layers whose weight cannot keep the columns that were trained before."""
     if config.reselect_every is None:
         return []
-    kinds = {name: layer_kind(getattr(module, "base_layer", module)) for name, module in targets.items()}
+    kinds = {name: layer_kind(base_of(module)) for name, module in targets.items()}
     found = [name for name, kind in kinds.items() if kind and issubclass(kind.layer_class, QuantizedLinear)] + experts
     return [
         f"reselect_every: {name} cannot keep trained columns in its weight (it is quantized, or experts'); leave it "
@@ -135,7 +135,7 @@ def _bias_problems(config: PacaConfig, targets: Mapping[str, nn.Module]) -> list
     """Layers whose bias no optimizer would ever see."""
     if config.bias == "none":
         return []
-    bases: dict[str, Any] = {name: getattr(module, "base_layer", module) for name, module in targets.items()}
+    bases = {name: base_of(module) for name, module in targets.items()}
     return [
         f"bias={config.bias!r} cannot train the bias of {name}, which {type(base).__name__} keeps as a plain tensor "
         "and not as a parameter; pass bias='none', or leave the layer out."
