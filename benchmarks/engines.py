@@ -15,13 +15,17 @@ import copy
 import functools
 import importlib.util
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
+
+from benchmark import add_numbers, benchmark, make_parser, print_table
 
 BATCH = 4  # sequences in the global batch
 WHOLE, HALVES, HALVES_IN_BFLOAT16 = "whole", "halves", "halves in bfloat16"
@@ -127,7 +131,25 @@ def apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(float((found[name] - expected[name]).abs().max()) for name in expected)
 
 
-def measure(rank: int, ranks: int, folder: str, options: argparse.Namespace) -> None:
+def compare(rank: int, options: argparse.Namespace, alone: dict[str, dict[str, Tensor]]) -> Iterator[tuple[str, ...]]:
+    """Train with each engine on two processes; a row of the table each, how far it is from what one arrives at."""
+    if importlib.util.find_spec("deepspeed") is not None:
+        import deepspeed.comm.torch
+
+        deepspeed.comm.torch.build_shm_op = lambda: None  # else it compiles C++ first, for minutes
+        deepspeed.init_distributed(dist_backend="gloo")
+    for engine in options.engines:
+        if engine.startswith("ZeRO") and importlib.util.find_spec("deepspeed") is None:
+            continue
+        found = train(engine, rank, 2, options)
+        in_bfloat16 = "bfloat16" in engine
+        whole = "–" if in_bfloat16 else f"{apart(found, alone[WHOLE]):.1e}"
+        halves = apart(found, alone[HALVES_IN_BFLOAT16 if in_bfloat16 else HALVES])
+        largest = max(float(value.abs().max()) for value in found.values())
+        yield engine, whole, f"{halves:.1e}", f"{largest:.1e}"
+
+
+def run_rank(rank: int, ranks: int, folder: str, options: argparse.Namespace) -> None:
     """On one process, save what the engines should arrive at; on two, print how far off they are."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}  # DeepSpeed reads them
@@ -140,40 +162,38 @@ def measure(rank: int, ranks: int, folder: str, options: argparse.Namespace) -> 
         }
         torch.save(alone, f"{folder}/alone.pt")
         return
-    alone = torch.load(f"{folder}/alone.pt")
-    if importlib.util.find_spec("deepspeed") is not None:
-        import deepspeed.comm.torch
-
-        deepspeed.comm.torch.build_shm_op = lambda: None  # else it compiles C++ first, for minutes
-        deepspeed.init_distributed(dist_backend="gloo")
-    for engine in options.engines:
-        if engine.startswith("ZeRO") and importlib.util.find_spec("deepspeed") is None:
-            continue
-        found = train(engine, rank, ranks, options)
-        in_bfloat16 = "bfloat16" in engine
-        whole = "–" if in_bfloat16 else f"{apart(found, alone[WHOLE]):.1e}"
-        halves = apart(found, alone[HALVES_IN_BFLOAT16 if in_bfloat16 else HALVES])
-        largest = max(float(value.abs().max()) for value in found.values())
-        if rank == 0:
-            print(f"| {engine} | {whole} | {halves:.1e} | {largest:.1e} |", flush=True)
+    rows = compare(rank, options, torch.load(f"{folder}/alone.pt"))
+    if rank == 0:
+        columns = (
+            "engine, two processes",
+            "from one process, whole batch",
+            "from one, halves in turn",
+            "largest element",
+        )
+        print_table(columns, rows)
+    else:
+        list(rows)  # trains along
 
 
-def main() -> None:
-    """Run all engines and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--model", choices=("tiny", "smollm2"), default="tiny")
     parser.add_argument("--engines", nargs="+", default=ENGINES, choices=ENGINES, metavar="NAME", help=str(ENGINES))
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--tokens", type=int, default=16, help="per sequence, of which a step takes four")
+    add_numbers(
+        parser, rank=(8, "of PaCA"), steps=(10, "of Adam"), tokens=(16, "per sequence, of which a step takes four")
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    options = parser.parse_args()
-    print("| engine, two processes | from one process, whole batch | from one, halves in turn | largest element |")
-    print("|---|---:|---:|---:|", flush=True)
+    return parser
+
+
+@benchmark(build_parser)
+def main(arguments: argparse.Namespace) -> None:
+    """Run all engines, and print a table."""
     with tempfile.TemporaryDirectory() as folder:
         for ranks in (1, 2):
-            multiprocessing.spawn(measure, (ranks, folder, options), nprocs=ranks)
+            multiprocessing.spawn(run_rank, (ranks, folder, arguments), nprocs=ranks)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

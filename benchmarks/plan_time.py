@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 
+from benchmark import benchmark, make_parser, print_table
 from paca.workbench.planning.models import find_config
 from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import Planner
@@ -26,22 +28,28 @@ LAYERS = (8, 16, 32)
 SIZES = ((1, 512), (1, 8192), (16, 512), (16, 8192))
 
 
-def main() -> int:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--growth", action="store_true", help="over layers, batch and sequence, instead of commands")
     parser.add_argument("--method", default="paca", help="of the growth (default: %(default)s)")
-    arguments = parser.parse_args()
+    return parser
+
+
+@benchmark(build_parser)
+def main(arguments: argparse.Namespace) -> None:
+    """Measure, and print a table."""
     warnings.filterwarnings("ignore")
     if arguments.growth:
-        _growth(arguments.method)
-        return 0
-    print("| command | seconds | wanted | processor seconds | most resident GiB |")
-    print("|---|---:|---:|---:|---:|")
+        print_table(("layers", "batch", "tokens", "processor seconds", "per layer"), _growth(arguments.method))
+    else:
+        print_table(("command", "seconds", "wanted", "processor seconds", "most resident GiB"), _commands())
+
+
+def _commands() -> Iterator[tuple[str, ...]]:
     for command, wanted in COMMANDS.items():
         seconds, used, resident = _run(command.split())
-        print(f"| `paca {command}` | {seconds:.0f} | {wanted} | {used:.0f} | {resident / 2**30:.2f} |", flush=True)
-    return 0
+        yield f"`paca {command}`", f"{seconds:.0f}", f"{wanted}", f"{used:.0f}", f"{resident / 2**30:.2f}"
 
 
 def _run(words: list[str]) -> tuple[float, float, int]:
@@ -54,21 +62,15 @@ def _run(words: list[str]) -> tuple[float, float, int]:
     return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
-def _growth(method: str) -> None:
-    print("| layers | batch | tokens | processor seconds | per layer |")
-    print("|---:|---:|---:|---:|---:|")
+def _growth(method: str) -> Iterator[tuple[str, ...]]:
     config = find_config("llama3-8b")
     _seconds(config, TrainingSetting(method))  # caches that the first simulation fills
-    for layers in LAYERS:
+    settings = [(layers, TrainingSetting(method)) for layers in LAYERS]
+    settings += [(LAYERS[-1], replace(TrainingSetting(method), batch=batch, tokens=tokens)) for batch, tokens in SIZES]
+    for layers, setting in settings:
         config.num_hidden_layers = layers
-        _print(layers, TrainingSetting(method), _seconds(config, TrainingSetting(method)))
-    for batch, tokens in SIZES:
-        setting = replace(TrainingSetting(method), batch=batch, tokens=tokens)
-        _print(LAYERS[-1], setting, _seconds(config, setting))
-
-
-def _print(layers: int, setting: TrainingSetting, seconds: float) -> None:
-    print(f"| {layers} | {setting.batch} | {setting.tokens} | {seconds:.2f} | {seconds / layers:.3f} |", flush=True)
+        seconds = _seconds(config, setting)
+        yield f"{layers}", f"{setting.batch}", f"{setting.tokens}", f"{seconds:.2f}", f"{seconds / layers:.3f}"
 
 
 def _seconds(config: object, setting: TrainingSetting) -> float:

@@ -10,11 +10,13 @@ prediction is made for the same kernel.
 import argparse
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from transformers import LlamaConfig, Qwen2Config
 
+from benchmark import add_numbers, benchmark, make_parser, print_table
 from paca.workbench.base.options import positive
 from paca.workbench.planning.methods import PLANNED
 from paca.workbench.planning.models import find_config
@@ -40,43 +42,45 @@ def shapes() -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Measure, and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--shapes", nargs="+", default=list(shapes()), metavar="SHAPE", help="which (default: all)")
     parser.add_argument("--methods", nargs="+", default=list(PLANNED), metavar="METHOD", help="which (default: all)")
     parser.add_argument("--layers", type=positive, help="build only so many")
-    parser.add_argument("--tokens", type=positive, default=256, help="per step (default: %(default)s)")
-    parser.add_argument("--rank", type=positive, default=16, help="of every adapter (default: %(default)s)")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    print("| shape | method | checkpointing | predicted MiB | real MiB | predicted / real |")
-    print("|---|---|---|---:|---:|---:|")
+    add_numbers(parser, tokens=(256, "per step"), rank=(16, "of every adapter"))
+    return parser
+
+
+def measure_all(arguments: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+    """Predict and measure every shape, method and checkpointing; a row of the table each."""
     for name in arguments.shapes:
         config = shapes()[name]
         if arguments.layers:
             config.num_hidden_layers = arguments.layers
         for method in arguments.methods:
             for checkpointing in (False, True):
-                print(_line(name, config, method, checkpointing, arguments), flush=True)
-    return 0
+                setting = TrainingSetting(
+                    method,
+                    arguments.rank,
+                    1,
+                    arguments.tokens,
+                    torch.float32,
+                    checkpointing=checkpointing,
+                    attention="sdpa",
+                )
+                predicted = simulate(config, setting).total
+                real = measure(build(config, setting, "cpu"), setting, warm_up=True).peak.total
+                sizes = (f"{predicted / 2**20:.1f}", f"{real / 2**20:.1f}", f"{predicted / real:.5f}")
+                yield name, method, "yes" if checkpointing else "no", *sizes
 
 
-def _line(name: str, config: Any, method: str, checkpointing: bool, arguments: argparse.Namespace) -> str:
-    setting = TrainingSetting(
-        method,
-        arguments.rank,
-        1,
-        arguments.tokens,
-        torch.float32,
-        checkpointing=checkpointing,
-        attention="sdpa",
-    )
-    predicted = simulate(config, setting).total
-    real = measure(build(config, setting, "cpu"), setting, warm_up=True).peak.total
-    shown = "yes" if checkpointing else "no"
-    sizes = f"{predicted / 2**20:.1f} | {real / 2**20:.1f}"
-    return f"| {name} | {method} | {shown} | {sizes} | {predicted / real:.5f} |"
+@benchmark(build_parser)
+def main(arguments: argparse.Namespace) -> None:
+    """Measure, and print a table."""
+    warnings.filterwarnings("ignore")
+    columns = ("shape", "method", "checkpointing", "predicted MiB", "real MiB", "predicted / real")
+    print_table(columns, measure_all(arguments), text=["method", "checkpointing"])
 
 
 if __name__ == "__main__":

@@ -12,35 +12,29 @@ was stopped goes on where it was.
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paca.workbench.base.files import write_json
+from benchmark import benchmark, make_parser, print_table, read_results, write_results
 from paca.workbench.base.options import positive
 from paca.workbench.recipe.recipe import find_recipe, read_recipe
 from paca.workbench.training.run import finetune
+from report import over_seeds
 
 RECIPE = "smollm2-qpaca"
 PACA = ("method.column_source=smollm2-135m-instruct",)  # the columns as they were before quantization
 CHOSEN = (*PACA, "method.selection=weight_activation", "method.selection_batches=8")
 LORA = ("method.name=lora", "method.r=8", "method.lora_alpha=16")
-HEADER = (
-    "| method | learning rate | trained | loss before | loss after, mean | deviation | by seed |\n"
-    "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
-)
+_COLUMNS = ("method", "learning rate", "trained", "loss before", "loss after, mean", "deviation", "by seed")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/quantized_quality.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--steps", type=positive, default=60, help="training steps of each run (default: %(default)s)")
     parser.add_argument("--paca-rates", nargs="*", default=["6e-3"], metavar="RATE", help="of random columns")
     parser.add_argument("--chosen-rates", nargs="*", default=["1e-3"], metavar="RATE", help="of chosen columns")
@@ -75,48 +69,39 @@ def run(steps: int, rate: str, seed: int, overrides: tuple[str, ...] = ()) -> di
     }
 
 
-def row(name: str, rate: str, results: list[dict[str, Any]]) -> str:
-    """One line of the table."""
-    losses = [result["after"] for result in results]
-    deviation = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else "–"
-    by_seed = ", ".join(f"{loss:.4f}" for loss in losses)
-    first = results[0]
-    return (
-        f"| {name} | {rate} | {first['trained']:,} | {first['before']:.4f} | {statistics.mean(losses):.4f} "
-        f"| {deviation} | {by_seed} |"
-    )
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run what is missing, and print the table and the ratio of the best mean losses.
+def measure(arguments: argparse.Namespace, best: dict[str, float]) -> Iterator[tuple[str, ...]]:
+    """Run what is missing, each method at each of its rates with each seed.
 
     Args:
-        argv: The arguments; those of the command line when left out.
+        arguments: The command line.
+        best: The lowest mean loss of each method is put here, by its name.
 
-    Returns:
-        The exit status.
+    Yields:
+        tuple[str, ...]: A row of the table, when its last seed is done.
     """
-    arguments = build_parser().parse_args(argv)
-    found: dict[str, Any] = {}
-    if arguments.json and arguments.json.exists():
-        found = json.loads(arguments.json.read_text(encoding="utf-8"))
+    found = read_results(arguments.json)
     runs = [("QPaCA", rate, PACA) for rate in arguments.paca_rates]
     runs += [("QPaCA chosen", rate, CHOSEN) for rate in arguments.chosen_rates]
     runs += [("QLoRA", rate, LORA) for rate in arguments.lora_rates]
-    best: dict[str, float] = {}
-    print(HEADER)
     for name, rate, overrides in runs:
+        results = []
         for seed in arguments.seeds:
             key = f"{name} rate={rate} steps={arguments.steps} seed={seed}"
             found[key] = found.get(key) or run(arguments.steps, rate, seed, overrides)
-            if arguments.json:
-                write_json(arguments.json, found)
-        results = [found[f"{name} rate={rate} steps={arguments.steps} seed={seed}"] for seed in arguments.seeds]
-        print(row(name, rate, results), flush=True)
-        best[name] = min(best.get(name, float("inf")), statistics.mean(result["after"] for result in results))
+            write_results(arguments.json, found)
+            results.append(found[key])
+        first, losses = results[0], [result["after"] for result in results]
+        yield name, rate, f"{first['trained']:,}", f"{first['before']:.4f}", *over_seeds(losses)
+        best[name] = min(best.get(name, float("inf")), statistics.mean(losses))
+
+
+@benchmark(build_parser)
+def main(arguments: argparse.Namespace) -> None:
+    """Print the table, and the ratios of the best mean losses."""
+    best: dict[str, float] = {}
+    print_table(_COLUMNS, measure(arguments, best), text=["by seed"])
     ratios = ", ".join(f"{name} {loss / best['QLoRA']:.4f}" for name, loss in best.items() if "QLoRA" in best)
     print(f"\n{arguments.steps} steps; held-out loss, ÷ QLoRA's: {ratios}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -25,12 +25,10 @@ def save_random_llama(folder: Path) -> Path:
     rules.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=rules, eos_token=_END, pad_token=_END).save_pretrained(folder)
     end = len(alphabet) - 1
+    sizes = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4}
     config = LlamaConfig(
+        **sizes,
         vocab_size=len(alphabet),
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=4,
-        num_attention_heads=4,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         initializer_range=0.1,  # the embeddings stay as they are: wide enough for the logits that training needs

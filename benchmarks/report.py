@@ -1,13 +1,14 @@
-"""What a run measured: the figures of each method, their ratios, the table, and the machine they belong to."""
+"""What a run measured: the figures of each method, their ratios, and the table."""
 
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from methods import FLOOR, FLOOR_AGAIN
-from paca.profiling.environment import versions as installed_versions
-from paca.profiling.steps import StepTime, lower_quartile
+from paca.profiling.steps import StepTime, TrainingStep, quartiles
+from paca.workbench.base.markdown import table as markdown_table
+from timing import FLOOR, FLOOR_AGAIN
 
-_VERSIONS = ("torch", "transformers", "peft", "paca")
 _COLUMNS = (
     "method",
     "step ms",
@@ -45,8 +46,15 @@ class Figures:
 
 def figures(times: list[StepTime], kept_bytes: int, trained_parameters: int) -> Figures:
     """Sum up the steps of one method."""
-    parts = ([getattr(step, part) for step in times] for part in ("total", "forward", "backward", "optimizer"))
-    return Figures(*(1000 * lower_quartile(part) for part in parts), kept_bytes, trained_parameters)
+    return Figures(*(1000 * seconds for seconds in quartiles(times).values()), kept_bytes, trained_parameters)
+
+
+def figures_of(steps: Mapping[str, TrainingStep], times: Mapping[str, list[StepTime]]) -> dict[str, Figures]:
+    """Sum up the steps of several methods, by name, with the bytes that each keeps and what it trains."""
+    return {
+        name: figures(times[name], step.kept_bytes(), sum(parameter.numel() for parameter in step.trained))
+        for name, step in steps.items()
+    }
 
 
 def ratio(value: float, reference: float | None) -> float | None:
@@ -68,38 +76,32 @@ def with_ratios(measured: dict[str, Figures]) -> dict[str, dict[str, Any]]:
     }
 
 
-def noise(measured: dict[str, Figures]) -> float:
+def noise(measured: Mapping[str, Figures]) -> float:
     """The floor's second timing over its first: a ratio closer to 1 than this one means nothing."""
     return measured[FLOOR_AGAIN].step_ms / measured[FLOOR].step_ms
 
 
 def table(measured: dict[str, Figures]) -> str:
     """The figures as a Markdown table."""
-    lines = [_row(_COLUMNS), _row(("---", *["---:"] * (len(_COLUMNS) - 1)))]
-    for name, row in with_ratios(measured).items():
-        lines.append(
-            _row(
-                (
-                    name,
-                    f"{row['step_ms']:.1f}",
-                    f"{row['step_to_floor']:.3f}",
-                    "–" if row["step_to_lora"] is None else f"{row['step_to_lora']:.3f}",
-                    f"{row['forward_ms']:.1f}",
-                    f"{row['backward_ms']:.1f}",
-                    f"{row['optimizer_ms']:.1f}",
-                    f"{row['kept_bytes'] / 2**20:.2f}",
-                    f"{row['kept_to_floor']:.3f}",
-                    f"{row['trained_parameters']:,}",
-                )
-            )
+    rows = (
+        (
+            name,
+            f"{row['step_ms']:.1f}",
+            f"{row['step_to_floor']:.3f}",
+            "–" if row["step_to_lora"] is None else f"{row['step_to_lora']:.3f}",
+            f"{row['forward_ms']:.1f}",
+            f"{row['backward_ms']:.1f}",
+            f"{row['optimizer_ms']:.1f}",
+            f"{row['kept_bytes'] / 2**20:.2f}",
+            f"{row['kept_to_floor']:.3f}",
+            f"{row['trained_parameters']:,}",
         )
-    return "\n".join(lines)
+        for name, row in with_ratios(measured).items()
+    )
+    return markdown_table(_COLUMNS, rows)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that are measured."""
-    return installed_versions(_VERSIONS)
-
-
-def _row(cells: tuple[str, ...]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def over_seeds(losses: Sequence[float]) -> tuple[str, str, str]:
+    """Mean, standard deviation (a dash where there is but one) and each loss, as cells of a table."""
+    deviation = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else "–"
+    return f"{statistics.mean(losses):.4f}", deviation, ", ".join(f"{loss:.4f}" for loss in losses)

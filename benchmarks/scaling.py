@@ -9,14 +9,18 @@ in one step. Times are this machine's: two processes that share its cores say no
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
+
+from benchmark import add_numbers, benchmark, make_parser, print_table
 
 TOKENS = 64
 
@@ -77,30 +81,36 @@ def measure(rank: int, ranks: int, store: str, engine: str, options: argparse.Na
             held = held_bytes(model, optimizer)
             optimizer.zero_grad()
         if rank == 0:
-            answers.put((engine, ranks, method, held, dict(traffic.bytes), statistics.median(seconds[1:])))
+            answers.put((method, held, dict(traffic.bytes), statistics.median(seconds[1:])))
     dist.destroy_process_group()
 
 
-def main() -> None:
-    """Run all combinations and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=6)
-    options = parser.parse_args()
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser(__file__, __doc__)
+    add_numbers(parser, hidden=(256, "the model's width"), layers=(4, "the model's depth"))
+    add_numbers(parser, rank=(16, "of both adapters"), steps=(6, "of each method"))
+    return parser
+
+
+def measure_all(options: argparse.Namespace) -> Iterator[tuple[str, ...]]:
+    """Run all combinations; a row of the table for each method."""
     answers = multiprocessing.get_context("spawn").SimpleQueue()
-    print(
-        "| engine | processes | method | held (MiB) | sent per step (MiB) | step (ms) |\n|---|---:|---|---:|---|---:|"
-    )
     for engine, ranks in (("ddp", 1), ("ddp", 2), ("fsdp2", 2)):
         with tempfile.TemporaryDirectory() as folder:
             multiprocessing.spawn(measure, (ranks, f"{folder}/store", engine, options, answers), nprocs=ranks)
         for _ in range(3):
-            engine, ranks, method, held, traffic, seconds = answers.get()
+            method, held, traffic, seconds = answers.get()
             sent = ", ".join(f"{kind} {size / 2**20:.2f}" for kind, size in sorted(traffic.items())) or "nothing"
-            print(f"| {engine} | {ranks} | {method} | {held / 2**20:.1f} | {sent} | {1e3 * seconds:.0f} |", flush=True)
+            yield engine, f"{ranks}", method, f"{held / 2**20:.1f}", sent, f"{1e3 * seconds:.0f}"
+
+
+@benchmark(build_parser)
+def main(arguments: argparse.Namespace) -> None:
+    """Measure, and print a table."""
+    columns = ("engine", "processes", "method", "held (MiB)", "sent per step (MiB)", "step (ms)")
+    print_table(columns, measure_all(arguments), text=["method", "sent per step (MiB)"])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

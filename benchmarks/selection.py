@@ -14,9 +14,7 @@ many. A result is written as soon as it is there, so a benchmark that was stoppe
 import argparse
 import copy
 import dataclasses
-import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -24,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paca.workbench.base.files import write_json
+from benchmark import benchmark, make_parser, read_results, write_results
+from paca.workbench.base.markdown import table as markdown_table
 from paca.workbench.base.options import positive
 from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.data.prepare import read_data
@@ -34,6 +33,7 @@ from paca.workbench.training.held_out import evaluate
 from paca.workbench.training.stages import train
 from paca.workbench.training.text import Loaded, load_recipe, make_trainer
 from random_llama import save_random_llama
+from report import over_seeds
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,7 @@ VARIANTS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    listing = "\n".join(f"  {variant.name:<18} {variant.description}" for variant in VARIANTS.values())
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/selection.py",
-        description=__doc__,
-        epilog=f"variants:\n{listing}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__file__, __doc__, variants=VARIANTS)
     parser.add_argument("--recipe", default="smollm2-python-reference", help="a recipe (default: %(default)s)")
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -197,18 +191,13 @@ def table(arguments: argparse.Namespace, results: dict[str, Any]) -> str:
     Returns:
         A Markdown table.
     """
-    lines = ["| variant | trained | held-out loss, mean | deviation | by seed |", "| --- | ---: | ---: | ---: | --- |"]
+    rows = []
     for name in arguments.variants:
         keys = [key_of(arguments, name, seed) for seed in arguments.seeds]
         found = [results[key] for key in keys if key in results]
-        if not found:
-            continue
-        losses = [result["loss"] for result in found]
-        deviation = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else "–"
-        by_seed = ", ".join(f"{loss:.4f}" for loss in losses)
-        trained = found[0]["trained"]
-        lines.append(f"| {name} | {trained:,} | {statistics.mean(losses):.4f} | {deviation} | {by_seed} |")
-    return "\n".join(lines)
+        if found:
+            rows.append((name, f"{found[0]['trained']:,}", *over_seeds([result["loss"] for result in found])))
+    return markdown_table(("variant", "trained", "held-out loss, mean", "deviation", "by seed"), rows, ["by seed"])
 
 
 def _title(arguments: argparse.Namespace) -> str:
@@ -220,19 +209,10 @@ def _load(recipe: Recipe) -> Loaded:
     return load_recipe(recipe, read_data(recipe.data), arguments)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run what is missing, and print the table.
-
-    Args:
-        argv: The arguments; those of the command line when left out.
-
-    Returns:
-        The exit status.
-    """
-    arguments = build_parser().parse_args(argv)
-    results: dict[str, Any] = {}
-    if arguments.json and arguments.json.exists():
-        results = json.loads(arguments.json.read_text(encoding="utf-8"))
+@benchmark(build_parser)
+def main(arguments: argparse.Namespace) -> None:
+    """Run what is missing, and print the table."""
+    results = read_results(arguments.json)
     jobs = [(name, seed) for seed in arguments.seeds for name in arguments.variants]
     jobs = [(name, seed) for name, seed in jobs if name != PRETRAINED or seed == arguments.seeds[0]]
     missing = [job for job in jobs if key_of(arguments, *job) not in results]
@@ -245,12 +225,10 @@ def main(argv: list[str] | None = None) -> int:
             recipe = recipe_of(arguments.recipe, VARIANTS[name], seed, arguments.steps, settings, folder)
             loaded = loaded or _load(recipe)
             results[key_of(arguments, name, seed)] = run_once(recipe, loaded)
-        if arguments.json:
-            write_json(arguments.json, results)
+        write_results(arguments.json, results)
     described = ", ".join([f"{arguments.steps} steps", *arguments.set])
     print(f"{_title(arguments)}, {described}, seeds {', '.join(map(str, arguments.seeds))}\n")
     print(table(arguments, results))
-    return 0
 
 
 if __name__ == "__main__":

@@ -21,13 +21,12 @@ import torch
 from peft import get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
 import paca
+from benchmark import add_numbers, benchmark, make_parser, print_table, progress
 from models import SMOLLM2, load_base
 from paca import PacaConfig, PacaLayer
 from paca.profiling import track
-from paca.workbench.base.options import positive
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "gradient, sum": {"selection": "gradient", "gradient_mode": "sum"},
@@ -52,17 +51,10 @@ class Peak:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/selection_cost.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--memory", action="store_true", help="count bytes in place of seconds")
-    parser.add_argument("--tokens", type=positive, default=256, help="per batch (default: %(default)s)")
-    parser.add_argument("--batches", type=positive, default=20, help="that a strategy sees (default: %(default)s)")
-    parser.add_argument("--steps", type=positive, default=25, help="of full fine-tuning (default: %(default)s)")
-    parser.add_argument("--rank", type=positive, default=16, help="(default: %(default)s)")
-    parser.add_argument("--moves", type=positive, default=2, help="with --memory (default: %(default)s)")
+    add_numbers(parser, tokens=(256, "per batch"), rank=(16, "of PaCA"), moves=(2, "with --memory"))
+    add_numbers(parser, batches=(20, "that a strategy sees"), steps=(25, "of full fine-tuning"))
     parser.add_argument("--config", default=SMOLLM2, help="smollm2, tiny, or a config.json (random weights)")
     return parser
 
@@ -168,46 +160,28 @@ def aside(model: nn.Module) -> int:
     return found
 
 
-def time_table(base: PreTrainedModel, arguments: argparse.Namespace) -> str:
-    """Measure all strategies, and full fine-tuning around them.
-
-    Args:
-        base: The model; stays as it is.
-        arguments: The command line.
-
-    Returns:
-        A Markdown table.
-    """
+def time_selection(base: PreTrainedModel, arguments: argparse.Namespace) -> None:
+    """Measure all strategies, and full fine-tuning around them; print a table."""
     batches = make_batches(base, arguments.batches, arguments.tokens)
     steps = make_batches(base, arguments.steps, arguments.tokens)
     half = len(steps) // 2
-    _say(f"{half} steps of full fine-tuning")
+    progress(f"{half} steps of full fine-tuning")
     full = full_steps(copy.deepcopy(base), steps[:half]) if half else 0.0
     seconds = {}
     for name, options in STRATEGIES.items():
-        _say(name)
+        progress(name)
         seconds[name] = selection_seconds(base, options, batches, arguments.rank)
-    _say(f"{len(steps) - half} more steps of full fine-tuning")
+    progress(f"{len(steps) - half} more steps of full fine-tuning")
     full += full_steps(copy.deepcopy(base), steps[half:])
-    what = f"{len(batches)} batches of {arguments.tokens} tokens"
-    lines = [
-        f"| selection over {what} | seconds | ÷ {len(steps)} steps of full fine-tuning |",
-        "| --- | ---: | ---: |",
-    ]
-    lines += [f"| {name} | {taken:.1f} | {taken / full:.2f} |" for name, taken in seconds.items()]
-    return "\n".join([*lines, f"| (full fine-tuning) | {full:.1f} | 1 |"])
+    progress("")
+    what = f"selection over {len(batches)} batches of {arguments.tokens} tokens"
+    rows = [(name, f"{taken:.1f}", f"{taken / full:.2f}") for name, taken in seconds.items()]
+    rows.append(("(full fine-tuning)", f"{full:.1f}", "1"))
+    print_table((what, "seconds", f"÷ {len(steps)} steps of full fine-tuning"), rows)
 
 
-def memory_table(base: PreTrainedModel, arguments: argparse.Namespace) -> str:
-    """Count the bytes of fixed and of moving connections.
-
-    Args:
-        base: The model; stays as it is.
-        arguments: The command line.
-
-    Returns:
-        A Markdown table.
-    """
+def count_memory(base: PreTrainedModel, arguments: argparse.Namespace) -> None:
+    """Count the bytes of fixed and of moving connections; print a table."""
     many = arguments.rank * (arguments.moves + 1)
     runs = {
         f"fixed, rank {arguments.rank}": (arguments.rank, False),
@@ -216,36 +190,22 @@ def memory_table(base: PreTrainedModel, arguments: argparse.Namespace) -> str:
     }
     peaks = {}
     for name, (rank, moving) in runs.items():
-        _say(name)
+        progress(name)
         peaks[name] = peak_of(base, arguments.tokens, rank, arguments.moves, moving)
+    progress("")
     first = next(iter(peaks.values())).peak
-    lines = ["| connections | peak bytes | of these aside | the rest ÷ fixed |", "| --- | ---: | ---: | ---: |"]
-    lines += [
-        f"| {name} | {found.peak:,} | {found.aside:,} | {(found.peak - found.aside) / first:.4f} |"
+    rows = (
+        (name, f"{found.peak:,}", f"{found.aside:,}", f"{(found.peak - found.aside) / first:.4f}")
         for name, found in peaks.items()
-    ]
-    return "\n".join(lines)
+    )
+    print_table(("connections", "peak bytes", "of these aside", "the rest ÷ fixed"), rows)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measure, and print the table.
-
-    Args:
-        argv: The arguments; those of the command line when left out.
-
-    Returns:
-        The exit status.
-    """
-    arguments = build_parser().parse_args(argv)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+@benchmark(build_parser)
+def main(arguments: argparse.Namespace) -> None:
+    """Measure, and print the table."""
     base = load_base(arguments.config, torch.float32, torch.device("cpu"))
-    print(memory_table(base, arguments) if arguments.memory else time_table(base, arguments))
-    return 0
+    (count_memory if arguments.memory else time_selection)(base, arguments)
 
 
 if __name__ == "__main__":

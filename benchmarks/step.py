@@ -13,25 +13,19 @@ those of live storages, exact and independent of the machine.
 
 import argparse
 import copy
-import json
 import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
+from benchmark import add_threads_and_json, benchmark, describe, make_parser, surroundings
 from methods import METHODS, Method, check_that_methods_differ, choose_methods
-from models import SMOLLM2, load_base
-from paca.profiling.environment import machine
-from paca.profiling.steps import TrainingStep, interleave
+from models import DTYPES, SMOLLM2, load_base
+from paca.profiling.steps import TrainingStep
 from paca.workbench.base.options import positive
-from report import Figures, figures, noise, table, versions, with_ratios
-
-_WARM_UP_STEPS = 2
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from report import Figures, figures_of, noise, table, with_ratios
+from timing import time_in_turns
 
 
 def setting(text: str) -> tuple[int, int]:
@@ -54,13 +48,7 @@ def setting(text: str) -> tuple[int, int]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    listing = "\n".join(f"  {method.name:<16} {method.description}" for method in METHODS.values())
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/step.py",
-        description=__doc__,
-        epilog=f"methods:\n{listing}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__file__, __doc__, methods=METHODS)
     parser.add_argument(
         "--settings", nargs="+", type=setting, metavar="TOKENS:RANK", help="settings to measure, one after the other"
     )
@@ -71,11 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", default=SMOLLM2, help="smollm2 (real weights), tiny, or a config.json (random weights)"
     )
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of the base model (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the base model (default: %(default)s)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--threads", type=positive, help="torch's threads (default: torch's own choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file as well")
-    return parser
+    return add_threads_and_json(parser)
 
 
 def prepare(base: PreTrainedModel, methods: list[Method], tokens: int, rank: int) -> dict[str, TrainingStep]:
@@ -116,54 +102,18 @@ def measure(base: PreTrainedModel, methods: list[Method], tokens: int, rank: int
         The figures, by method's name.
     """
     steps = prepare(base, methods, tokens, rank)
-    for name, step in steps.items():
-        _progress(f"{tokens} tokens, rank {rank}: warming up {name}")
-        for _ in range(_WARM_UP_STEPS):
-            step.run()
-    _progress(f"{tokens} tokens, rank {rank}: counting bytes")
-    kept = {name: step.kept_bytes() for name, step in steps.items()}
-    started = time.perf_counter()
-
-    def report(done: int) -> None:
-        seconds = time.perf_counter() - started
-        _progress(f"{tokens} tokens, rank {rank}: round {done} of {rounds}, {seconds:.0f} s")
-
-    times = interleave({name: step.run for name, step in steps.items()}, rounds, report)
-    _progress("")
-    return {
-        name: figures(times[name], kept[name], sum(parameter.numel() for parameter in step.trained))
-        for name, step in steps.items()
-    }
+    runs = {name: step.run for name, step in steps.items()}
+    return figures_of(steps, time_in_turns(runs, rounds, f"{tokens} tokens, rank {rank}"))
 
 
-def _progress(text: str) -> None:
-    """Replace the line of progress on standard error."""
-    print(f"\r{text:<70}", end="\n" if not text else "", file=sys.stderr, flush=True)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print the tables and write the JSON file.
-
-    Args:
-        argv: The arguments; those of the command line when left out.
-
-    Returns:
-        The exit status.
-    """
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        methods = choose_methods(arguments.methods, _DTYPES[arguments.dtype])
-        base = load_base(arguments.config, _DTYPES[arguments.dtype], arguments.device)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
+@benchmark(build_parser)
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the methods at each setting, and print a table of each."""
+    dtype = DTYPES[arguments.dtype]
+    methods = choose_methods(arguments.methods, dtype)
+    base = load_base(arguments.config, dtype, arguments.device)
     result: dict[str, Any] = {
-        "machine": machine(arguments.device),
-        "versions": versions(),
+        **surroundings(arguments.device),
         "model": arguments.config,
         "dtype": arguments.dtype,
         "steps": arguments.steps,
@@ -177,17 +127,7 @@ def main(argv: list[str] | None = None) -> int:
             {"tokens": tokens, "rank": rank, "noise": noise(measured), "methods": with_ratios(measured)}
         )
     print(f"\n{describe(result)}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
-
-
-def describe(result: dict[str, Any]) -> str:
-    """One line that names the machine and the versions of a result."""
-    where, found = result["machine"], result["versions"]
-    named = ", ".join(f"{name} {version}" for name, version in found.items() if version)
-    processor = f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads, load {where['load_average']:.1f}"
-    return f"{processor}, {where['device']}; {named}"
+    return result
 
 
 if __name__ == "__main__":

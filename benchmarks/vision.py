@@ -14,25 +14,28 @@ reverse; lower quartiles. The frozen floor is timed twice under two names: their
 
 import argparse
 import copy
-import json
 import sys
-import time
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from transformers.utils import logging as transformers_logging
 
-from methods import FLOOR, FLOOR_AGAIN
-from paca.profiling import track
+from benchmark import (
+    add_numbers,
+    add_threads_and_json,
+    benchmark,
+    make_parser,
+    progress,
+    versions,
+    write_results,
+)
 from paca.profiling.environment import cpu_name
-from paca.profiling.steps import TrainingStep, interleave, lower_quartile
-from paca.workbench.base.options import positive
-from report import versions
+from paca.profiling.steps import TrainingStep, quartiles
+from paca.workbench.base.markdown import table
+from timing import FLOOR, FLOOR_AGAIN, time_in_turns
 from vision_methods import CLASSES, METHODS, NETWORKS, Network, logits_of
 
 _PRECISIONS = {"float32": False, "bfloat16 autocast": True}
@@ -91,9 +94,7 @@ def peak_bytes(network: Network, method: str, batch: int, size: int, autocast: b
     with mode:
         step = make_step(model, batch, size, autocast)
         step.run()
-        with track(step.held()) as tracker:
-            step.run()
-        return tracker.peak_bytes
+        return step.peak().total
 
 
 def make_step(model: nn.Module, batch: int, size: int, autocast: bool = False) -> ImageStep:
@@ -108,103 +109,64 @@ def measure_memory(network: Network, batch: int, size: int, real: bool) -> dict[
     peaks: dict[str, dict[str, int]] = {}
     for precision, autocast in _PRECISIONS.items():
         for method in network.methods:
-            _progress(f"{network.name}, {precision}: counting bytes of {method}")
+            progress(f"{network.name}, {precision}: counting bytes of {method}")
             peaks.setdefault(precision, {})[method] = peak_bytes(network, method, batch, size, autocast, real)
-    _progress("")
+    progress("")
     return peaks
 
 
 def measure_time(network: Network, batch: int, size: int, rounds: int) -> dict[str, dict[str, float]]:
     """Seconds of a real float32 step of all of a network's methods and of the floor, by method and part."""
-    steps = {}
-    for method in (FLOOR, FLOOR_AGAIN, *network.methods):
-        _progress(f"{network.name}: warming up {method}")
-        steps[method] = make_step(prepare(network, method), batch, size)
-        for _ in range(2):
-            steps[method].run()
-    started = time.perf_counter()
-
-    def report(done: int) -> None:
-        left = (time.perf_counter() - started) / done * (rounds - done)
-        _progress(f"{network.name}: round {done} of {rounds}, {left:.0f} s left")
-
-    times = interleave({name: step.run for name, step in steps.items()}, rounds, report)
-    _progress("")
-    parts = ("total", "forward", "backward", "optimizer")
-    return {
-        method: {part: lower_quartile([getattr(step, part) for step in taken]) for part in parts}
-        for method, taken in times.items()
-    }
+    methods = (FLOOR, FLOOR_AGAIN, *network.methods)
+    runs = {method: make_step(prepare(network, method), batch, size).run for method in methods}
+    return {method: quartiles(taken) for method, taken in time_in_turns(runs, rounds, network.name).items()}
 
 
 def memory_table(network: Network, peaks: dict[str, dict[str, int]]) -> str:
     """Peaks as a Markdown table, with ratios to the first method."""
     reference, *_ = network.methods
-    lines = [f"| method | {' | '.join(f'{name}, MiB | × {reference}' for name in peaks)} |"]
-    lines.append("|---|" + "---:|" * (2 * len(peaks)))
-    for method in network.methods:
-        cells = [f"{found[method] / 2**20:,.0f} | {found[method] / found[reference]:.3f}" for found in peaks.values()]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    columns = [title for name in peaks for title in (f"{name}, MiB", f"× {reference}")]
+    rows = (
+        [method]
+        + [
+            cell
+            for found in peaks.values()
+            for cell in (f"{found[method] / 2**20:,.0f}", f"{found[method] / found[reference]:.3f}")
+        ]
+        for method in network.methods
+    )
+    return table(["method", *columns], rows)
 
 
 def time_table(network: Network, times: dict[str, dict[str, float]]) -> str:
     """Times as a Markdown table, with ratios to the first method and to the floor."""
     reference, *_ = network.methods
-    lines = [f"| method | step ms | × {reference} | × floor | forward | backward | optimizer |"]
-    lines.append("|---|" + "---:|" * 6)
+    columns = ("method", "step ms", f"× {reference}", "× floor", "forward", "backward", "optimizer")
+    rows = []
     for method, parts in times.items():
         ratios = [parts["total"] / times[other]["total"] for other in (reference, FLOOR)]
         milliseconds = [f"{1000 * parts[part]:.1f}" for part in ("forward", "backward", "optimizer")]
-        cells = [f"{1000 * parts['total']:.1f}", *(f"{ratio:.3f}" for ratio in ratios), *milliseconds]
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _progress(text: str) -> None:
-    """Replace the line of progress on standard error."""
-    print(f"\r{text:<70}", end="\n" if not text else "", file=sys.stderr, flush=True)
+        cells = (f"{1000 * parts['total']:.1f}", *(f"{ratio:.3f}" for ratio in ratios), *milliseconds)
+        rows.append((method, *cells))
+    return table(columns, rows)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    networks = "\n".join(f"  {network.name:<17} {network.description}" for network in NETWORKS.values())
-    methods = "\n".join(f"  {method.name:<17} {method.description}" for method in METHODS.values())
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/vision.py",
-        description=__doc__,
-        epilog=f"networks:\n{networks}\n\nmethods:\n{methods}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__file__, __doc__, networks=NETWORKS, methods=METHODS)
     full_size = [name for name in NETWORKS if not name.startswith("tiny")]
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, metavar="NAME", default=full_size)
     parser.add_argument("--only", choices=("memory", "time"), help="measure one of the two")
-    parser.add_argument(
-        "--batch", type=positive, default=64, help="images per step, for memory (default: %(default)s)"
-    )
-    parser.add_argument("--size", type=positive, default=224, help="pixels, for memory (default: %(default)s)")
     parser.add_argument("--real", action="store_true", help="count bytes of a real step, not of one on fake tensors")
-    parser.add_argument("--time-batch", type=positive, default=4, help="images per timed step (default: %(default)s)")
-    parser.add_argument("--time-size", type=positive, default=224, help="pixels, for time (default: %(default)s)")
-    parser.add_argument("--steps", type=positive, default=9, help="timed steps of each method (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, help="torch's threads (default: torch's own choice)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file as well")
-    return parser
+    add_numbers(parser, batch=(64, "images per step, for memory"), size=(224, "pixels, for memory"))
+    add_numbers(parser, time_batch=(4, "images per timed step"), time_size=(224, "pixels, for time"))
+    add_numbers(parser, steps=(9, "timed steps of each method"))
+    return add_threads_and_json(parser)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, print the tables and write the JSON file.
-
-    Args:
-        argv: The arguments; those of the command line when left out.
-
-    Returns:
-        The exit status.
-    """
-    arguments = build_parser().parse_args(argv)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    transformers_logging.set_verbosity_error()
+@benchmark(build_parser)
+def main(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure each network, and print its tables."""
     result: dict[str, Any] = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "versions": versions()}
     for network in (NETWORKS[name] for name in arguments.networks):
         found = result[network.name] = {}
@@ -218,10 +180,9 @@ def main(argv: list[str] | None = None) -> int:
             )
             print(f"\n{network.name}, float32, batch {arguments.time_batch}, {arguments.time_size} pixels\n")
             print(time_table(network, times), flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_results(arguments.json, result)
     print(f"\n{result['cpu']}, {result['threads']} threads, torch {torch.__version__}")
-    return 0
+    return result
 
 
 if __name__ == "__main__":

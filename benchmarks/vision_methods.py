@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from methods import FLOOR, FLOOR_AGAIN
 from paca import PacaConfig
 from paca.workbench.vision.batch_norm import FrozenBatchNorm, freeze_batch_norm
+from timing import FLOOR, FLOOR_AGAIN
 
 CLASSES = 10
 _LORA_RANK = 8

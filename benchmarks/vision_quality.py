@@ -11,21 +11,18 @@ Needs the packages of `paca[vision]`; the file holds `train_images`, `train_labe
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
-from transformers.utils import logging as transformers_logging
 
-from paca.profiling.environment import machine
-from paca.workbench.base.files import write_json
+from benchmark import add_numbers, benchmark, make_parser, print_table, read_results, surroundings, write_results
 from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.recipe.recipe import DataSection, MethodSection, ModelSection, Recipe
 from paca.workbench.training.images import make_trainer
@@ -36,7 +33,6 @@ from paca.workbench.vision.measure import answer
 from paca.workbench.vision.method import with_method
 from paca.workbench.vision.models import EFFICIENTNET_LITE0, load_classifier, pixel_format
 from paca.workbench.vision.section import ImagesSection
-from report import versions
 
 FULL = "full"
 LEARNING_RATES = {FULL: (3e-4, 1e-3, 3e-3), "paca": (1e-3, 3e-3, 1e-2)}
@@ -177,32 +173,25 @@ def given_rate(text: str) -> tuple[str, float]:
     return method, float(rate)
 
 
-def table(done: dict[str, dict[str, Any]]) -> str:
-    """The test accuracies as a Markdown table."""
-    lines = [
-        "| method | learning rate | test accuracy, each seed | mean | trained | CPU s per run |",
-        "|---|---:|---|---:|---:|---:|",
-    ]
+def rows(done: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """The test accuracies of each method that has any."""
     for method in LEARNING_RATES:
         runs = [run for run in done.values() if run["purpose"] == TESTING and run["method"] == method]
         if runs:
             accuracies = [100 * run["accuracy"] for run in runs]
-            each = ", ".join(f"{accuracy:.2f}" for accuracy in accuracies)
-            seconds = statistics.mean(run["cpu_seconds"] for run in runs)
-            lines.append(
-                f"| {method} | {runs[0]['learning_rate']:g} | {each} | {statistics.mean(accuracies):.2f} | "
-                f"{runs[0]['trained_parameters']:,} | {seconds:.0f} |"
+            yield (
+                method,
+                f"{runs[0]['learning_rate']:g}",
+                ", ".join(f"{accuracy:.2f}" for accuracy in accuracies),
+                f"{statistics.mean(accuracies):.2f}",
+                f"{runs[0]['trained_parameters']:,}",
+                f"{statistics.mean(run['cpu_seconds'] for run in runs):.0f}",
             )
-    return "\n".join(lines)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/vision_quality.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--data", required=True, metavar="FILE.npz", help="training and test images")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="what is done, and is added to")
     parser.add_argument("--methods", nargs="+", choices=LEARNING_RATES, default=list(LEARNING_RATES))
@@ -210,40 +199,29 @@ def build_parser() -> argparse.ArgumentParser:
         "--rates", nargs="+", type=given_rate, default=[], metavar="METHOD=RATE", help="learning rates that are known"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--size", type=int, default=96, help="of the images in pixels (default: %(default)s)")
+    add_numbers(parser, size=(96, "of the images in pixels"), rank=(32, "of PaCA"))
     parser.add_argument("--epochs", type=float, default=3, help="(default: %(default)s)")
-    parser.add_argument("--rank", type=int, default=32, help="of PaCA (default: %(default)s)")
     parser.add_argument("--most-runs", type=int, default=100, help="do at most so many runs this time")
     parser.add_argument("--max-steps", type=int, default=-1, help="stop each run early, to try the benchmark out")
     parser.add_argument("--eval-limit", type=int, help="evaluate so many images only, to try the benchmark out")
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Do the runs that are not done yet, and print the table.
-
-    Args:
-        argv: The arguments; those of the command line when left out.
-
-    Returns:
-        The exit status.
-    """
-    arguments = build_parser().parse_args(argv)
-    transformers_logging.set_verbosity_error()
-    result = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"runs": {}}
-    done: dict[str, dict[str, Any]] = result["runs"]
-    result |= {"machine": machine(torch.device("cpu")), "versions": versions()}
+@benchmark(build_parser)
+def main(arguments: argparse.Namespace) -> None:
+    """Do the runs that are not done yet, and print the table."""
+    result = {"runs": {}} | read_results(arguments.json) | surroundings()
     result["settings"] = {key: getattr(arguments, key) for key in ("size", "epochs", "rank", "max_steps")}
-
+    done: dict[str, dict[str, Any]] = result["runs"]
     for _ in range(arguments.most_runs):
         run = next_run(done, arguments.methods, arguments.seeds, dict(arguments.rates))
         if run is None:
             break
         print(run.key, file=sys.stderr, flush=True)
         done[run.key] = train_and_measure(run, arguments)
-        write_json(arguments.json, result)
-    print(table(done))
-    return 0
+        write_results(arguments.json, result)
+    columns = ("method", "learning rate", "test accuracy, each seed", "mean", "trained", "CPU s per run")
+    print_table(columns, rows(done), text=["test accuracy, each seed"])
 
 
 if __name__ == "__main__":

@@ -186,17 +186,17 @@ def test_a_run_prints_a_table_and_writes_its_figures(tmp_path, capsys):
     assert {"cpu", "cores", "threads", "load_average", "device"} == set(result["machine"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--methods", "lorra"], "no method is called 'lorra'"),
-        (["--config", "nowhere"], "there is no such file or folder"),
-        (["--steps", "0"], "'0' is not a whole number above zero"),
-        (["--settings", "256"], "'256' is not TOKENS:RANK"),
-    ],
-)
-def test_a_wrong_argument_ends_with_what_to_type(arguments, message, capsys):
+MISTAKES = {
+    "--methods lorra": "no method is called 'lorra'",
+    "--config nowhere": "there is no such file or folder",
+    "--steps 0": "'0' is not a whole number above zero",
+    "--settings 256": "'256' is not TOKENS:RANK",
+}
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES.items())
+def test_a_wrong_argument_ends_with_what_to_type(words, message, capsys):
     with pytest.raises(SystemExit) as exit_:
-        main(arguments)
+        main(words.split())
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err

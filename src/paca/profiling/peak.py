@@ -7,7 +7,6 @@ is one from its first moment on, and what a forward pass makes is an activation 
 import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -136,11 +135,9 @@ class StepTracker(StorageTracker):
         super().__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         """Stop counting, and take the hooks off."""
-        super().__exit__(kind, value, traceback)
+        super().__exit__(*raised)
         for handle in self._handles:
             handle.remove()
 

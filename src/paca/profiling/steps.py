@@ -2,16 +2,19 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from paca.method.columns.resident import kept_tensors
-from paca.profiling import Peak, StepTracker, kept_for_backward
+from ..method.columns.resident import kept_tensors
+from .activations import kept_for_backward
+from .peak import Peak, StepTracker
+
+Timed = TypeVar("Timed")
 
 
 @dataclass(frozen=True)
@@ -107,20 +110,26 @@ def lower_quartile(values: list[float]) -> float:
     return sorted(values)[len(values) // 4]
 
 
+def quartiles(times: Sequence[StepTime]) -> dict[str, float]:
+    """Lower quartiles in seconds: of whole steps (`total`), and of each part on its own."""
+    parts = ("total", "forward", "backward", "optimizer")
+    return {part: lower_quartile([getattr(step, part) for step in times]) for part in parts}
+
+
 def interleave(
-    steps: Mapping[str, Callable[[], StepTime]], rounds: int, report: Callable[[int], None] = lambda done: None
-) -> dict[str, list[StepTime]]:
+    steps: Mapping[str, Callable[[], Timed]], rounds: int, report: Callable[[int], None] = lambda done: None
+) -> dict[str, list[Timed]]:
     """Time several steps in turns, so that a slow moment of the machine hits all alike.
 
     Args:
-        steps: What to run, by name.
+        steps: What to run, by name; each call returns the time that it took.
         rounds: How often each is run; every other round goes backwards through the names.
         report: Called after each round with the number of rounds done.
 
     Returns:
         The times of each, in the order they were taken.
     """
-    times: dict[str, list[StepTime]] = {name: [] for name in steps}
+    times: dict[str, list[Timed]] = {name: [] for name in steps}
     for done in range(rounds):
         names = list(steps) if done % 2 == 0 else list(steps)[::-1]
         for name in names:

@@ -10,7 +10,6 @@ device, `meta` included.
 import weakref
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -76,11 +75,9 @@ class StorageTracker(TorchDispatchMode):
         super().__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         """Stop counting."""
-        super().__exit__(kind, value, traceback)
+        super().__exit__(*raised)
         UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

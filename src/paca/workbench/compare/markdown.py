@@ -1,8 +1,9 @@
 """The report as Markdown."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from paca.workbench.base.markdown import table
 from paca.workbench.compare.columns import cell, shown_columns
 
 
@@ -32,14 +33,14 @@ def document(results: Mapping[str, Any]) -> str:
 def summary_table(results: Mapping[str, Any]) -> str:
     """One line per method; the best value of a column is bold."""
     columns, best = shown_columns(results), results["best"]
-    lines = [_line(["method", *(column.title for column in columns)]), _line(["---", *["---:"] * len(columns)])]
+    rows = []
     for row in results["methods"]:
         cells = [
             f"**{cell(row, column)}**" if row["method"] in best.get(column.key, ()) else cell(row, column)
             for column in columns
         ]
-        lines.append(_line([row["method"], *cells]))
-    return "\n".join(lines)
+        rows.append([row["method"], *cells])
+    return table(["method", *(column.title for column in columns)], rows)
 
 
 def notes(results: Mapping[str, Any]) -> str:
@@ -75,7 +76,7 @@ def _experiments(results: Mapping[str, Any]) -> list[str]:
             ]
             for row in counted
         )
-        parts += ["## Operations of a step", _table(head, rows)]
+        parts += ["## Operations of a step", table(head, rows)]
     filled = [row for row in results["methods"] if row.get("throughput")]
     if filled:
         head = ["method", "sequences", "sequences/s", "tokens/s", "peak MiB"]
@@ -90,7 +91,7 @@ def _experiments(results: Mapping[str, Any]) -> list[str]:
             for row in filled
             for point in row["throughput"]["points"]
         )
-        parts += ["## Throughput as the batch grows", _table(head, points)]
+        parts += ["## Throughput as the batch grows", table(head, points)]
     return parts
 
 
@@ -103,14 +104,6 @@ def how(results: Mapping[str, Any]) -> str:
         "Bytes are those of live storages, exact and the same on every machine. Times are lower quartiles of steps "
         "that all methods took in turns; ratios to the floor are medians over the rounds."
     )
-
-
-def _table(head: list[str], rows: Iterable[list[str]]) -> str:
-    return "\n".join([_line(head), _line(["---", *["---:"] * (len(head) - 1)]), *map(_line, rows)])
-
-
-def _line(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def spelled(source: Any) -> str:

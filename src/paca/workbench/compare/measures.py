@@ -11,7 +11,7 @@ import torch
 
 from paca.profiling.environment import machine
 from paca.profiling.operations import OperationCounter
-from paca.profiling.steps import StepTime, TrainingStep, interleave, lower_quartile
+from paca.profiling.steps import StepTime, TrainingStep, interleave, quartiles
 from paca.workbench.compare.failures import OutOfMemoryError, is_out_of_memory
 from paca.workbench.compare.units import FLOOR_AGAIN, Entry, Unit, Watch
 from paca.workbench.compare.workload import Workload
@@ -149,8 +149,7 @@ def error_of_median(values: Sequence[float]) -> float:
 
 
 def _phases(times: list[StepTime]) -> dict[str, float]:
-    parts = {"step_ms": "total", "forward_ms": "forward", "backward_ms": "backward", "optimizer_ms": "optimizer"}
-    return {key: 1000 * lower_quartile([getattr(step, part) for step in times]) for key, part in parts.items()}
+    return {f"{'step' if part == 'total' else part}_ms": 1000 * found for part, found in quartiles(times).items()}
 
 
 def operations(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:

@@ -1,0 +1,28 @@
+"""Tables in Markdown."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+
+def table(columns: Sequence[str], rows: Iterable[Iterable[str]], text: Collection[str] = ()) -> str:
+    """Write a table; its first column is aligned to the left and the others, which hold numbers, to the right.
+
+    Args:
+        columns: Their titles.
+        rows: The cells of each row.
+        text: Titles of further columns that are aligned to the left.
+
+    Returns:
+        Lines without a line break at the end.
+    """
+    return "\n".join(table_lines(columns, rows, text))
+
+
+def table_lines(columns: Sequence[str], rows: Iterable[Iterable[str]], text: Collection[str] = ()) -> Iterator[str]:
+    """Write a table as `table` does, each row as soon as it is there."""
+    yield _line(columns)
+    yield _line("---" if place == 0 or title in text else "---:" for place, title in enumerate(columns))
+    yield from map(_line, rows)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
