@@ -2,13 +2,15 @@
 
 import copy
 
+import pytest
 import torch
 from peft import get_peft_model
 from torch import nn
 from torch.func import functional_call
+from transformers import LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
-from paca import PacaConfig, PacaLayer
+from paca import PacaConfig, PacaError, PacaLayer
 
 KINDS = ("Linear", "Conv1D")
 
@@ -104,6 +106,49 @@ def train(model, steps=3, lr=0.1, dtype=torch.float64):
         optimizer.step()
         optimizer.zero_grad()
     return model
+
+
+def three_steps(model, loss, optimizer):
+    """Three steps, each with its columns in the weight and a gradient for every update; returns their losses."""
+    losses = []
+    for _ in range(3):
+        value = loss()
+        assert_resident(model)
+        value.backward()
+        assert all(parameter.grad is not None for parameter in trained(model))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(value.item())
+    return losses
+
+
+def assert_checkpointing_changes_no_gradient(make, batch):
+    """Both ways in which transformers checkpoints: the gradients are those of a plain backward pass."""
+    gradients = []
+    for reentrant in (None, True, False):
+        model = make().train()
+        if reentrant is not None:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        model(**batch).loss.backward()
+        gradients.append([parameter.grad for parameter in trained(model)])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(gradients[2], gradients[0], rtol=0, atol=1e-12)
+
+
+def assert_refused(name, layer, rank, message):
+    """A layer that cannot be adapted is refused by its name, and the model stays as it was."""
+    model = nn.Sequential()
+    model.add_module(name, layer)
+    with pytest.raises(PacaError, match=message):
+        get_peft_model(model, PacaConfig(r=rank, target_modules=[name]))
+    assert not any("paca" in parameter for parameter, _ in model.named_parameters())
+
+
+def tiny_llama_config(**changes):
+    """A Llama of two layers, 64 wide."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 128}
+    return LlamaConfig(**{**sizes, "num_attention_heads": 4, "num_key_value_heads": 2, **changes})
 
 
 def in_named_precision(model):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from tests.toys import in_named_precision, layers, trained
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
+from tests.toys import in_named_precision, layers, tiny_llama_config, trained
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForCausalLM
 
 import paca
 from paca import PacaConfig
@@ -21,17 +21,7 @@ TARGETS = ["q_proj", "down_proj"]
 
 def llama():
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=128,
-            tie_word_embeddings=False,
-        )
-    )
+    return LlamaForCausalLM(tiny_llama_config(tie_word_embeddings=False))
 
 
 @pytest.fixture(scope="module")

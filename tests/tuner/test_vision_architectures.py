@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
-from tests.toys import assert_resident, layers, trained
+from tests.toys import layers, three_steps, trained
 from timm.models.deit import VisionTransformerDistilled
 from torch import nn
 from torchvision.models import DenseNet, VisionTransformer, mobilenet_v3_small
@@ -74,15 +74,16 @@ WINDOWS = {
     "num_heads": [2, 2],
 }
 
+STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+
 # A network, the shape of its input, its head, and how many layers are adapted.
 ARCHITECTURES = {
     "ResNet": (
         of_transformers(
             "ResNetForImageClassification",
             "ResNetConfig",
+            **STAGES,
             embedding_size=8,
-            hidden_sizes=[8, 16],
-            depths=[1, 1],
             layer_type="basic",
         ),
         IMAGE,
@@ -90,9 +91,7 @@ ARCHITECTURES = {
         6,
     ),
     "ConvNeXt": (
-        of_transformers(
-            "ConvNextForImageClassification", "ConvNextConfig", hidden_sizes=[8, 16], depths=[1, 1], num_stages=2
-        ),
+        of_transformers("ConvNextForImageClassification", "ConvNextConfig", **STAGES, num_stages=2),
         IMAGE,
         {"classifier"},
         8,
@@ -110,9 +109,8 @@ ARCHITECTURES = {
         of_transformers(
             "RegNetForImageClassification",
             "RegNetConfig",
+            **STAGES,
             embedding_size=8,
-            hidden_sizes=[8, 16],
-            depths=[1, 1],
             groups_width=4,
         ),
         IMAGE,
@@ -160,18 +158,9 @@ def output(model, x):
         return logits(model, x)
 
 
-def three_steps(model, x):
+def classify(model, x):
     optimizer = torch.optim.AdamW(trained(model), lr=2e-2)
-    losses = []
-    for _ in range(3):
-        loss = nn.functional.cross_entropy(logits(model, x), LABELS)
-        assert_resident(model)
-        loss.backward()
-        assert all(parameter.grad is not None for parameter in trained(model))
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses
+    return three_steps(model, lambda: nn.functional.cross_entropy(logits(model, x), LABELS), optimizer)
 
 
 def close(got, wanted):
@@ -190,7 +179,7 @@ def test_train_save_load_merge(architecture, tmp_path):
     assert not heads & {name.removesuffix(".weight") for name in weights_of(model)}
     assert heads <= dict(plain.named_modules()).keys()
     close(output(model, x), output(plain, x))
-    losses = three_steps(model, x)
+    losses = classify(model, x)
     assert min(losses[1:]) < losses[0]
     wanted = output(model, x)
     assert (wanted - output(plain, x)).abs().max() > 1e-3
@@ -223,4 +212,4 @@ def test_layers_whose_weights_their_owner_reads_are_refused_by_name_and_left_out
     for word in ("all-linear", "all-weights"):
         with pytest.warns(UserWarning, match=rf"{word}' leaves out 4 layers .*features\.1\.0\.attn\.qkv"):
             model = get_peft_model(swin(), PacaConfig(r=2, target_modules=word))
-        three_steps(model, numbers(*IMAGE))
+        classify(model, numbers(*IMAGE))

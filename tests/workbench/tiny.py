@@ -5,8 +5,9 @@ from pathlib import Path
 
 import torch
 from peft import get_peft_model
+from tests.toys import tiny_llama_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from paca import PacaConfig
 from paca.workbench.base.yaml import dump
@@ -44,13 +45,10 @@ def save_model(folder: Path) -> Path:
     """A two-layer Llama with dropout, so that a run depends on the random numbers drawn in each step."""
     set_seed(0)
     tokenizer = make_tokenizer()
-    config = LlamaConfig(
+    config = tiny_llama_config(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=128,
         attention_dropout=0.1,
         eos_token_id=tokenizer.eos_token_id,
@@ -114,3 +112,8 @@ def write_recipe(path: Path, content: dict) -> Path:
     """A recipe file."""
     path.write_text(dump(content), encoding="utf-8")
     return path
+
+
+def same(first, second):
+    """Whether two files hold the same tensors under the same names."""
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

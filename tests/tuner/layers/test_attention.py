@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tests.toys import assert_resident, layers, trained
+from tests.toys import assert_refused, assert_resident, layers, trained
 from tests.tuner.layers.every import numbers, weights_of
 from torch import nn
 from torch.func import functional_call
@@ -255,11 +255,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_adapted_is_refused_by_name(make, message):
-    model = nn.Sequential()
-    model.add_module("attention", make())
-    with pytest.raises(PacaError, match=message):
-        get_peft_model(model, PacaConfig(r=3, target_modules=["attention"]))
-    assert not any("paca" in name for name, _ in model.named_parameters())
+    assert_refused("attention", make(), 3, message)
 
 
 def test_what_an_adapted_module_cannot_do_is_said():

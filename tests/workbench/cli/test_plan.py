@@ -1,22 +1,14 @@
 import json
 
 import pytest
-from transformers import LlamaConfig
+from tests.toys import tiny_llama_config
 
 from paca.workbench.cli.main import main
 
 
 @pytest.fixture
 def config(tmp_path):
-    LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=300,
-        max_position_embeddings=256,
-    ).save_pretrained(tmp_path)
+    tiny_llama_config(num_hidden_layers=1, vocab_size=300, max_position_embeddings=256).save_pretrained(tmp_path)
     return str(tmp_path / "config.json")
 
 

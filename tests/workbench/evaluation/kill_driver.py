@@ -10,10 +10,7 @@ once, before the first fork.
 """
 
 import json
-import os
-import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import lm_eval.evaluator  # noqa: F401 - imported once for all
 import openai  # noqa: F401
 import torch
 import trl  # noqa: F401
+from tests.forks import fork_and_kill
 
 import paca.workbench.evaluation.evaluate
 import paca.workbench.evaluation.harness_model
@@ -28,22 +26,6 @@ import paca.workbench.export.verified  # noqa: F401
 from paca.workbench.cli.main import main
 
 torch.set_num_threads(1)
-
-
-def attempt(argv: list[str], kill: float | None) -> int:
-    """Run a command in a process of its own, kill it in time, and return what ended it."""
-    child = os.fork()
-    if child == 0:
-        os._exit(main(argv))
-    deadline = time.monotonic() + (120 if kill is None else kill)
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            deadline = float("inf")
-        time.sleep(0.002)
 
 
 def all_whole(folder: Path) -> bool:
@@ -65,7 +47,7 @@ def work_through(plan: dict[str, Any]) -> list[dict[str, Any]]:
     """Kill a command as planned, then let it finish."""
     log = []
     for kill in [*plan["kills"], None]:
-        status = attempt(plan["argv"], kill)
+        status = fork_and_kill(lambda: main(plan["argv"]), kill)
         log.append({"kill": kill, "status": status, "whole": all_whole(Path(plan["folder"]))})
     return log
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import LlamaConfig
+from tests.toys import tiny_llama_config
 
 from paca.errors import PacaError
 from paca.workbench.planning.losses import find_loss
@@ -20,14 +20,7 @@ PARAMETERS = {
     "vit-b-16": 86_567_656,
     "efficientnetv2-l": 118_515_272,
 }
-CONFIG = LlamaConfig(
-    hidden_size=64,
-    intermediate_size=192,
-    num_hidden_layers=1,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=40_000,
-)
+CONFIG = tiny_llama_config(intermediate_size=192, num_hidden_layers=1, vocab_size=40_000)
 
 
 @pytest.fixture(scope="module")

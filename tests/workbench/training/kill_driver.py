@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import transformers
 import trl
+from tests.forks import fork_and_kill
 
 from paca.workbench.base import files
 from paca.workbench.recipe.recipe import read_recipe
@@ -86,22 +87,15 @@ def count_steps(path: Path) -> None:
 
 def attempt(recipe_path: str, kill: float | str | None) -> int:
     """Begin or resume the run in a process of its own, kill it as planned, and return what ended it."""
-    child = os.fork()
-    if child == 0:
+
+    def run() -> int:
         count_steps(Path(recipe_path).with_suffix(".steps"))
         if isinstance(kill, str):
             MOMENTS[kill]()
         finetune.finetune(read_recipe(Path(recipe_path)), resume=True)
-        os._exit(0)
-    deadline = time.monotonic() + (kill if isinstance(kill, float) else 120)
-    while True:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > deadline:
-            os.kill(child, signal.SIGKILL)
-            deadline = float("inf")
-        time.sleep(0.002)
+        return 0
+
+    return fork_and_kill(run, kill if isinstance(kill, float) else None)
 
 
 def work_through(recipe_path: str, plan: list[float | str]) -> list[dict[str, Any]]:

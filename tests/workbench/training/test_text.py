@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tests.workbench.tiny import write_jsonl, write_recipe
+from tests.workbench.tiny import same, write_jsonl, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paca import PacaError
@@ -27,10 +27,6 @@ def run(content, tmp_path, *overrides, **flags):
 
 def adapter(tmp_path, folder="run"):
     return load_file(tmp_path / folder / "adapter" / "adapter_model.safetensors")
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_a_run_leaves_everything_that_was_promised(content, tmp_path):

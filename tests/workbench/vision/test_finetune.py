@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.workbench.tiny import write_recipe
+from tests.workbench.tiny import same, write_recipe
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from paca import PacaError
@@ -24,10 +24,6 @@ def run(content, tmp_path, *overrides, **flags):
 
 def adapter(folder):
     return load_file(folder / "adapter" / "adapter_model.safetensors")
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_a_run_leaves_everything_that_was_promised(content, tmp_path):
