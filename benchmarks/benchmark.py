@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from paca import PacaError
 from paca.profiling.environment import machine
 from paca.profiling.environment import versions as installed_versions
 from paca.workbench.base.files import write_json
@@ -17,10 +18,6 @@ from paca.workbench.base.markdown import table_lines
 from paca.workbench.base.options import positive
 
 _VERSIONS = ("torch", "transformers", "peft", "paca")
-
-
-class WrongArgumentError(ValueError):
-    """An argument names what there is not; the message says what to type instead."""
 
 
 class Described(Protocol):
@@ -105,7 +102,7 @@ def benchmark(
             logging.disable_progress_bar()
             try:
                 result = measure(arguments)
-            except WrongArgumentError as error:
+            except PacaError as error:
                 parser.error(str(error))
             if result is not None:
                 write_results(arguments.json, result)

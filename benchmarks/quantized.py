@@ -10,20 +10,17 @@ packed weights, trained parameters, gradients, optimizer state, activations, and
 
 import argparse
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from benchmark import add_numbers, add_threads_and_json, benchmark, describe, make_parser, surroundings
 from methods import METHODS
 from models import DTYPES, SMOLLM2, load_base
 from paca.workbench.base.markdown import table as markdown_table
-from paca.workbench.models.load import save_merged
-from paca.workbench.models.quantization import quantization_config
+from paca.workbench.models.load import quantized_copy
 from report import Figures, figures_of, noise
 from step import prepare
 from timing import FLOOR, FLOOR_AGAIN, time_in_turns
@@ -69,12 +66,7 @@ def load_quantized(which: str, dtype: str, quantization: str) -> PreTrainedModel
         The model in training mode, without a key-value cache.
     """
     base = load_base(which, DTYPES[dtype], torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as folder:  # transformers quantizes only what it loads
-        save_merged(base, Path(folder) / "plain")
-        config = quantization_config(quantization, dtype)
-        model = AutoModelForCausalLM.from_pretrained(
-            Path(folder) / "plain", quantization_config=config, dtype=DTYPES[dtype]
-        )
+    model = quantized_copy(base, dtype, quantization)
     model.config.use_cache = False
     return model.train()
 

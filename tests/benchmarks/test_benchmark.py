@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from benchmark import (
-    WrongArgumentError,
     add_threads_and_json,
     benchmark,
     make_parser,
@@ -16,6 +15,7 @@ from benchmark import (
     write_results,
 )
 from methods import METHODS
+from paca import PacaError
 
 
 def parser():
@@ -50,7 +50,7 @@ def test_what_is_measured_is_written_to_the_file_that_is_named(tmp_path):
 def test_only_a_wrong_argument_is_told_without_a_traceback(capsys):
     @benchmark(parser)
     def wrong(arguments: argparse.Namespace):
-        raise WrongArgumentError("there is no such thing")
+        raise PacaError("there is no such thing")
 
     @benchmark(parser)
     def broken(arguments: argparse.Namespace):

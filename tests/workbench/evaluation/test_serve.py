@@ -28,10 +28,11 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
     """SmolLM2 as an ordinary folder in bfloat16, which loads in a second."""
-    from paca.workbench.models.load import SMOLLM2, load_model, load_tokenizer, save_merged
+    from paca.workbench.models.load import SMOLLM2, load_model, load_tokenizer
 
     folder = tmp_path_factory.mktemp("smollm2") / "model"
-    save_merged(load_model(SMOLLM2, "bfloat16"), folder, load_tokenizer(SMOLLM2))
+    load_model(SMOLLM2, "bfloat16").save_pretrained(folder)
+    load_tokenizer(SMOLLM2).save_pretrained(folder)
     return str(folder)
 
 

@@ -99,7 +99,7 @@ def load_model(
     model = _load(name, transformers.AutoModelForCausalLM, options)
     forget_gguf(model)
     if quantization is not None and name in EMBEDDED:
-        model = _quantized(model, dtype, quantization)
+        model = quantized_copy(model, dtype, quantization)
     for module in model.modules():
         apply_cpu_workarounds(module)  # before the evaluation that comes before training, too
     if name in EMBEDDED:
@@ -107,8 +107,11 @@ def load_model(
     return model
 
 
-def _quantized(model: Any, dtype: str, quantization: str | Mapping[str, Any]) -> Any:
-    """The same model quantized. transformers quantizes only what it loads, and not from GGUF, hence the folder."""
+def quantized_copy(model: Any, dtype: str, quantization: str | Mapping[str, Any]) -> Any:
+    """The same model quantized, as `load_model` would.
+
+    transformers quantizes only what it loads, and not from GGUF, hence the folder in between.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
