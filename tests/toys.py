@@ -53,6 +53,11 @@ def inputs(dtype=torch.float64, rows=6):
     return torch.randn(rows, 10, generator=torch.Generator().manual_seed(7), dtype=torch.float64).to(dtype)
 
 
+def rounding(dtype, *lengths):
+    """How far sums of these lengths may change, relative to their terms, in another order: by a rounding per term."""
+    return torch.finfo(dtype).eps * sum(lengths)
+
+
 def layers(model):
     """The adapted layers by their name in the base model."""
     return {

@@ -6,7 +6,16 @@ import types
 import pytest
 import torch
 from tests.distributed.launch import on_ranks
-from tests.distributed.tiny import batch, largest_difference, make_model, trained, trained_alone, updates
+from tests.distributed.tiny import (
+    adam,
+    batch,
+    largest_difference,
+    make_model,
+    trained,
+    trained_alone,
+    training_tolerance,
+    updates,
+)
 from tests.toys import layers
 
 from paca.method.columns.steps import is_copied
@@ -18,7 +27,7 @@ class FlatOptimizer:
     def __init__(self, parameters, marked):
         self.parameters = parameters
         self.flat = torch.nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
-        self.optimizer = torch.optim.Adam([self.flat], lr=1e-2)
+        self.optimizer = adam([self.flat])
         for parameter in parameters if marked else ():
             parameter._hp_mapping = None
 
@@ -49,7 +58,7 @@ def with_deepspeed(monkeypatch):
 
 def test_updates_that_are_written_back_after_the_step_are_shown(with_deepspeed):
     alone, _ = trained_alone()
-    assert largest_difference(train_flat(marked=True), alone) < 1e-6
+    assert largest_difference(train_flat(marked=True), alone) < training_tolerance()
 
 
 def test_without_the_mark_columns_would_be_stale(with_deepspeed):
@@ -70,7 +79,7 @@ def zero(rank, stage):
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
     }
-    optimizer = torch.optim.Adam(trained(model), lr=1e-2)
+    optimizer = adam(trained(model))
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     for step in range(10):
         tokens = batch(step, rank, 2)
@@ -89,4 +98,4 @@ def test_zero_trains_what_one_process_trains(stage, monkeypatch):
     (first, copied), (second, _) = on_ranks(zero, stage)
     assert copied == (stage < 3)
     assert largest_difference(first, second) == 0
-    assert largest_difference(first, trained_alone()[0]) < 1e-6
+    assert largest_difference(first, trained_alone()[0]) < training_tolerance()
