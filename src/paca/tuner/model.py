@@ -25,6 +25,7 @@ from .config import PacaConfig, alpha_of, rank_of, whole_runs
 from .connections import read_columns, require_selected, share_gathers
 from .layers.attention import Attention
 from .layers.base import PacaLayer
+from .layers.bnb_cpu import apply_cpu_workarounds
 from .layers.experts import Experts, add_experts_adapter, targeted_parameters
 from .layers.find import adapter_layers, paca_layers, shared_places
 from .layers.kinds import layer_kind
@@ -84,6 +85,8 @@ class PacaModel(BaseTuner):
         except Exception:
             self._forget(model, adapter_name)
             raise
+        for module in model.modules():  # also the layers that are not adapted: gradients pass through them
+            apply_cpu_workarounds(module)
         self._layers = tuple(paca_layers(model).values())
         layers = adapter_layers(model, adapter_name)
         try:

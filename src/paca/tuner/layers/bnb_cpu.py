@@ -18,7 +18,9 @@ def apply_cpu_workarounds(layer: Any) -> None:
     Args:
         layer: Any module; only a 4-bit layer of bitsandbytes is changed.
     """
-    state = getattr(getattr(layer, "weight", None), "quant_state", None)
+    if "quant_state" not in vars(layer):
+        return
+    state = getattr(layer.weight, "quant_state", None)
     if getattr(layer, "support_avx512bf16_for_cpu", False):
         layer.support_avx512bf16_for_cpu = False
         if getattr(state, "packing_format_for_cpu", False):

@@ -24,7 +24,6 @@ from ...method.columns.dequantized import DequantizedColumns
 from ...method.columns.resident import Shown, Term
 from ...method.columns.sharded import divided_problem, is_sharded
 from .base import PacaLayer
-from .bnb_cpu import apply_cpu_workarounds
 from .bnb_weight import compute_dtype, dequantized_4bit, packed_as_saved
 from .forward import over_terms
 
@@ -114,7 +113,6 @@ class QuantizedLinear(PacaLayer):
     reads_features_last = True
 
     def __init__(self, base_layer: nn.Module, get_apply_tensor_subclass: Callable[[], Any] | None = None) -> None:
-        apply_cpu_workarounds(base_layer)
         _keep_state(base_layer)
         super().__init__(base_layer)
         self.backend = quantization_backend(base_layer, get_apply_tensor_subclass)
