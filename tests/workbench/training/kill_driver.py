@@ -25,8 +25,8 @@ from tests.forks import fork_and_kill
 
 from paca.workbench.base import files
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training import stages
-from paca.workbench.training import text as finetune
+from paca.workbench.training import stages, text
+from paca.workbench.training.run import finetune
 
 torch.set_num_threads(1)
 
@@ -68,7 +68,7 @@ MOMENTS: dict[str, Callable[[], None]] = {
     "inside the trainer's state": lambda: before_call(transformers.TrainerState, "save_to_json", 1, write_half),
     "before old checkpoints are deleted": lambda: before_call(transformers.trainer, "rotate_checkpoints", 1),
     "inside the adapter's folder": lambda: before_call(files, "sync_folder", 1),
-    "before the picture": lambda: before_call(finetune.report, "draw_loss_curve", 1),
+    "before the picture": lambda: before_call(text, "draw_loss_curve", 1),
     "before metrics.json is in place": lambda: before_call(Path, "replace", 2, lambda *_: die()),
 }
 
@@ -92,7 +92,7 @@ def attempt(recipe_path: str, kill: float | str | None) -> int:
         count_steps(Path(recipe_path).with_suffix(".steps"))
         if isinstance(kill, str):
             MOMENTS[kill]()
-        finetune.finetune(read_recipe(Path(recipe_path)), resume=True)
+        finetune(read_recipe(Path(recipe_path)), resume=True)
         return 0
 
     return fork_and_kill(run, kill if isinstance(kill, float) else None)
