@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM
 from paca import PacaError
 from paca.workbench.chat import Conversation, converse
 from paca.workbench.cli.main import main
-from paca.workbench.models.generation import Sampling, context_length, end_marks
+from paca.workbench.data.loss_facts import eos_token_ids
+from paca.workbench.models.generation import Sampling, context_length
 
 GREEDY = Sampling(temperature=0, max_new_tokens=30)
 
@@ -105,7 +106,7 @@ def test_the_oldest_turns_go_where_the_model_can_read_no_more(conversation):
 
 def test_an_answer_ends_at_the_mark_of_either_model_or_tokenizer(conversation):
     conversation.model.generation_config.eos_token_id = [7, 9]
-    assert end_marks(conversation.model, conversation.tokenizer) == [1, 7, 9]
+    assert eos_token_ids(conversation.tokenizer, conversation.model) == [1, 7, 9]
 
 
 def test_drawing_follows_the_seed(folder, monkeypatch, capsys):

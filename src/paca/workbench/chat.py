@@ -24,7 +24,7 @@ class Conversation:
     Args:
         model: A `PeftModel` or a plain one, in evaluation mode.
         tokenizer: Its tokenizer, with a chat template.
-        sampling: How answers are drawn.
+        sampling: How answers are sampled.
         system: What the system message says; that of the template, if it has one, when omitted.
         adapter_on: Whether the adapter answers.
         messages: The turns, the system message not among them.

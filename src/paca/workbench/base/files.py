@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from paca.errors import PacaError, first_few
+from paca.workbench.base.messages import one_line, shown
+
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in `path`'s place.
@@ -64,6 +67,41 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
     else:
         temporary.rename(path)
     _sync(path.parent)
+
+
+def is_ours(folder: Path, mark: str, writer: str) -> bool:
+    """Tell whether an output folder was written by us, and refuse one that somebody else has put files into.
+
+    Args:
+        folder: It need not exist.
+        mark: The file that tells: the first one that we write.
+        writer: What writes it, such as `comparison`, for the message.
+
+    Returns:
+        Whether the folder bears the mark; otherwise there is nothing in it.
+
+    Raises:
+        PacaError: If no folder can be there, or it holds other files and no mark.
+    """
+    try:
+        found = folder.lstat()
+    except (NotADirectoryError, FileNotFoundError):
+        found = None
+    except OSError as error:
+        raise PacaError(f"The output folder {shown(str(folder))} can't be made: {one_line(error)[:200]}") from error
+    below = next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None)
+    if below is not None or (found is not None and not folder.is_dir()):
+        what = folder if below is None else below
+        raise PacaError(f"The output folder {str(folder)!r}: {str(what)!r} is no folder; name one with --output DIR.")
+    if not folder.exists() or (folder / mark).exists():
+        return folder.exists()
+    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    if others:
+        raise PacaError(
+            f"The output folder {str(folder)!r} holds files that no {writer} wrote ({first_few(others, 3)}); name a "
+            "new or an empty folder with --output DIR."
+        )
+    return False
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 LONGEST_NAME = 4096  # of a path, on most systems
@@ -54,6 +54,12 @@ def string_problem(name: str, value: Any) -> str | None:
     except UnicodeEncodeError as error:
         return f"{name!r} holds half of a surrogate pair at character {error.start}, which is no text"
     return None
+
+
+def problem_list(problems: Sequence[str], most: int = 5, separator: str = "; ") -> str:
+    """The first few problems, and how many more there are."""
+    more = [f"and {len(problems) - most} more"] if len(problems) > most else []
+    return separator.join([*problems[:most], *more])
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

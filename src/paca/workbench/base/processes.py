@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 
-def ranks() -> int:
+def world_size() -> int:
     """How many processes train together."""
     import torch.distributed as dist
 
@@ -21,7 +21,7 @@ def rank() -> int:
     """Which of them this one is; 0 is the one that writes."""
     import torch.distributed as dist
 
-    return dist.get_rank() if ranks() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def on_main(act: Callable[[], Result]) -> Result:
@@ -36,7 +36,7 @@ def on_main(act: Callable[[], Result]) -> Result:
     Raises:
         Exception: What it raised, on every rank: no rank goes on alone.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return act()
     import torch.distributed as dist
 
@@ -62,7 +62,7 @@ def shared_out(batches: Any) -> Iterator[tuple[Any, bool]]:
     Yields:
         tuple[Any, bool]: A batch, and whether it counts. Where batches run out, a rank repeats one that does not.
     """
-    number, own, remaining = ranks(), rank(), iter(batches)
+    number, own, remaining = world_size(), rank(), iter(batches)
     while group := list(islice(remaining, number)):
         yield (group[own], True) if own < len(group) else (group[0], False)
 
@@ -77,7 +77,7 @@ def summed(values: list[float], device: Any = "cpu") -> list[float]:
     Returns:
         The sums, on every rank.
     """
-    if ranks() == 1:
+    if world_size() == 1:
         return values
     import torch
     import torch.distributed as dist

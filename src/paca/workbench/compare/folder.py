@@ -7,7 +7,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base import yaml
-from paca.workbench.base.files import discard, write_json, write_text
+from paca.workbench.base.files import discard, is_ours, write_json, write_text
 from paca.workbench.base.schema import describe_difference
 from paca.workbench.compare.units import Unit
 
@@ -28,17 +28,8 @@ def open_folder(folder: Path, spec: Mapping[str, Any], overwrite: bool = False) 
     Raises:
         PacaError: If another recipe's comparison is in the folder, or something that no comparison wrote.
     """
-    if folder.exists() and not folder.is_dir():
-        raise PacaError(f"The report folder {str(folder)!r} is a file; name a folder with --output DIR.")
     known = folder / COMPARISON
-    if folder.exists() and not known.exists():
-        others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-        if others:
-            raise PacaError(
-                f"The report folder {str(folder)!r} holds files that no comparison wrote ({', '.join(others[:3])}"
-                f"{', …' if len(others) > 3 else ''}); name a new or an empty folder with --output DIR."
-            )
-    if known.exists():
+    if is_ours(folder, COMPARISON, "comparison"):
         differences = describe_difference(yaml.parse(known.read_text(encoding="utf-8")), dict(spec))
         if not differences:
             return

@@ -6,7 +6,7 @@ from typing import Any
 from paca.errors import PacaError
 from paca.workbench.base.messages import one_line
 
-# No token of its own, so that embeddings need not be trained; the end mark tells where an answer ends.
+# No token of its own, so that embeddings need not be trained; the EOS token tells where an answer ends.
 _PLAIN = (
     "{% if bos_token is defined and bos_token %}{{ bos_token }}{% endif %}"
     "{% for message in messages %}"
@@ -28,14 +28,14 @@ def set_chat_template(tokenizer: Any, template: str | None) -> None:
         template: A name in `TEMPLATES`, a file, or None to leave the tokenizer's own.
 
     Raises:
-        PacaError: If the file can't be read, or the tokenizer has no end mark to close an answer with.
+        PacaError: If the file can't be read, or the tokenizer has no EOS token to close an answer with.
     """
     if template is None:
         return
     if template in TEMPLATES:
         if tokenizer.eos_token is None:
             raise PacaError(
-                f"model.chat_template = {template!r} ends an answer with the tokenizer's end mark, which that of "
+                f"model.chat_template = {template!r} ends an answer with the tokenizer's EOS token, which that of "
                 f"{tokenizer.name_or_path!r} has none of; give a template of your own in a file."
             )
         tokenizer.chat_template = TEMPLATES[template]

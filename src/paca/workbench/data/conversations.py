@@ -49,7 +49,7 @@ def encode_conversation(tokenizer: Any, messages: Messages, template: str | None
         template: What `training_template` chose.
 
     Returns:
-        `input_ids`, and `labels`, which are the ids in the assistant's turns, their end marks included, and -100
+        `input_ids`, and `labels`, which are the ids in the assistant's turns, their EOS tokens included, and -100
         elsewhere.
 
     Raises:
@@ -72,19 +72,19 @@ def encode_completion(tokenizer: Any, prompt: str, completion: str) -> dict[str,
     Args:
         tokenizer: A fast tokenizer.
         prompt: Carries no loss.
-        completion: Is learned, with the end mark that is put behind it.
+        completion: Is learned, with the EOS token that is put behind it.
 
     Returns:
         `input_ids`, and `labels`. A token that reaches from the prompt into the completion is learned.
     """
     encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
     ids, mask = list(encoded["input_ids"]), [end > len(prompt) for _, end in encoded["offset_mapping"]]
-    end_mark = tokenizer.eos_token_id
-    if end_mark is None:
+    eos = tokenizer.eos_token_id
+    if eos is None:
         return _labelled(ids, mask)
-    if ids[-1:] == [end_mark]:  # some tokenizers put it there themselves
+    if ids[-1:] == [eos]:  # some tokenizers put it there themselves
         return _labelled(ids, [*mask[:-1], True])
-    return _labelled([*ids, end_mark], [*mask, True])
+    return _labelled([*ids, eos], [*mask, True])
 
 
 def assistant_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
@@ -96,7 +96,7 @@ def assistant_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple
 
     Returns:
         The text, and for each turn of the assistant where it starts and ends: from after the prompt that asks for it
-        to its end mark, without the white space that the template puts between turns.
+        to its EOS token, without the white space that the template puts between turns.
 
     Raises:
         PacaError: If the template rewrites earlier turns, so that a turn cannot be found by what precedes it.

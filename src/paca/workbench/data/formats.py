@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.messages import shown, string_problem, suggestion
+from paca.workbench.base.messages import problem_list, shown, string_problem, suggestion
 from paca.workbench.data import mmlu, oasst
 
 Row = dict[str, Any]
@@ -16,7 +16,6 @@ SHAREGPT_ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
     "system": "system",
 }  # fmt: skip
-MOST_PROBLEMS_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -200,8 +199,7 @@ def convert_rows(rows: Iterable[tuple[str, Any]], name: str | None = None) -> li
         elif not problems:
             kept.append(row)
     if problems:
-        more = len(problems) - MOST_PROBLEMS_SHOWN
-        raise PacaError("\n".join(problems[:MOST_PROBLEMS_SHOWN] + ([f"and {more} more"] if more > 0 else [])))
+        raise PacaError(problem_list(problems, separator="\n"))
     if kind is None:
         return []
     gathered = kind.gather(kept) if kind.gather else kept

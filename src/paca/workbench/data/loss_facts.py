@@ -15,7 +15,7 @@ class LossFacts:
         sequences: How many were looked at.
         tokens: In them.
         learned: Tokens that carry loss.
-        ending: Sequences with an end mark among what they learn.
+        ending: Sequences that learn an EOS token.
     """
 
     sequences: int
@@ -29,7 +29,7 @@ def count_loss(sequences: Iterable[Mapping[str, Sequence[int]]], ends: Collectio
 
     Args:
         sequences: Each with `labels`.
-        ends: Ids of end marks.
+        ends: EOS token ids.
 
     Returns:
         The counts. The first token of a sequence is predicted by nothing, so it carries no loss.
@@ -44,16 +44,8 @@ def count_loss(sequences: Iterable[Mapping[str, Sequence[int]]], ends: Collectio
     return LossFacts(number, tokens, learned, ending)
 
 
-def end_marks(tokenizer: Any, model: Any = None) -> set[int]:
-    """Collect the tokens that end an answer.
-
-    Args:
-        tokenizer: Has one, perhaps.
-        model: Its generation configuration may name others, such as the end of a turn.
-
-    Returns:
-        Their ids.
-    """
+def eos_token_ids(tokenizer: Any, model: Any = None) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, and those of the model's generation config, in order."""
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     several = named if isinstance(named, (list, tuple)) else [named]
-    return {mark for mark in (*several, tokenizer.eos_token_id) if mark is not None}
+    return sorted({token for token in (*several, tokenizer.eos_token_id) if token is not None})

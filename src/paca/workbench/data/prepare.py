@@ -230,7 +230,7 @@ def encode_rows(rows: Iterable[Row], tokenizer: Any) -> Sequences:
 
 
 def _text_blocks(texts: list[str], tokenizer: Any, length: int | None) -> Sequences:
-    """Write the texts one after another, an end mark behind each, and cut that into blocks."""
+    """Write the texts one after another, an EOS token behind each, and cut that into blocks."""
     if not texts:
         return []
     encoded = tokenizer(texts)["input_ids"]

@@ -5,7 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from paca.workbench.data.conversations import IGNORED
-from paca.workbench.data.loss_facts import count_loss, end_marks
+from paca.workbench.data.loss_facts import count_loss, eos_token_ids
 from paca.workbench.data.prepare import TrainingData
 
 LEARNED = "bold green"
@@ -87,12 +87,12 @@ def summary(data: TrainingData, tokenizer: Any, limit: int | None) -> list[str]:
     Returns:
         Two lines.
     """
-    facts = count_loss(data.train, end_marks(tokenizer))
+    facts = count_loss(data.train, eos_token_ids(tokenizer))
     counted = data.counted
     share = counted.cut / max(len(counted.lengths), 1)
     return [
         f"{facts.sequences:,} training sequences with {facts.tokens:,} tokens, of which {facts.learned:,} "
         f"({facts.learned / max(facts.tokens, 1):.1%}) carry loss; {data.held_out_total:,} held-out sequences",
         f"cut at {limit} tokens: {counted.cut:,} of {len(counted.lengths):,} rows ({share:.1%}); with nothing left to "
-        f"learn, and left out: {counted.dropped:,}; with an end mark that is learned: {facts.ending:,}",
+        f"learn, and left out: {counted.dropped:,}; with an EOS token that is learned: {facts.ending:,}",
     ]

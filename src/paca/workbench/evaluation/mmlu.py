@@ -12,7 +12,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base import yaml
-from paca.workbench.base.messages import suggestion
+from paca.workbench.base.messages import problem_list, suggestion
 from paca.workbench.data.documents import near_files
 from paca.workbench.data.files import read_csv, read_parquet
 from paca.workbench.data.formats import BadRow
@@ -20,7 +20,6 @@ from paca.workbench.data.mmlu import LETTERS, choices_of, letter_of, question_pr
 
 SPLITS = ("dev", "test")
 CATEGORIES = ("stem", "humanities", "social_sciences", "other")
-MOST_PROBLEMS_SHOWN = 5
 
 Question = dict[str, Any]
 Subjects = dict[str, dict[str, list[Question]]]
@@ -52,8 +51,7 @@ def read_subjects(place: str) -> Subjects:
             question = {"question": row["question"], "choices": list(choices_of(row)), "answer": answer}
             found[split].append({**question, "subject": row["subject"]})
     if problems:
-        more = len(problems) - MOST_PROBLEMS_SHOWN
-        raise PacaError("; ".join(problems[:MOST_PROBLEMS_SHOWN]) + (f"; and {more} more" if more > 0 else ""))
+        raise PacaError(problem_list(problems))
     return {name: splits for name, splits in sorted(subjects.items()) if splits["test"]}
 
 
@@ -93,7 +91,7 @@ def check_subjects(subjects: Subjects, shots: int, place: str) -> None:
         if len(splits["dev"]) < shots
     ]
     if problems:
-        raise PacaError(f"MMLU in {place!r}: {'; '.join(problems[:MOST_PROBLEMS_SHOWN])}.")
+        raise PacaError(f"MMLU in {place!r}: {problem_list(problems)}.")
 
 
 def digest(subjects: Subjects) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.files import discard, write_json
+from paca.workbench.base.files import discard, is_ours, write_json
 from paca.workbench.base.schema import describe_difference
 
 SETTINGS = "settings.json"  # written first
@@ -27,15 +27,7 @@ def open_work(folder: Path, settings: Mapping[str, Any], overwrite: bool = False
     Raises:
         PacaError: If the folder holds an evaluation with other settings, or something else.
     """
-    if folder.exists() and not folder.is_dir():
-        raise PacaError(f"The output {str(folder)!r} is a file; name a folder with --output DIR.")
-    begun = (folder / SETTINGS).is_file()
-    strangers = [] if begun or not folder.exists() else [p for p in folder.iterdir() if not p.name.startswith(".")]
-    if strangers:
-        raise PacaError(
-            f"The folder {str(folder)!r} holds files that no evaluation wrote ({strangers[0].name}, …); name another "
-            "with --output DIR."
-        )
+    begun = is_ours(folder, SETTINGS, "evaluation")
     if begun and not overwrite:
         return _go_on(folder, settings)
     if begun:

@@ -1,7 +1,7 @@
 """What a written artefact must have in common with the adapted model that it was made of, and whether it has.
 
-Merged models that answer otherwise than the adapted one, lost ties between embeddings, vocabularies cut short and end
-marks gone missing are found here, before anyone is told that the export is done.
+Merged models that answer otherwise than the adapted one, lost ties between embeddings, vocabularies cut short and EOS
+tokens gone missing are found here, before anyone is told that the export is done.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paca.errors import first_few
 from paca.tuner.export.merged import embeddings_are_tied
 from paca.tuner.layers.quantized import unpacked_sizes
 
@@ -40,7 +41,7 @@ class Facts:
     Args:
         vocabulary: Rows of the input embeddings.
         tied: Whether input and output embeddings are one tensor.
-        end_of_sequence: The tokenizer's end mark, its id, and the ids at which generation stops.
+        end_of_sequence: The tokenizer's EOS token, its id, and the ids at which generation stops.
         tokens: How many tokens the tokenizer knows.
         chat_template: Digest of the chat template; None without one.
         parameters: Elements of all parameters; a tied one counts once.
@@ -265,5 +266,5 @@ def tensor_check(state: Mapping[str, Tensor], digests: Mapping[str, str]) -> Che
         The check; what was found names the first few tensors that differ.
     """
     differing = [name for name, value in digests.items() if name not in state or digest(state[name]) != value]
-    shown = "all equal" if not differing else f"{len(differing)} differ: {', '.join(differing[:3])}"
+    shown = "all equal" if not differing else f"{len(differing)} differ: {first_few(differing, 3)}"
     return Check("tensors", not differing, shown, f"{len(digests)} tensors, bit for bit")

@@ -12,7 +12,7 @@ from paca.errors import PacaError
 from paca.tuner.export.lora import write_lora
 from paca.tuner.export.merged import write_merged
 from paca.tuner.export.peft_format import write_peft
-from paca.workbench.base.files import discard, write_folder
+from paca.workbench.base.files import discard, is_ours, write_folder
 from paca.workbench.base.options import size
 from paca.workbench.export.certificate import Check, Reference, facts, facts_checks, logits_check, refer, tensor_check
 from paca.workbench.training.adapted import Source, find_adapter, load_adapted, put_on
@@ -82,7 +82,11 @@ def export(
     shard_bytes = _shard_bytes(max_shard_size)
     source = find_adapter(adapter)
     place = Path(folder) if folder else _beside(source, to)
-    _check_free(place, overwrite)
+    if is_ours(place, CERTIFICATE, "export") and not overwrite:
+        raise PacaError(
+            f"The output folder {str(place)!r} holds an earlier export; add --overwrite to replace it, or name "
+            "another with --output DIR."
+        )
     model, tokenizer = load_adapted(source, dtype)
     exported = Export(model, tokenizer, refer(model, tokenizer), shard_bytes)
     del model
@@ -110,18 +114,6 @@ def _shard_bytes(text: str) -> int:
         return size(text)
     except ArgumentTypeError as error:
         raise PacaError(f"--max-shard-size: {error}.") from error
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise PacaError(f"The output {str(folder)!r} is a file; name a folder with --output DIR.")
-    ours = (folder / CERTIFICATE).is_file()
-    if any(folder.iterdir()) and not (ours and overwrite):
-        how = "add --overwrite to replace it, or " if ours else ""
-        what = "an earlier export" if ours else "files that no export wrote"
-        raise PacaError(f"The output folder {str(folder)!r} holds {what}; {how}name another with --output DIR.")
 
 
 def _certified(exported: Export, target: Target, source: Source, folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base.options import option
+from paca.workbench.data.loss_facts import eos_token_ids
 
 Write = Callable[[str], None]
 
@@ -72,21 +73,6 @@ def encode_prompt(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
         raise PacaError(f"The chat template of {tokenizer.name_or_path!r} refuses these messages: {error}") from error
 
 
-def end_marks(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens at which an answer ends: those of the model's generation settings, and the tokenizer's end mark.
-
-    Args:
-        model: Any causal language model.
-        tokenizer: Its tokenizer.
-
-    Returns:
-        Token ids, sorted.
-    """
-    given = model.generation_config.eos_token_id
-    marks = {*(given if isinstance(given, list) else [given]), tokenizer.eos_token_id}
-    return sorted(mark for mark in marks if mark is not None)
-
-
 def generate(model: Any, tokenizer: Any, inputs: Any, sampling: Sampling, write: Write = lambda _: None) -> str:
     """Let a model go on from a prompt.
 
@@ -94,7 +80,7 @@ def generate(model: Any, tokenizer: Any, inputs: Any, sampling: Sampling, write:
         model: A `PeftModel` or a plain one.
         tokenizer: Its tokenizer.
         inputs: `input_ids` and `attention_mask`, shape `(1, tokens)`.
-        sampling: How tokens are drawn.
+        sampling: How tokens are sampled.
         write: Called with each piece of text as soon as it is there.
 
     Returns:
@@ -107,14 +93,14 @@ def generate(model: Any, tokenizer: Any, inputs: Any, sampling: Sampling, write:
             if text:
                 write(text)
 
-    marks = end_marks(model, tokenizer)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(marks), None)
+    ends = eos_token_ids(tokenizer, model)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), None)
     inputs = {name: tensor.to(model.device) for name, tensor in inputs.items() if name != "token_type_ids"}
     output = model.generate(
         **inputs,
         **sampling.arguments(),
         streamer=Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        eos_token_id=marks or None,
+        eos_token_id=ends or None,
         pad_token_id=pad,
     )
     return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 from tqdm.auto import tqdm
 
-from paca.workbench.base.processes import rank, ranks, shared_out, summed
+from paca.workbench.base.processes import rank, shared_out, summed, world_size
 from paca.workbench.data.conversations import IGNORED
 
 
@@ -61,7 +61,7 @@ def evaluate(trainer: Any) -> HeldOut:
 
 def _batches(trainer: Any) -> Any:
     """The held-out batches, all of them on every rank."""
-    if ranks() == 1:
+    if world_size() == 1:
         return trainer.get_eval_dataloader()
     # accelerate's own would repeat sequences until every rank has the same number, and count these twice.
     with mock.patch.object(trainer.accelerator, "prepare", lambda loader: loader):

@@ -11,7 +11,7 @@ from torch.utils.data import default_collate
 
 from paca.errors import PacaError
 from paca.workbench.base.files import write_folder, write_json
-from paca.workbench.base.processes import ranks
+from paca.workbench.base.processes import world_size
 from paca.workbench.base.progress import LossBar, quiet_libraries
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import last_complete
@@ -51,9 +51,9 @@ def finetune_images(
     folder = Path(recipe.output_dir)
     data = read_data(recipe.data, recipe.images)
     arguments = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
-    if ranks() > 1:
+    if world_size() > 1:
         raise PacaError(
-            f"Image recipes are trained by one process; this launch has {ranks()}. Start it without torchrun or "
+            f"Image recipes are trained by one process; this launch has {world_size()}. Start it without torchrun or "
             "accelerate launch."
         )
     if open_run(folder, recipe, resume, overwrite):

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import one_line
-from paca.workbench.base.processes import ranks, summed
+from paca.workbench.base.processes import summed, world_size
 from paca.workbench.training.checkpoints import checkpoint_folders, is_complete
 
 _WRITE_ERRORS = {
@@ -40,7 +40,7 @@ class StopOnTerm(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop, all processes at the same step."""
-        if ranks() > 1:
+        if world_size() > 1:
             self.asked = summed([float(self.asked)], args.device)[0] > 0
         if self.asked:
             control.should_save = control.should_training_stop = True

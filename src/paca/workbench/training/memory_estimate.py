@@ -3,7 +3,7 @@
 import torch
 
 from paca.workbench.base.messages import one_line
-from paca.workbench.base.processes import ranks
+from paca.workbench.base.processes import world_size
 from paca.workbench.base.progress import say
 from paca.workbench.recipe.recipe import Recipe
 
@@ -15,7 +15,7 @@ def say_memory(recipe: Recipe) -> None:
         recipe: What is to be run. Where it can't be estimated, that is said, and the run goes on: the rehearsal before
             the first step measures.
     """
-    if ranks() > 1:  # what a rank holds depends on the engine
+    if world_size() > 1:  # what a rank holds depends on the engine
         return
     try:
         from paca.workbench.planning.recipes import estimate

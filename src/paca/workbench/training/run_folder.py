@@ -7,8 +7,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base import yaml
-from paca.workbench.base.files import discard, write_json, write_text
-from paca.workbench.base.messages import one_line, shown
+from paca.workbench.base.files import discard, is_ours, write_json, write_text
 from paca.workbench.base.schema import describe_difference
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import checkpoint_folders
@@ -44,8 +43,8 @@ def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool
         PacaError: If the folder holds a run and neither flag says what to do, if another recipe began that run, or if
             the folder holds something else.
     """
-    _check_ours(folder)
-    begun, finished = (folder / RECIPE).exists(), (folder / METRICS).exists()
+    # A run writes a README.md and deletes old checkpoints, so it must not share a folder with anything else.
+    begun, finished = is_ours(folder, RECIPE, "run of paca"), (folder / METRICS).exists()
     if begun and resume:
         _check_same_recipe(folder, recipe, processes)
         return finished
@@ -71,28 +70,6 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     """
     metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     return {**metrics, "adapter": str(folder / ADAPTER)}  # the folder may have been moved
-
-
-def _check_ours(folder: Path) -> None:
-    """A run writes a README.md and deletes old checkpoints, so it must not share a folder with anything else."""
-    try:
-        found = folder.lstat()
-    except (NotADirectoryError, FileNotFoundError):
-        found = None
-    except OSError as error:
-        raise PacaError(f"The output folder {shown(str(folder))} can't be made: {one_line(error)[:200]}") from error
-    below = next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None)
-    if below is not None or (found is not None and not folder.is_dir()):
-        what = folder if below is None else below
-        raise PacaError(f"The output folder {str(folder)!r}: {str(what)!r} is no folder; name one with --output DIR.")
-    if not folder.exists() or (folder / RECIPE).exists():
-        return
-    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if others:
-        raise PacaError(
-            f"The output folder {str(folder)!r} holds files that no run of paca wrote ({', '.join(others[:3])}"
-            f"{', …' if len(others) > 3 else ''}); name a new or an empty folder with --output DIR."
-        )
 
 
 def _global_batch(recipe: Mapping[str, Any], processes: int) -> int:

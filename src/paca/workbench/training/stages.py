@@ -9,7 +9,7 @@ import torch
 
 from paca.tuner.distributed import check_ranks
 from paca.workbench.base.files import write_json
-from paca.workbench.base.processes import on_main, ranks
+from paca.workbench.base.processes import on_main, world_size
 from paca.workbench.base.progress import say
 from paca.workbench.data.prepare import TrainingData
 from paca.workbench.models.embedded_columns import columns_of_embedded
@@ -109,7 +109,7 @@ def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
             return
     choose_connections(trainer, seed, checkpoint is not None)
     check_ranks(trainer.model)
-    if ranks() > 1:
+    if world_size() > 1:
         trainer.add_callback(_all_ranks())
     # The evaluation drew random numbers, or was skipped by a resumed run.
     set_seed(seed)
@@ -130,7 +130,7 @@ def _all_ranks() -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             barrier()
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            on_main(lambda: write_json(folder / ALL_RANKS, ranks()))
+            on_main(lambda: write_json(folder / ALL_RANKS, world_size()))
 
     return AllRanks()
 

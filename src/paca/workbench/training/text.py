@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paca.workbench.base.files import discard, write_folder, write_json
-from paca.workbench.base.processes import on_main, ranks
+from paca.workbench.base.processes import on_main, world_size
 from paca.workbench.base.progress import LossBar, quiet_libraries
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import RawData, TrainingData, prepare_data, read_data
@@ -37,7 +37,7 @@ def finetune_text(
     folder = Path(recipe.output_dir)
     raw = read_data(recipe.data)
     arguments = training_arguments(recipe.all_training, recipe.output_dir, recipe.seed)
-    if on_main(lambda: open_run(folder, recipe, resume, overwrite, ranks())):
+    if on_main(lambda: open_run(folder, recipe, resume, overwrite, world_size())):
         return read_metrics(folder)
     with quiet_libraries():
         if doctor:

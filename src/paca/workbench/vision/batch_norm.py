@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from paca.errors import PacaError
+from paca.errors import PacaError, first_few
 
 # Forwards that normalise and then, in timm's, drop and activate. By name: timm need not be imported to know its own.
 _PLAIN = ("torch.nn.modules.batchnorm._BatchNorm", "torch.nn.modules.batchnorm.SyncBatchNorm")
@@ -108,7 +108,7 @@ def freeze_batch_norm(model: Any) -> Any:
     unknown = [name for name, layer in layers.items() if not _can_be_frozen(layer)]
     if unknown:
         raise PacaError(
-            f"images.batch_norm = 'frozen': {', '.join(unknown[:3])}{', …' if len(unknown) > 3 else ''} "
+            f"images.batch_norm = 'frozen': {first_few(unknown, 3)} "
             f"({type(layers[unknown[0]]).__name__}) can't be frozen; set images.batch_norm=train."
         )
     for name, layer in layers.items():

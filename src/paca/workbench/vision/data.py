@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from paca.errors import PacaError
+from paca.errors import PacaError, first_few
 from paca.workbench.data.prepare import hold_out, spread
 from paca.workbench.data.section import DataSection
 from paca.workbench.vision.images import Images
@@ -107,6 +107,6 @@ def _check_together(train: Images, held_out: Images, section: DataSection) -> No
         only_eval = [name for name in held_out.classes if name not in train.classes]
         raise PacaError(
             f"data.train = {section.train!r} has {len(train.classes)} classes, data.eval = {section.eval!r} has "
-            f"{len(held_out.classes)}; only in the first: {', '.join(only_train[:5]) or 'none'}; only in the second: "
-            f"{', '.join(only_eval[:5]) or 'none'}. They must be the same, in the same order."
+            f"{len(held_out.classes)}; only in the first: {first_few(only_train) or 'none'}; only in the second: "
+            f"{first_few(only_eval) or 'none'}. They must be the same, in the same order."
         )

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from paca.errors import PacaError
+from paca.errors import PacaError, first_few
 from paca.workbench.vision.images import Images, from_files, open_rgb
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ def _is_readable(path: Path) -> bool:
 def _report_unreadable(root: Path, skipped: list[str], total: int, most: float) -> None:
     if not skipped:
         return
-    named = ", ".join(skipped[:MOST_NAMED]) + (", …" if len(skipped) > MOST_NAMED else "")
-    found = f"{len(skipped)} of {total} image files in {str(root)!r} cannot be read: {named}"
+    found = f"{len(skipped)} of {total} image files in {str(root)!r} cannot be read: {first_few(skipped, MOST_NAMED)}"
     if len(skipped) > most * total:
         raise PacaError(
             f"{found}. That is more than images.most_unreadable = {most:g} allows; repair or remove them, or raise it."

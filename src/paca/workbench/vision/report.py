@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paca.errors import first_few
 from paca.workbench.base.files import write_file
 from paca.workbench.vision.images import Images
 from paca.workbench.vision.measure import Answers
@@ -114,6 +115,5 @@ def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
     ]
     skipped = metrics["skipped"]
     if skipped:
-        named = ", ".join(skipped[:_MOST_NAMED]) + (", …" if len(skipped) > _MOST_NAMED else "")
-        lines.insert(1, f"skipped: {len(skipped)} image files that cannot be read: {named}")
+        lines.insert(1, f"skipped: {len(skipped)} image files that cannot be read: {first_few(skipped, _MOST_NAMED)}")
     return lines

@@ -116,10 +116,10 @@ def chats(tmp_path, answers):
 def test_answers_that_are_cut(content, tmp_path):
     content["data"] = chats(tmp_path, ["cat " * 60] * 8)
     findings = findings_of(content, tmp_path, "training.max_length=64")
-    told(findings, WARNING, "0 of 6 sequences teach an end mark: the model is never taught to stop.")
+    told(findings, WARNING, "0 of 6 sequences teach an EOS token: the model is never taught to stop.")
     told(findings, WARNING, "6 of 6 rows (100%) are cut at training.max_length = 64, 0 of them lose all")
     whole = findings_of(content, tmp_path, "training.max_length=512")
-    told(whole, "fine", "6 of 6 sequences teach an end mark")
+    told(whole, "fine", "6 of 6 sequences teach an EOS token")
     told(whole, "fine", "no row is longer than training.max_length = 512")
 
 

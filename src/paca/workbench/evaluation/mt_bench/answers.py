@@ -29,7 +29,7 @@ def answer_all(
         questions: All questions.
         journal: Holds the answers by the question's number.
         max_new_tokens: The longest answer to a turn.
-        seed: Of the drawing; a question's answer does not depend on which were answered before it.
+        seed: Of the sampling; a question's answer does not depend on which were answered before it.
 
     Returns:
         How many questions were answered, and how many turns found no room in what the model can read.

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.messages import shown, string_problem
+from paca.workbench.base.messages import problem_list, shown, string_problem
 from paca.workbench.data.documents import near_files
 from paca.workbench.data.files import read_json_lines
 from paca.workbench.data.formats import BadRow
 
 QUESTIONS, PROMPTS, REFERENCES = "question.jsonl", "judge_prompts.jsonl", "reference_answer"
 REFERENCED = ("coding", "math", "reasoning")  # the published scores rate these beside a reference answer
-MOST_PROBLEMS_SHOWN = 5
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 # What each of the four prompts must have a place for: by turn, and whether there is a reference answer.
@@ -136,8 +135,7 @@ def _rows(path: Path, problem: Callable[[Mapping[str, Any]], str | None]) -> lis
         else:
             rows.append(row)
     if problems:
-        more = len(problems) - MOST_PROBLEMS_SHOWN
-        raise PacaError("; ".join(problems[:MOST_PROBLEMS_SHOWN]) + (f"; and {more} more" if more > 0 else ""))
+        raise PacaError(problem_list(problems))
     return rows
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paca.workbench.base.processes import ranks
-from paca.workbench.data.loss_facts import count_loss, end_marks
+from paca.errors import first_few
+from paca.workbench.base.processes import world_size
+from paca.workbench.data.loss_facts import count_loss, eos_token_ids
 from paca.workbench.data.prepare import TrainingData, spread
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import checkpoint_folders
@@ -38,8 +39,8 @@ def examine(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | Non
     findings = [*model_findings(trainer.model, recipe)]
     if data is not None:
         findings += data_findings(trainer, data)
-    if ranks() > 1:
-        return [*findings, fine(f"nothing was rehearsed: {ranks()} processes train together")]
+    if world_size() > 1:
+        return [*findings, fine(f"nothing was rehearsed: {world_size()} processes train together")]
     wanted, evaluated = trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size
     rehearsal = rehearse(trainer, folder)
     if rehearsal.micro_batch < wanted:
@@ -101,16 +102,16 @@ def data_findings(trainer: Any, data: TrainingData) -> Iterator[Finding]:
         Finding: One for each thing looked at.
     """
     looked_at = spread(range(len(data.train)), MOST_SEQUENCES)
-    facts = count_loss(data.train.select(looked_at), end_marks(trainer.processing_class, trainer.model))
+    facts = count_loss(data.train.select(looked_at), eos_token_ids(trainer.processing_class, trainer.model))
     yield fine(
         f"{len(data.train):,} training sequences, {facts.learned / max(facts.tokens, 1):.1%} of their tokens carry "
         f"loss; {len(data.held_out):,} of {data.held_out_total:,} held-out sequences are evaluated"
     )
-    ends = f"{facts.ending:,} of {facts.sequences:,} sequences teach an end mark"
+    ends = f"{facts.ending:,} of {facts.sequences:,} sequences teach an EOS token"
     if facts.ending == 0:
         yield warning(
             f"{ends}: the model is never taught to stop. Raise training.max_length if answers are cut, or end the "
-            "answers in the data with the tokenizer's end mark."
+            "answers in the data with the tokenizer's EOS token."
         )
     else:
         yield fine(ends)
@@ -177,7 +178,7 @@ def _learning(rehearsal: Rehearsal, arguments: Any) -> Iterator[Finding]:
         )
         return
     missed = rehearsal.without_gradient
-    named = ", ".join(missed[:MOST_NAMED]) + (", …" if len(missed) > MOST_NAMED else "")
+    named = first_few(missed, MOST_NAMED)
     if missed and len(missed) == rehearsal.layers:
         yield problem(f"No gradient reaches any of the {rehearsal.layers} adapted layers ({named}).")
     elif missed:
@@ -212,7 +213,7 @@ def total_steps(trainer: Any) -> int:
     arguments = trainer.args
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * ranks()
+    per_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * world_size()
     return max(math.ceil(arguments.num_train_epochs * len(trainer.train_dataset) / per_step), 1)
 
 
