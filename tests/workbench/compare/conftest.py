@@ -7,7 +7,7 @@ from paca.workbench.compare.choice import choose_methods
 from paca.workbench.compare.comparison import Comparison, begin, compare
 from paca.workbench.compare.progress import Progress
 from paca.workbench.compare.report import write_report
-from paca.workbench.compare.worker import Here
+from paca.workbench.compare.worker import InProcessWorker
 from paca.workbench.recipe.recipe import read_recipe
 
 
@@ -26,7 +26,7 @@ def recipe(recipe_file):
 @pytest.fixture(scope="session")
 def here(recipe):
     """Runs units in this process, the model and the data loaded once."""
-    return Here(recipe)
+    return InProcessWorker(recipe)
 
 
 def run(comparison, folder, worker):

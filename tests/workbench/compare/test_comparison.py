@@ -13,7 +13,7 @@ from paca.workbench.compare.comparison import Runner, begin, compare, ranked_ent
 from paca.workbench.compare.folder import finished, stored_units
 from paca.workbench.compare.progress import Progress
 from paca.workbench.compare.units import PROFILE, RUN, Entry, Unit
-from paca.workbench.compare.worker import Here
+from paca.workbench.compare.worker import InProcessWorker
 from paca.workbench.methods.catalogue import AdapterSetting
 
 
@@ -127,7 +127,7 @@ def test_rates_are_tuned_on_training_data_that_is_neither_trained_on_nor_held_ou
 def test_the_same_comparison_twice_has_identical_losses(comparison, compared, recipe, tmp_path):
     _, first = compared
     short = dataclasses.replace(comparison, methods=tuple(choose_methods("paca,lora")), seeds=1)
-    again = run(short, tmp_path / "out", Here(recipe))
+    again = run(short, tmp_path / "out", InProcessWorker(recipe))
     for name in ("paca", "lora"):
         curves = [
             [(point["step"], point["loss"]) for point in row(found, name)["curves"][0]] for found in (first, again)

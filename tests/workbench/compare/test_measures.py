@@ -1,5 +1,6 @@
 """Ranks, limits, operations, and what a killed process leaves."""
 
+import math
 import os
 import signal
 
@@ -7,13 +8,14 @@ import pytest
 import torch
 
 from paca.errors import PacaError
+from paca.workbench.base.search import largest_that_fits
 from paca.workbench.compare.choice import Chosen
 from paca.workbench.compare.failures import KILLED
-from paca.workbench.compare.limits import SEQUENCE_STEP, fits, largest
+from paca.workbench.compare.limits import SEQUENCE_STEP, fits
 from paca.workbench.compare.losses import unrelated_text
 from paca.workbench.compare.measures import error_of_median, nearest_rank, paired_ratios
 from paca.workbench.compare.units import LONGEST, OPERATIONS, PROFILE, THROUGHPUT, Entry, Unit
-from paca.workbench.compare.worker import Elsewhere
+from paca.workbench.compare.worker import SubprocessWorker
 from paca.workbench.methods.catalogue import METHODS as KNOWN
 from paca.workbench.methods.catalogue import AdapterSetting
 
@@ -30,11 +32,11 @@ def nothing(*_):
 
 @pytest.mark.parametrize("most", range(1, 40))
 def test_the_largest_that_fits_is_found(most):
-    assert largest(lambda number: number <= most, 39) == most
+    assert largest_that_fits(lambda number: -math.inf if number <= most else math.inf, 1, 39) == most
 
 
 def test_nothing_fits():
-    assert largest(lambda number: False, 8) == 0
+    assert largest_that_fits(lambda number: math.inf, 1, 8) == 0
 
 
 @pytest.mark.parametrize(("wanted", "rank"), [(100, 10), (104, 10), (105, 10), (106, 11), (1, 1), (10_000, 64)])
@@ -101,7 +103,7 @@ def test_the_text_to_show_forgetting_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_process_costs_one_unit_and_the_next_runs_in_a_new_one(recipe):
-    worker = Elsewhere(recipe)
+    worker = SubprocessWorker(recipe)
     job = Unit(PROFILE, (entry("paca"),), {"limit": None})
     try:
         killed = worker.run(job, lambda *news: os.kill(worker._process.pid, signal.SIGKILL))

@@ -3,10 +3,10 @@ import torch
 from transformers import LlamaConfig, Qwen2Config
 
 from paca.errors import PacaError
+from paca.workbench.base.search import largest_that_fits
 from paca.workbench.planning.gpus import find_gpu
 from paca.workbench.planning.methods import PLANNED, find_method
 from paca.workbench.planning.models import find_config
-from paca.workbench.planning.search import largest_that_fits
 from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import build, measure, simulate
 

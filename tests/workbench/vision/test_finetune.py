@@ -12,7 +12,7 @@ from paca import PacaError
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training import images as runs
 from paca.workbench.training.run import finetune
-from paca.workbench.vision.adapters import load_adapted
+from paca.workbench.vision.adapters import load_adapted_classifier
 from paca.workbench.vision.data import read_data
 from paca.workbench.vision.pixels import PixelDataset, PixelFormat, make_transform
 from paca.workbench.vision.report import closing_lines
@@ -49,7 +49,7 @@ def test_a_run_leaves_everything_that_was_promised(content, tmp_path):
 def test_the_measured_accuracy_is_that_of_the_saved_adapter_and_of_the_merged_model(content, tmp_path):
     metrics = run(content, tmp_path)
     exec(closing_lines(metrics)[-1].removeprefix('merge: python -c "').removesuffix('"'), {})
-    adapted = load_adapted(tmp_path / "run" / "adapter").eval()
+    adapted = load_adapted_classifier(tmp_path / "run" / "adapter").eval()
     merged = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "merged")
     recipe = read_recipe(tmp_path / "recipe.yaml")
     rows = PixelDataset(read_data(recipe.data, recipe.images).held_out, make_transform(PixelFormat(16)))

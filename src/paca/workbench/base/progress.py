@@ -28,6 +28,12 @@ class LossBar(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
+def show_losses(trainer: Any) -> None:
+    """Put the losses beside a trainer's progress bar, if it has one."""
+    if trainer.pop_callback(ProgressCallback) is not None:  # absent under training.disable_tqdm
+        trainer.add_callback(LossBar())
+
+
 def say(text: str) -> None:
     """Tell the user something on standard error, above any bar; of several processes one speaks.
 

@@ -1,13 +1,14 @@
 """Checks a mapping against a dataclass: unknown keys with the near one, values of the wrong type. Pure functions."""
 
+import dataclasses
 import math
 import os
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from paca.workbench.base.messages import listing, shown, suggestion
+from paca.workbench.base.messages import listing, one_line, shown, suggestion
 
 
 def unknown_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> list[str]:
@@ -46,6 +47,43 @@ def wrong_types(where: str, given: Mapping[str, Any], hints: Mapping[str, Any]) 
         for key, value in given.items()
         if key in hints and not fits(value, hints[key])
     ]
+
+
+def class_problems(
+    where: str,
+    given: Mapping[str, Any],
+    cls: Any,
+    refused: Mapping[str, str],
+    make: Callable[[], Any],
+    further: Iterable[str] = (),
+) -> list[str]:
+    """Say what is wrong with keys that become a dataclass of another library.
+
+    Args:
+        where: Dotted name of the mapping in the recipe.
+        given: The keys and values.
+        cls: The dataclass.
+        refused: Fields of it that are not to be set, and what to do instead.
+        make: Makes the instance, whose own checks are heard where nothing else is wrong.
+        further: What is known to be wrong besides.
+
+    Returns:
+        One message per problem.
+    """
+    problems = [
+        f"{where}.{key} = {shown(given[key])}: not to be set here; {instead}"
+        for key, instead in refused.items()
+        if key in given
+    ]
+    kept = {key: value for key, value in given.items() if key not in refused}
+    problems += unknown_keys(where, kept, {spec.name for spec in dataclasses.fields(cls)} - set(refused))
+    problems += [*wrong_types(where, kept, get_type_hints(cls)), *further]
+    if not problems:
+        try:
+            make()
+        except (ValueError, TypeError, ImportError) as error:
+            problems.append(f"{where}: {one_line(error)}")
+    return problems
 
 
 def fits(value: Any, hint: Any) -> bool:

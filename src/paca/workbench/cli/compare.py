@@ -123,13 +123,13 @@ def _workers(jobs: int, comparison: Any) -> Iterator[list[Any]]:
     os.environ["TQDM_DISABLE"] = "1"  # libraries' own bars, in the children too
     import torch
 
-    from paca.workbench.compare.worker import Elsewhere
+    from paca.workbench.compare.worker import SubprocessWorker
 
     number = min(jobs, torch.cuda.device_count()) if torch.cuda.is_available() else 1
     if number < jobs:
         print(f"paca compare: --jobs {jobs}, but units run {number} at a time here", file=sys.stderr)
     gpus = [str(index) if number > 1 else None for index in range(number)]
-    workers = [Elsewhere(comparison.recipe, comparison.unrelated, gpu) for gpu in gpus]
+    workers = [SubprocessWorker(comparison.recipe, comparison.unrelated, gpu) for gpu in gpus]
     try:
         yield workers
     finally:

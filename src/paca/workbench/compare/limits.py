@@ -1,6 +1,6 @@
 """Experiments that fill the memory: the longest sequence, and throughput as the batch grows. Real steps, measured."""
 
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import UntypedStorage
 
 from paca.profiling import StorageTracker
 from paca.profiling.steps import TrainingStep, interleave, lower_quartile
+from paca.workbench.base.search import largest_that_fits
 from paca.workbench.compare.failures import OutOfMemoryError, is_out_of_memory
 from paca.workbench.compare.units import Unit, Watch
 from paca.workbench.compare.workload import Workload
@@ -70,11 +71,11 @@ def longest_sequence(workload: Workload, unit: Unit, watch: Watch) -> dict[str, 
     positions = getattr(workload.base(unit.entry.chosen.method).config, "max_position_embeddings", None) or 2**20
     needed: dict[str, int] = {}
 
-    def try_tokens(count: int) -> bool:
-        watch(count, positions // SEQUENCE_STEP, f"{count * SEQUENCE_STEP} tokens")
-        return fits(workload, unit, (1, count * SEQUENCE_STEP), needed)
+    def excess(tokens: int) -> float:
+        watch(tokens, positions, f"{tokens} tokens")
+        return -math.inf if fits(workload, unit, (1, tokens), needed) else math.inf
 
-    tokens = SEQUENCE_STEP * largest(try_tokens, positions // SEQUENCE_STEP)
+    tokens = largest_that_fits(excess, SEQUENCE_STEP, positions)
     all_positions = tokens == positions // SEQUENCE_STEP * SEQUENCE_STEP
     return {"tokens": tokens, "all_positions": all_positions, "peak_bytes": needed, "limit": unit.values["limit"]}
 
@@ -92,11 +93,11 @@ def throughput(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """
     tokens, needed = unit.values["tokens"], dict[str, int]()
 
-    def try_batch(count: int) -> bool:
-        watch(count, _LARGEST_BATCH, f"{count} sequences")
-        return fits(workload, unit, (count, tokens), needed)
+    def excess(sequences: int) -> float:
+        watch(sequences, _LARGEST_BATCH, f"{sequences} sequences")
+        return -math.inf if fits(workload, unit, (sequences, tokens), needed) else math.inf
 
-    most = largest(try_batch, _LARGEST_BATCH)
+    most = largest_that_fits(excess, 1, _LARGEST_BATCH)
     doubled = [2**power for power in range(13) if 2**power < most]
     points: list[dict[str, Any]] = []
     for sequences in [*doubled, *([most] if most else [])]:
@@ -115,28 +116,6 @@ def throughput(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
             }
         )
     return {"points": points, "tokens": tokens, "limit": unit.values["limit"]}
-
-
-def largest(fits: Callable[[int], bool], most: int) -> int:
-    """Find the largest number that fits, by doubling and then by bisection.
-
-    Args:
-        fits: Tells whether a number fits; all below one that fits must fit too.
-        most: The largest to try.
-
-    Returns:
-        The number; 0 when 1 does not fit.
-    """
-    if not fits(1):
-        return 0
-    good, bad = 1, 2
-    while bad <= most and fits(bad):
-        good, bad = bad, bad * 2
-    bad = min(bad, most + 1)
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if fits(middle) else (good, middle)
-    return good
 
 
 def available_bytes() -> int:

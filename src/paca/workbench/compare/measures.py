@@ -1,10 +1,10 @@
 """Units that train nothing for good: memory of a step, its time beside other methods', its operations, and ranks."""
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from paca.profiling.environment import machine
 from paca.profiling.operations import OperationCounter
 from paca.profiling.steps import StepTime, TrainingStep, interleave, quartiles
+from paca.workbench.base.search import largest_that_fits
 from paca.workbench.compare.failures import OutOfMemoryError, is_out_of_memory
 from paca.workbench.compare.units import FLOOR_AGAIN, Entry, Unit, Watch
 from paca.workbench.compare.workload import Workload
@@ -192,7 +193,7 @@ def match_ranks(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
         watch(done, len(others), f"rank of {entry.label}")
         try:
             if _has_rank(entry):
-                rank = nearest_rank(wanted, partial(trained_parameters, workload, entry))
+                rank = nearest_rank(wanted, functools.partial(trained_parameters, workload, entry))
             else:
                 rank = entry.setting.rank
             found[entry.label] = {"rank": rank, "trained": trained_parameters(workload, entry, rank)}
@@ -237,10 +238,6 @@ def nearest_rank(wanted: int, count: Callable[[int], int], most: int = _LARGEST_
     Returns:
         The rank; the lower of two that are equally near.
     """
-    low, high = 1, 2
-    while high < most and count(high) < wanted:
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) <= wanted else (low, middle)
-    return min((low, high), key=lambda rank: (abs(count(rank) - wanted), rank))
+    count = functools.cache(count)
+    low = max(1, largest_that_fits(lambda rank: count(rank) - wanted, 1, most - 1))
+    return min((low, low + 1), key=lambda rank: (abs(count(rank) - wanted), rank))

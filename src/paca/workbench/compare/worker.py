@@ -48,7 +48,7 @@ class Worker(Protocol):
         ...
 
 
-class Here:
+class InProcessWorker:
     """Runs units in this process.
 
     Args:
@@ -68,7 +68,7 @@ class Here:
                 return describe_failure(error)
 
 
-class Elsewhere:
+class SubprocessWorker:
     """Runs units in a child process, which is started again if it was killed.
 
     Args:
@@ -123,7 +123,7 @@ def _serve(line: Connection, recipe: Recipe, unrelated: str | None, gpu: str | N
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    here = Here(recipe, unrelated)
+    here = InProcessWorker(recipe, unrelated)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:
             unit = line.recv()

@@ -1,13 +1,12 @@
 """Has PEFT know the methods that this package brings."""
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, get_type_hints
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.messages import listing, one_line, shown, suggestion
-from paca.workbench.base.schema import unknown_keys, wrong_types
+from paca.workbench.base.messages import listing, shown, suggestion
+from paca.workbench.base.schema import class_problems
 
 
 def register_methods() -> None:
@@ -64,50 +63,7 @@ def method_problems(name: str, config: Mapping[str, Any]) -> list[str]:
     if name not in methods:
         hint = suggestion(name, methods) or listing(methods, most=100)
         return [f"method.name = {shown(name)}: PEFT knows no such method{hint}"]
-    cls = methods[name]
-    problems = refused_keys("method", config, REFUSED_METHOD_KEYS)
-    kept = {key: value for key, value in config.items() if key not in REFUSED_METHOD_KEYS}
-    allowed = {spec.name for spec in dataclasses.fields(cls)} - set(REFUSED_METHOD_KEYS)
-    problems += unknown_keys("method", kept, allowed)
-    problems += wrong_types("method", kept, get_type_hints(cls))
-    if not problems:
-        problems += construction_problems("method", lambda: method_config(name, config))
-    return problems
-
-
-def refused_keys(where: str, given: Mapping[str, Any], refused: Mapping[str, str]) -> list[str]:
-    """Say which keys are not to be set.
-
-    Args:
-        where: Dotted name of the mapping in the recipe.
-        given: The keys and values.
-        refused: Keys, and what to do instead of setting them.
-
-    Returns:
-        One message per key that is set nevertheless.
-    """
-    return [
-        f"{where}.{key} = {shown(given[key])}: not to be set here; {instead}"
-        for key, instead in refused.items()
-        if key in given
-    ]
-
-
-def construction_problems(where: str, construct: Callable[[], Any]) -> list[str]:
-    """Try whether a configuration can be built.
-
-    Args:
-        where: Dotted name of the mapping that it is built from.
-        construct: Builds it.
-
-    Returns:
-        The message of what it raised, if it did.
-    """
-    try:
-        construct()
-    except (ValueError, TypeError, ImportError) as error:
-        return [f"{where}: {one_line(error)}"]
-    return []
+    return class_problems("method", config, methods[name], REFUSED_METHOD_KEYS, lambda: method_config(name, config))
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from paca.workbench.base.search import largest_that_fits
 from paca.workbench.planning.gpus import Gpu
 from paca.workbench.planning.methods import QUANTIZED
-from paca.workbench.planning.search import largest_that_fits
 from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import Planner
 
@@ -57,9 +57,9 @@ def make_row(
         return planner.step(replace(setting, **size)).peak.total - gpu.bytes
 
     if "max_seq" in searches:
-        row["max_seq"] = largest_that_fits(lambda tokens: excess(tokens=tokens), SEQUENCE_STEP, LONGEST)
+        row["max_seq"] = largest_that_fits(lambda tokens: excess(tokens=tokens), SEQUENCE_STEP, LONGEST, 8)
     if "max_batch" in searches:
-        row["max_batch"] = largest_that_fits(lambda batch: excess(batch=batch), 1, LARGEST)
+        row["max_batch"] = largest_that_fits(lambda batch: excess(batch=batch), 1, LARGEST, 8)
     return row
 
 

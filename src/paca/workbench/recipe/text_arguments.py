@@ -3,21 +3,17 @@
 The libraries are imported inside the functions: they take seconds, which `paca --help` must not cost.
 """
 
-import dataclasses
 import warnings
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 from paca.workbench.base.messages import listing, shown, suggestion
-from paca.workbench.base.schema import unknown_keys, wrong_types
-from paca.workbench.methods.registry import construction_problems, refused_keys
+from paca.workbench.base.schema import class_problems
+from paca.workbench.base.trainer_arguments import REFUSED_KEYS, usual_arguments
 
 # Keys of `SFTConfig` that would turn nothing here, or break resuming, and what to type instead.
 REFUSED_TRAINING_KEYS = {
-    "output_dir": "set the recipe's own output_dir, or pass --output DIR",
-    "seed": "set the recipe's own seed",
-    "resume_from_checkpoint": "pass --resume",
-    "save_only_model": "resuming needs the optimizer's state; use save_total_limit to save space",
+    **REFUSED_KEYS,
     "model_init_kwargs": "the recipe's model section says what is loaded and how",
     "assistant_only_loss": "the data decides: chat messages are trained on the assistant's turns only",
     "completion_only_loss": "the data decides: chat messages are trained on the assistant's turns only",
@@ -42,16 +38,11 @@ def training_arguments(training: Mapping[str, Any], output_dir: str, seed: int) 
     Returns:
         An `SFTConfig`.
     """
-    import torch
     from trl import SFTConfig
 
     defaults = {
-        # TRL's default is bfloat16 everywhere, also on CPUs, where it is slower than float32.
-        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not training.get("fp16", False),
-        "report_to": "none",
+        **usual_arguments(training),
         "ddp_broadcast_buffers": False,  # all ranks have the same, which is checked at the start
-        "save_total_limit": 2,
-        "dataloader_pin_memory": torch.cuda.is_available(),  # elsewhere it only warns
         "include_num_input_tokens_seen": "non_padding",
     }
     with warnings.catch_warnings():
@@ -72,15 +63,14 @@ def training_problems(training: Mapping[str, Any]) -> list[str]:
     """
     from trl import SFTConfig
 
-    problems = refused_keys("training", training, REFUSED_TRAINING_KEYS)
-    allowed = {spec.name for spec in dataclasses.fields(SFTConfig)} - set(REFUSED_TRAINING_KEYS)
-    kept = {key: value for key, value in training.items() if key not in REFUSED_TRAINING_KEYS}
-    problems += unknown_keys("training", kept, allowed)
-    problems += wrong_types("training", kept, get_type_hints(SFTConfig))
-    problems += count_problems(kept) + logger_problems(kept.get("report_to"))
-    if not problems:
-        problems += construction_problems("training", lambda: training_arguments(training, "unused", 0))
-    return problems
+    return class_problems(
+        "training",
+        training,
+        SFTConfig,
+        REFUSED_TRAINING_KEYS,
+        lambda: training_arguments(training, "unused", 0),
+        [*count_problems(training), *logger_problems(training.get("report_to"))],
+    )
 
 
 # Trainer divides by them, or cuts text into blocks of so many tokens.

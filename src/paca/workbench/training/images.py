@@ -12,12 +12,12 @@ from torch.utils.data import default_collate
 from paca.errors import PacaError
 from paca.workbench.base.files import write_folder, write_json
 from paca.workbench.base.processes import world_size
-from paca.workbench.base.progress import LossBar, quiet_libraries
+from paca.workbench.base.progress import quiet_libraries, show_losses
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import last_complete
 from paca.workbench.training.doctor.batch_size import follow_earlier_start
 from paca.workbench.training.memory_estimate import say_memory
-from paca.workbench.training.report import count_parameters, loss_points, versions
+from paca.workbench.training.report import run_metrics
 from paca.workbench.training.run_folder import ADAPTER, BEFORE, CURVE, METRICS, MISTAKES, open_run, read_metrics
 from paca.workbench.training.stages import examined, measured_once, train
 from paca.workbench.training.step_meter import StepMeter
@@ -34,20 +34,7 @@ from paca.workbench.vision.report import describe_answers, draw_curves, draw_mis
 def finetune_images(
     recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True
 ) -> dict[str, Any]:
-    """Run a recipe whose task is image classification.
-
-    Args:
-        recipe: What to run.
-        resume: Go on from the last checkpoint of an interrupted run; a finished one is only reported again.
-        overwrite: Replace what the output folder holds.
-        doctor: Examine and rehearse the run before its first step.
-
-    Returns:
-        What metrics.json holds.
-
-    Raises:
-        PacaError: If the data, the model or the output folder do not allow the run.
-    """
+    """As `finetune`, for a recipe whose task is image classification."""
     folder = Path(recipe.output_dir)
     data = read_data(recipe.data, recipe.images)
     arguments = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
@@ -123,7 +110,7 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, data: ImageData, pi
     Returns:
         A `Trainer`.
     """
-    from transformers import ProgressCallback, Trainer
+    from transformers import Trainer
 
     trainer = Trainer(
         model=model,
@@ -132,8 +119,7 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, data: ImageData, pi
         train_dataset=PixelDataset(data.train, make_transform(pixels, recipe.images.augment), recipe.seed),
         eval_dataset=PixelDataset(data.held_out, make_transform(pixels)),
     )
-    if trainer.pop_callback(ProgressCallback) is not None:  # absent under training.disable_tqdm
-        trainer.add_callback(LossBar())
+    show_losses(trainer)
     return trainer
 
 
@@ -156,20 +142,10 @@ def _measured_steps(meter: StepMeter, trainer: Any, pixels: PixelFormat) -> dict
 def _metrics(
     recipe: Recipe, trainer: Any, data: ImageData, before: dict[str, Any], answers: Answers
 ) -> dict[str, Any]:
-    parameters = count_parameters(trainer.model)
-    history = trainer.state.log_history
     return {
         "before": before,
         "after": describe_answers(answers, data.train.classes),
         "held_out": {"images": len(data.held_out), "total": data.held_out_total},
         "skipped": [*data.train.skipped, *data.held_out.skipped],
-        "trained_parameters": parameters.trained,
-        "trained_share": parameters.trained / parameters.total,
-        "steps": trainer.state.global_step,
-        "device": str(trainer.args.device),
-        "loss_curve": loss_points(history),
-        "eval_curve": loss_points(history, "eval_loss"),
-        "adapter": str(Path(recipe.output_dir) / ADAPTER),
-        "versions": versions(),
-        "recipe": recipe.to_dict(),
+        **run_metrics(recipe, trainer),
     }

@@ -8,7 +8,9 @@ from typing import Any
 
 from paca.profiling.environment import versions as installed_versions
 from paca.workbench.base.files import write_file
+from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.held_out import HeldOut
+from paca.workbench.training.run_folder import ADAPTER
 
 VERSIONED = ("paca", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
 
@@ -70,6 +72,23 @@ def loss_points(log_history: Sequence[Mapping[str, Any]], key: str = "loss") -> 
         (step, value) pairs.
     """
     return [(int(entry["step"]), float(entry[key])) for entry in log_history if key in entry]
+
+
+def run_metrics(recipe: Recipe, trainer: Any) -> dict[str, Any]:
+    """What metrics.json holds of a run of any task, after it has trained."""
+    parameters = count_parameters(trainer.model)
+    history = trainer.state.log_history
+    return {
+        "trained_parameters": parameters.trained,
+        "trained_share": parameters.trained / parameters.total,
+        "steps": trainer.state.global_step,
+        "device": str(trainer.args.device),
+        "loss_curve": loss_points(history),
+        "eval_curve": loss_points(history, "eval_loss"),
+        "adapter": str(Path(recipe.output_dir) / ADAPTER),
+        "versions": versions(),
+        "recipe": recipe.to_dict(),
+    }
 
 
 def draw_loss_curve(path: Path, metrics: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from paca.workbench.base.files import discard, write_folder, write_json
 from paca.workbench.base.processes import on_main, world_size
-from paca.workbench.base.progress import LossBar, quiet_libraries
+from paca.workbench.base.progress import quiet_libraries, show_losses
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import RawData, TrainingData, prepare_data, read_data
 from paca.workbench.methods.registry import method_config, refusals_explained
@@ -24,7 +24,7 @@ from paca.workbench.training.doctor.batch_size import follow_earlier_start
 from paca.workbench.training.engines import adapter_state, shards, use_engine
 from paca.workbench.training.held_out import evaluate
 from paca.workbench.training.memory_estimate import say_memory
-from paca.workbench.training.report import count_parameters, describe_held_out, draw_loss_curve, loss_points, versions
+from paca.workbench.training.report import describe_held_out, draw_loss_curve, run_metrics
 from paca.workbench.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS, open_run, read_metrics
 from paca.workbench.training.stages import examined, measured_first, train
 from paca.workbench.training.step_meter import StepMeter
@@ -136,7 +136,7 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, dat
     Raises:
         PacaError: If the method cannot be applied to the model, or the arguments do not go together.
     """
-    from transformers import EarlyStoppingCallback, ProgressCallback
+    from transformers import EarlyStoppingCallback
     from trl import SFTTrainer
 
     method = recipe.method
@@ -155,30 +155,19 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, dat
     stopping = recipe.early_stopping
     if stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))
-    if trainer.pop_callback(ProgressCallback) is not None:  # absent under training.disable_tqdm
-        trainer.add_callback(LossBar())
+    show_losses(trainer)
     return trainer
 
 
 def _metrics(
     recipe: Recipe, trainer: Any, data: TrainingData, before: dict[str, Any], meter: StepMeter
 ) -> dict[str, Any]:
-    parameters = count_parameters(trainer.model)
-    history = trainer.state.log_history
     return {
         "before": before,
         "after": describe_held_out(evaluate(trainer)),
         "held_out": {"sequences": len(data.held_out), "total": data.held_out_total},
         "tokens_per_second": meter.tokens_per_second,
         "peak_bytes": meter.peak_bytes,
-        "trained_parameters": parameters.trained,
-        "trained_share": parameters.trained / parameters.total,
-        "steps": trainer.state.global_step,
         "tokens": trainer.state.num_input_tokens_seen,
-        "device": str(trainer.args.device),
-        "loss_curve": loss_points(history),
-        "eval_curve": loss_points(history, "eval_loss"),
-        "adapter": str(Path(recipe.output_dir) / ADAPTER),
-        "versions": versions(),
-        "recipe": recipe.to_dict(),
+        **run_metrics(recipe, trainer),
     }

@@ -44,7 +44,7 @@ def read_classes(adapter: Path) -> tuple[tuple[str, ...], PixelFormat]:
     return tuple(content["classes"]), PixelFormat(pixels["size"], tuple(pixels["mean"]), tuple(pixels["std"]))
 
 
-def load_adapted(adapter: str | Path, dtype: str = "auto", weights: str = "pretrained") -> Any:
+def load_adapted_classifier(adapter: str | Path, dtype: str = "auto", weights: str = "pretrained") -> Any:
     """Load an adapter on its base model.
 
     Args:
@@ -81,5 +81,5 @@ def merge(adapter: str | Path, folder: str | Path, dtype: str = "auto") -> None:
     Raises:
         PacaError: If there is no adapter in that folder, or its base model is not found.
     """
-    merged = load_adapted(adapter, dtype).merge_and_unload()
+    merged = load_adapted_classifier(adapter, dtype).merge_and_unload()
     write_folder(Path(folder), merged.save_pretrained)

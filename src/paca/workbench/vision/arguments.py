@@ -1,18 +1,15 @@
 """What a recipe's `training` and `method` keys become where the task is image classification."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
-from paca.workbench.base.schema import unknown_keys, wrong_types
-from paca.workbench.methods.registry import construction_problems, known_methods, refused_keys
+from paca.workbench.base.schema import class_problems
+from paca.workbench.base.trainer_arguments import REFUSED_KEYS, usual_arguments
+from paca.workbench.methods.registry import known_methods
 
 # Keys of `TrainingArguments` that would turn nothing here, or break resuming, and what to type instead.
 REFUSED_TRAINING_KEYS = {
-    "output_dir": "set the recipe's own output_dir, or pass --output DIR",
-    "seed": "set the recipe's own seed",
-    "resume_from_checkpoint": "pass --resume",
-    "save_only_model": "resuming needs the optimizer's state; use save_total_limit to save space",
+    **REFUSED_KEYS,
     "include_num_input_tokens_seen": "images are always counted, for metrics.json",
     "remove_unused_columns": "a batch holds nothing but pixels and classes",
     "label_names": "a batch's classes are its labels",
@@ -31,21 +28,16 @@ def image_training_arguments(training: Mapping[str, Any], output_dir: str, seed:
     Returns:
         The arguments.
     """
-    import torch
     from transformers import TrainingArguments
 
-    defaults = {
-        "bf16": torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not training.get("fp16", False),
-        "report_to": "none",
-        "save_total_limit": 2,
-        "dataloader_pin_memory": torch.cuda.is_available(),  # elsewhere it only warns
-    }
     fixed = {
         "include_num_input_tokens_seen": "all",  # values of `pixel_values`, a fixed number per image
         "remove_unused_columns": False,
         "label_names": ["labels"],
     }
-    return TrainingArguments(**{**defaults, **training, **fixed, "output_dir": output_dir, "seed": seed})
+    return TrainingArguments(
+        **{**usual_arguments(training), **training, **fixed, "output_dir": output_dir, "seed": seed}
+    )
 
 
 def image_training_problems(training: Mapping[str, Any]) -> list[str]:
@@ -59,14 +51,13 @@ def image_training_problems(training: Mapping[str, Any]) -> list[str]:
     """
     from transformers import TrainingArguments
 
-    problems = refused_keys("training", training, REFUSED_TRAINING_KEYS)
-    allowed = {spec.name for spec in dataclasses.fields(TrainingArguments)} - set(REFUSED_TRAINING_KEYS)
-    kept = {key: value for key, value in training.items() if key not in REFUSED_TRAINING_KEYS}
-    problems += unknown_keys("training", kept, allowed)
-    problems += wrong_types("training", kept, get_type_hints(TrainingArguments))
-    if not problems:
-        problems += construction_problems("training", lambda: image_training_arguments(training, "unused", 0))
-    return problems
+    return class_problems(
+        "training",
+        training,
+        TrainingArguments,
+        REFUSED_TRAINING_KEYS,
+        lambda: image_training_arguments(training, "unused", 0),
+    )
 
 
 def image_method_config(name: str, config: Mapping[str, Any], whole: Sequence[str]) -> Any:

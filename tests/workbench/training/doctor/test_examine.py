@@ -11,7 +11,7 @@ from tests.workbench.tiny import write_jsonl, write_recipe
 from paca import PacaError
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.doctor import examine, refuse_problems
-from paca.workbench.training.doctor.batch_size import largest_that_fits, set_micro_batch
+from paca.workbench.training.doctor.batch_size import largest_micro_batch, set_micro_batch
 from paca.workbench.training.doctor.findings import PROBLEM, WARNING
 from paca.workbench.training.doctor.rehearsal import rehearse
 from paca.workbench.training.run import finetune, trainer_of
@@ -163,13 +163,13 @@ def test_a_batch_is_halved_until_it_fits():
         if size > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
 
-    assert largest_that_fits(8, attempt) == 2
-    assert largest_that_fits(12, attempt) == 1  # every size divides the first, so that the step stays the same
+    assert largest_micro_batch(8, attempt) == 2
+    assert largest_micro_batch(12, attempt) == 1  # every size divides the first, so that the step stays the same
     assert tried == [8, 4, 2, 12, 6, 3, 1]
     with pytest.raises(PacaError, match="One sequence of this recipe needs more memory than there is"):
-        largest_that_fits(4, lambda size: attempt(size, most=0))
+        largest_micro_batch(4, lambda size: attempt(size, most=0))
     with pytest.raises(RuntimeError, match="something else"):
-        largest_that_fits(4, lambda size: (_ for _ in ()).throw(RuntimeError("something else")))
+        largest_micro_batch(4, lambda size: (_ for _ in ()).throw(RuntimeError("something else")))
 
 
 @pytest.fixture

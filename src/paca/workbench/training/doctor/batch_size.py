@@ -13,7 +13,7 @@ from paca.workbench.base.files import write_json
 from paca.workbench.training.run_folder import MICRO_BATCH
 
 
-def largest_that_fits(size: int, attempt: Callable[[int], None]) -> int:
+def largest_micro_batch(size: int, attempt: Callable[[int], None]) -> int:
     """Try smaller and smaller batches until one fits into memory.
 
     Args:

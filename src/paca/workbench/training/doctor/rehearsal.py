@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from paca.errors import PacaError
 from paca.workbench.base.files import discard
 from paca.workbench.base.messages import one_line
-from paca.workbench.training.doctor.batch_size import largest_that_fits
+from paca.workbench.training.doctor.batch_size import largest_micro_batch
 from paca.workbench.training.doctor.snapshot import untouched
 
 REHEARSED = ".rehearsal"
@@ -83,7 +83,7 @@ def rehearse(trainer: Any, folder: Path) -> Rehearsal:
             _step(trainer, optimizer, _shortest(lengths, 1), found, reached)
 
         try:
-            found.micro_batch = largest_that_fits(trainer.args.per_device_train_batch_size, steps)
+            found.micro_batch = largest_micro_batch(trainer.args.per_device_train_batch_size, steps)
             found.peak_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
             layers = _adapted_layers(trainer.model)
             found.layers, found.without_gradient = len(layers), [name for name in layers if name not in reached]
@@ -223,7 +223,7 @@ def _evaluate(trainer: Any) -> int:
         with torch.no_grad(), trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             trainer.model(**inputs)
 
-    return largest_that_fits(trainer.args.per_device_eval_batch_size, attempt)
+    return largest_micro_batch(trainer.args.per_device_eval_batch_size, attempt)
 
 
 def _write_and_reload(trainer: Any, optimizer: Any, folder: Path, found: Rehearsal) -> None:
