@@ -12,9 +12,9 @@ from paca.workbench.base.search import largest_that_fits
 from paca.workbench.compare.choice import Chosen
 from paca.workbench.compare.failures import KILLED
 from paca.workbench.compare.limits import SEQUENCE_STEP, fits
-from paca.workbench.compare.losses import unrelated_text
 from paca.workbench.compare.measures import error_of_median, nearest_rank, paired_ratios
 from paca.workbench.compare.units import LONGEST, OPERATIONS, PROFILE, THROUGHPUT, Entry, Unit
+from paca.workbench.compare.unrelated import unrelated_text
 from paca.workbench.compare.worker import SubprocessWorker
 from paca.workbench.methods.catalogue import METHODS as KNOWN
 from paca.workbench.methods.catalogue import AdapterSetting

@@ -89,8 +89,8 @@ def test_packed_weights_are_refused(tiny_model):
 @has_smollm2
 def test_the_embedded_model_merges_into_an_ordinary_one(tmp_path):
     """transformers refuses to save a model that it loaded from GGUF, even when all weights were unpacked."""
-    folder, file = models.EMBEDDED[SMOLLM2].folder_and_file()
-    base = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    file = models.EMBEDDED[SMOLLM2].file()
+    base = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     if hasattr(base, "hf_quantizer"):
         with pytest.raises(ValueError, match="not serializable"):
             base.save_pretrained(tmp_path / "refused")

@@ -12,6 +12,7 @@ from paca.errors import PacaError
 from paca.workbench.base.options import positive, size
 from paca.workbench.cli.verb import Verb, add_recipe_arguments
 
+SETTINGS = ("seeds", "match", "sweep", "sweep_steps", "points", "rounds", "memory_limit", "unrelated")
 EXPERIMENTS = {"throughput": "throughput", "max_seq": "max-seq", "operations": "operations"}
 
 EXAMPLE = """\
@@ -90,8 +91,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _comparison(arguments: argparse.Namespace) -> Any:
     from paca.workbench.compare.choice import DEFAULT, choose_methods
     from paca.workbench.compare.comparison import Comparison
-    from paca.workbench.compare.losses import unrelated_text
     from paca.workbench.compare.rates import read_rates
+    from paca.workbench.compare.unrelated import unrelated_text
     from paca.workbench.recipe.recipe import find_recipe, read_recipe
     from paca.workbench.recipe.tasks import TEXT
 
@@ -105,15 +106,8 @@ def _comparison(arguments: argparse.Namespace) -> Any:
     return Comparison(
         recipe,
         tuple(methods),
-        arguments.seeds,
-        arguments.match,
-        read_rates(arguments.rates, [chosen.label for chosen in methods]),
-        arguments.sweep,
-        arguments.sweep_steps,
-        arguments.points,
-        arguments.rounds,
-        arguments.memory_limit,
-        arguments.unrelated,
+        rates=read_rates(arguments.rates, [chosen.label for chosen in methods]),
+        **{name: getattr(arguments, name) for name in SETTINGS},
     )
 
 

@@ -13,14 +13,16 @@ class Column:
         key: Of a method's row.
         title: What its head says.
         help: What exactly it is, in one line.
-        spell: Writes a value.
+        format: Writes a value.
+        best: Which value is the best one, `min` or `max`; None where none is.
         spread: Of a method's row: how far off the value may be, written behind it where there is one.
     """
 
     key: str
     title: str
     help: str
-    spell: Callable[[Any], str]
+    format: Callable[[Any], str]
+    best: Callable[..., Any] | None = None
     spread: str | None = None
 
 
@@ -41,26 +43,34 @@ COLUMNS = (
     Column("trained_parameters", "trained", "values that are trained", _count),
     Column("rate", "rate", "learning rate", lambda value: f"{value:.3g}"),
     Column(
-        "loss", "held-out loss", "at the end of training, nats per token; mean over seeds", _fixed(4), "loss_spread"
+        "loss",
+        "held-out loss",
+        "at the end of training, nats per token; mean over seeds",
+        _fixed(4),
+        min,
+        "loss_spread",
     ),
-    Column("accuracy", "accuracy %", "next-token, on the held-out data", lambda value: f"{100 * value:.2f}"),
-    Column("forgotten", "forgotten", "rise of the loss on a text that has nothing to do with the task", _fixed(4)),
-    Column("step_ms", "step ms", "one step, methods in turns; lower quartile", _fixed(1)),
+    Column("accuracy", "accuracy %", "next-token, on the held-out data", lambda value: f"{100 * value:.2f}", max),
+    Column(
+        "forgotten", "forgotten", "rise of the loss on a text that has nothing to do with the task", _fixed(4), min
+    ),
+    Column("step_ms", "step ms", "one step, methods in turns; lower quartile", _fixed(1), min),
     Column(
         "to_floor",
         "× floor",
         "step over the frozen model's forward and input gradients; median over rounds, and its standard error",
         _fixed(3),
+        min,
         "to_floor_error",
     ),
-    Column("tokens_per_second", "tokens/s", "in training, from the step time", _count),
-    Column("kept_bytes", "kept MiB", "activations that forward keeps for backward", _mib),
-    Column("peak_bytes", "peak MiB", "live bytes at the peak of a step, weights and optimizer included", _mib),
-    Column("file_bytes", "file MiB", "the adapter on disk; for full fine-tuning all weights", _mib),
-    Column("merge_ms", "merge ms", "to merge the adapter into the weights", _fixed(0)),
-    Column("latency_ms", "forward ms", "inference with the adapter on, one evaluation batch", _fixed(1)),
-    Column("merged_latency_ms", "merged ms", "the same after merging", _fixed(1)),
-    Column("max_tokens", "longest", "sequence, in tokens, that a step within the memory limit takes", _count),
+    Column("tokens_per_second", "tokens/s", "in training, from the step time", _count, max),
+    Column("kept_bytes", "kept MiB", "activations that forward keeps for backward", _mib, min),
+    Column("peak_bytes", "peak MiB", "live bytes at the peak of a step, weights and optimizer included", _mib, min),
+    Column("file_bytes", "file MiB", "the adapter on disk; for full fine-tuning all weights", _mib, min),
+    Column("merge_ms", "merge ms", "to merge the adapter into the weights", _fixed(0), min),
+    Column("latency_ms", "forward ms", "inference with the adapter on, one evaluation batch", _fixed(1), min),
+    Column("merged_latency_ms", "merged ms", "the same after merging", _fixed(1), min),
+    Column("max_tokens", "longest", "sequence, in tokens, that a step within the memory limit takes", _count, max),
 )
 
 
@@ -84,4 +94,4 @@ def cell(row: Mapping[str, Any], column: Column) -> str:
     if value is None:
         return "–"
     spread = row.get(column.spread) if column.spread else None
-    return column.spell(value) + (f" ± {column.spell(spread)}" if spread is not None else "")
+    return column.format(value) + (f" ± {column.format(spread)}" if spread is not None else "")

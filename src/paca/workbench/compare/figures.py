@@ -136,36 +136,53 @@ def _curves(rows: Sequence[Row], key: str, title: str) -> go.Figure:
 
 def _memory(rows: Sequence[Row]) -> go.Figure:
     shown = [row for row in rows if row.get("peak_by_kind")]
-    figure = _bars("MiB", shown)
-    for kind, (name, tint) in _KINDS.items():
-        figure.add_bar(
-            y=[row["method"] for row in shown],
-            x=[row["peak_by_kind"].get(kind, 0) / 2**20 for row in shown],
-            name=name,
-            orientation="h",
-            marker={"color": tint},
-            hovertemplate=f"%{{y}}: {name} %{{x:,.1f}} MiB<extra></extra>",
-        )
-    return figure if shown else go.Figure()
+    parts = {
+        label: (tint, [row["peak_by_kind"].get(kind, 0) / 2**20 for row in shown])
+        for kind, (label, tint) in _KINDS.items()
+    }
+    return _stacked("MiB", shown, parts)
 
 
 def _time(rows: Sequence[Row]) -> go.Figure:
     shown = [row for row in rows if row.get("step_ms") is not None]
-    figure = _bars("milliseconds", shown)
-    for key, (name, tint) in _PHASES.items():
-        figure.add_bar(
-            y=[row["method"] for row in shown],
-            x=[row[key] for row in shown],
-            name=name,
-            orientation="h",
-            marker={"color": tint},
-            customdata=[row["to_floor"] for row in shown],
-            hovertemplate=f"%{{y}}: {name} %{{x:,.1f}} ms; step %{{customdata:.3f}} × floor<extra></extra>",
-        )
+    parts = {label: (tint, [row[key] for row in shown]) for key, (label, tint) in _PHASES.items()}
+    figure = _stacked("ms", shown, parts, "; step %{customdata:.3f} × floor", [row["to_floor"] for row in shown])
     floor = next((row["step_ms"] for row in shown if row["method"] == FLOOR), None)
     if floor is not None:
         figure.add_vline(x=floor, line={"color": _GREY, "width": 1.5, "dash": "dash"})
-    return figure if shown else go.Figure()
+    return figure
+
+
+def _operations(rows: Sequence[Row]) -> go.Figure:
+    shown = [row for row in rows if row.get("operations")]
+    parts = {
+        label: (tint, [row["operations"][label] / 1e9 for row in shown])
+        for label, tint in _PHASES.values()
+        if label != "optimizer"
+    }
+    return _stacked("GFLOP", shown, parts)
+
+
+def _stacked(
+    unit: str,
+    rows: Sequence[Row],
+    parts: Mapping[str, tuple[str, Sequence[float]]],
+    more: str = "",
+    customdata: Sequence[Any] | None = None,
+) -> go.Figure:
+    """One bar per method, of parts with a colour and a value for each; nothing where no method has them."""
+    figure = _bars(unit, rows)
+    for label, (tint, values) in parts.items() if rows else ():
+        figure.add_bar(
+            y=[row["method"] for row in rows],
+            x=values,
+            name=label,
+            orientation="h",
+            marker={"color": tint},
+            customdata=customdata,
+            hovertemplate=f"%{{y}}: {label} %{{x:,.1f}} {unit}{more}<extra></extra>",
+        )
+    return figure
 
 
 def _bars(title: str, rows: Sequence[Row]) -> go.Figure:
@@ -240,21 +257,6 @@ def _longest(rows: Sequence[Row]) -> go.Figure:
             text=[f"{row['max_tokens']:,}" for row in shown],
             hovertemplate="%{y}: %{x:,} tokens<extra></extra>",
             showlegend=False,
-        )
-    return figure if shown else go.Figure()
-
-
-def _operations(rows: Sequence[Row]) -> go.Figure:
-    shown = [row for row in rows if row.get("operations")]
-    figure = _bars("GFLOP", shown)
-    for key, tint in (("forward", "#3a75f0"), ("backward", "#ee7a33")):
-        figure.add_bar(
-            y=[row["method"] for row in shown],
-            x=[row["operations"][key] / 1e9 for row in shown],
-            name=key,
-            orientation="h",
-            marker={"color": tint},
-            hovertemplate=f"%{{y}}: {key} %{{x:,.1f}} GFLOP<extra></extra>",
         )
     return figure if shown else go.Figure()
 

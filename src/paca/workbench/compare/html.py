@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from paca.workbench.base import yaml
 from paca.workbench.compare.columns import COLUMNS, cell, shown_columns
 from paca.workbench.compare.figures import charts, colours
-from paca.workbench.compare.markdown import document, how, notes, spelled
+from paca.workbench.compare.markdown import document, how, notes, source_name
 from paca.workbench.methods.catalogue import FLOOR
 
 _CARDS = {
@@ -41,7 +41,7 @@ def page(results: Mapping[str, Any]) -> str:
     pages.policies["json.dumps_kwargs"] = {"allow_nan": False}
     return pages.get_template("page.html").render(
         results=results,
-        heading=f"{results['recipe']['model']['name']} on {spelled(results['recipe']['data']['train'])}",
+        heading=f"{results['recipe']['model']['name']} on {source_name(results['recipe']['data']['train'])}",
         facts=_facts(results),
         cards=_cards(results),
         columns=shown_columns(results),

@@ -18,7 +18,7 @@ def document(results: Mapping[str, Any]) -> str:
     """
     recipe = results["recipe"]
     parts = [
-        f"# {recipe['model']['name']} on {spelled(recipe['data']['train'])}",
+        f"# {recipe['model']['name']} on {source_name(recipe['data']['train'])}",
         summary_table(results),
         *filter(None, [notes(results)]),
         *_failures(results),
@@ -106,6 +106,6 @@ def how(results: Mapping[str, Any]) -> str:
     )
 
 
-def spelled(source: Any) -> str:
+def source_name(source: Any) -> str:
     """Write what a recipe's `data.train` names."""
     return source if isinstance(source, str) else ", ".join(source)

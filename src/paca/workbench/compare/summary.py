@@ -6,27 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from paca.workbench.compare.columns import COLUMNS
 from paca.workbench.compare.units import FLOOR_AGAIN, LONGEST, OPERATIONS, PROFILE, RUN, SWEEP, THROUGHPUT, TIMING
 from paca.workbench.methods.catalogue import FLOOR
 
 Row = dict[str, Any]
-LOWEST, HIGHEST = "lowest", "highest"
-# Which value of a column is the best one; the floor, which learns nothing, takes no part.
-BEST = {
-    "loss": LOWEST,
-    "accuracy": HIGHEST,
-    "forgotten": LOWEST,
-    "step_ms": LOWEST,
-    "to_floor": LOWEST,
-    "tokens_per_second": HIGHEST,
-    "kept_bytes": LOWEST,
-    "peak_bytes": LOWEST,
-    "file_bytes": LOWEST,
-    "merge_ms": LOWEST,
-    "latency_ms": LOWEST,
-    "merged_latency_ms": LOWEST,
-    "max_tokens": HIGHEST,
-}
 
 
 def summarize(units: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -148,11 +132,12 @@ def best(rows: Iterable[Row]) -> dict[str, list[str]]:
         Names by column, where at least two methods have a value.
     """
     found = {}
-    for column, wanted in BEST.items():
-        values = {row["method"]: row[column] for row in rows if row["method"] != FLOOR and _is_number(row.get(column))}
-        if len(values) > 1:
-            extreme = min(values.values()) if wanted == LOWEST else max(values.values())
-            found[column] = [label for label, value in values.items() if value == extreme]
+    learning = [row for row in rows if row["method"] != FLOOR]  # the floor takes no part
+    for column in COLUMNS:
+        values = {row["method"]: row[column.key] for row in learning if _is_number(row.get(column.key))}
+        if column.best is not None and len(values) > 1:
+            extreme = column.best(values.values())
+            found[column.key] = [label for label, value in values.items() if value == extreme]
     return found
 
 

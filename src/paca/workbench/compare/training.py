@@ -3,15 +3,16 @@
 import math
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from paca.workbench.compare.losses import measure
 from paca.workbench.compare.merging import after_training
 from paca.workbench.compare.units import Unit, Watch
 from paca.workbench.compare.workload import Workload
+from paca.workbench.training.held_out import evaluate
 from paca.workbench.training.report import count_parameters, loss_points
 from paca.workbench.training.stages import train
 
@@ -50,8 +51,8 @@ class CurveRecorder(StepCounter):
 
     def record(self, step: int) -> None:
         """Add a point to the curve."""
-        found = measure(self.trainer, self.trainer.eval_dataset)
-        self.curve.append({"step": step, "seconds": self.seconds, **found.as_dict()})
+        found = evaluate(self.trainer, accuracy=True)
+        self.curve.append({"step": step, "seconds": self.seconds, **asdict(found)})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Find out at which steps to measure, and measure before the first."""
@@ -90,7 +91,7 @@ def try_rate(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     trainer = workload.trainer(unit.entry, unit.values["seed"], changes, kept)
     trainer.add_callback(StepCounter(watch))
     train(trainer, unit.values["seed"], None)
-    loss = measure(trainer, slice_).loss
+    loss = evaluate(trainer, slice_).loss
     return {"loss": loss if math.isfinite(loss) else None}
 
 
@@ -109,13 +110,13 @@ def full_run(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     rate = {} if unit.values["rate"] is None else {"learning_rate": unit.values["rate"]}
     trainer = workload.trainer(entry, seed, rate)
     recorder = CurveRecorder(trainer, unit.values["points"], watch)
-    unrelated = {"before": measure(trainer, workload.unrelated).loss}
+    unrelated = {"before": evaluate(trainer, workload.unrelated).loss}
     if entry.chosen.method.trains:
         trainer.add_callback(recorder)
         train(trainer, seed, None)
     else:
         recorder.record(0)
-    unrelated["after"] = measure(trainer, workload.unrelated).loss
+    unrelated["after"] = evaluate(trainer, workload.unrelated).loss
     parameters = count_parameters(trainer.model)
     watch(1, 1, "merging")
     return {

@@ -10,8 +10,8 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.profiling.steps import TrainingStep
-from paca.workbench.compare.losses import unrelated_text
 from paca.workbench.compare.units import Entry
+from paca.workbench.compare.unrelated import unrelated_text
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import TrainingData, hold_out, prepare_data, read_data, spread
 from paca.workbench.methods.catalogue import Method

@@ -56,7 +56,7 @@ def encode_conversation(tokenizer: Any, messages: Messages, template: str | None
         PacaError: If the assistant's turns cannot be told from the rest.
     """
     if template is not None:
-        encoded = _template_applied(
+        encoded = apply_template(
             tokenizer, messages, chat_template=template, return_dict=True, return_assistant_tokens_mask=True
         )
         return _labelled(encoded["input_ids"], map(bool, encoded["assistant_masks"]))
@@ -120,10 +120,11 @@ def assistant_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple
 
 
 def _render(tokenizer: Any, messages: Messages, add_generation_prompt: bool = False) -> str:
-    return _template_applied(tokenizer, messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    return apply_template(tokenizer, messages, tokenize=False, add_generation_prompt=add_generation_prompt)
 
 
-def _template_applied(tokenizer: Any, messages: Messages, **options: Any) -> Any:
+def apply_template(tokenizer: Any, messages: Messages, **options: Any) -> Any:
+    """Call `apply_chat_template`, and have the error of a template that refuses the turns say so."""
     from jinja2 import TemplateError
 
     try:

@@ -9,7 +9,7 @@ from paca.errors import PacaError
 from paca.workbench.data.documents import Place, joined, read_sources
 from paca.workbench.evaluation import mmlu, task_files
 from paca.workbench.evaluation.evaluated_model import EvaluatedModel, file_digest, slug
-from paca.workbench.evaluation.harness import Scoring, index_tasks, score
+from paca.workbench.evaluation.harness import index_tasks, score
 from paca.workbench.evaluation.journal import Journal
 from paca.workbench.evaluation.mt_bench.answers import answer_all
 from paca.workbench.evaluation.mt_bench.judge import cases, judge_all, scores
@@ -72,26 +72,21 @@ def _others(names: list[str], request: Request) -> Any:
     return index_tasks(names, request.include)
 
 
-def _scoring(request: Request, shots: int | None) -> Scoring:
-    return Scoring(shots, request.limit, request.batch_size, request.apply_chat_template)
-
-
 def _harness_task(name: str, manager: Any, request: Request) -> Evaluation:
-    scoring = _scoring(request, request.shots)
     settings = {
         "task": name,
         "task_files": task_files.digest(Path(request.include)) if request.include else None,
-        **_to_dict(scoring),
+        **_scoring(request, request.shots),
     }
 
     def measure(evaluated: EvaluatedModel, folder: Path) -> dict[str, Any]:
-        return score(evaluated, name, manager, scoring, folder)
+        return score(evaluated, name, manager, request, request.shots, folder)
 
     return Evaluation(name, slug(name), settings, measure, harness_table)
 
 
-def _to_dict(scoring: Scoring) -> dict[str, Any]:
-    return {"shots": scoring.shots, "limit": scoring.limit, "chat_template": scoring.chat_template}
+def _scoring(request: Request, shots: int | None) -> dict[str, Any]:
+    return {"shots": shots, "limit": request.limit, "chat_template": request.apply_chat_template}
 
 
 def _mmlu(request: Request) -> list[Evaluation]:
@@ -99,17 +94,16 @@ def _mmlu(request: Request) -> list[Evaluation]:
         return [_harness_task("mmlu", index_tasks(["mmlu"]), request)]
     place = request.mmlu_data
     subjects = mmlu.read_subjects(place)
-    scoring = _scoring(request, MMLU_SHOTS if request.shots is None else request.shots)
-    mmlu.check_subjects(subjects, scoring.shots or 0, place)
+    shots = MMLU_SHOTS if request.shots is None else request.shots
+    mmlu.check_subjects(subjects, shots, place)
 
     def measure(evaluated: EvaluatedModel, folder: Path) -> dict[str, Any]:
         mmlu.write_task_files(folder / TASK_FILES, place, subjects)
         manager = index_tasks(["mmlu"], str(folder / TASK_FILES))
-        return score(evaluated, "mmlu", manager, scoring, folder)
+        return score(evaluated, "mmlu", manager, request, shots, folder)
 
-    return [
-        Evaluation("mmlu", "mmlu", {"questions": mmlu.digest(subjects), **_to_dict(scoring)}, measure, harness_table)
-    ]
+    settings = {"questions": mmlu.digest(subjects), **_scoring(request, shots)}
+    return [Evaluation("mmlu", "mmlu", settings, measure, harness_table)]
 
 
 def _perplexity(request: Request) -> list[Evaluation]:

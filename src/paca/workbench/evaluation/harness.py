@@ -3,7 +3,6 @@
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,9 @@ from paca.errors import PacaError
 from paca.workbench.base.messages import one_line, suggestion
 from paca.workbench.evaluation.evaluated_model import EvaluatedModel
 from paca.workbench.evaluation.journal import Journal
+from paca.workbench.evaluation.request import Request
 
 ANSWERS = "answers.jsonl"
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """How tasks are scored.
-
-    Args:
-        shots: Examples in the prompt; the task's own number when omitted.
-        limit: At most so many questions per task.
-        batch_size: Requests per forward pass.
-        chat_template: Write prompts as conversations.
-    """
-
-    shots: int | None = None
-    limit: int | None = None
-    batch_size: int = 1
-    chat_template: bool = False
 
 
 def index_tasks(names: list[str], folder: str | None = None) -> Any:
@@ -63,14 +46,17 @@ def index_tasks(names: list[str], folder: str | None = None) -> Any:
     return manager
 
 
-def score(evaluated: EvaluatedModel, name: str, manager: Any, scoring: Scoring, folder: Path) -> dict[str, Any]:
+def score(
+    evaluated: EvaluatedModel, name: str, manager: Any, request: Request, shots: int | None, folder: Path
+) -> dict[str, Any]:
     """Score a model on a task or a group of tasks.
 
     Args:
         evaluated: The model.
         name: The task or group.
         manager: Knows it.
-        scoring: How.
+        request: How many questions, in which form, how many at a time.
+        shots: Examples in the prompt; the task's own number when omitted.
         folder: Where answers are kept as they come.
 
     Returns:
@@ -88,15 +74,15 @@ def score(evaluated: EvaluatedModel, name: str, manager: Any, scoring: Scoring, 
             Journal(folder / ANSWERS),
             pretrained=evaluated.model,
             tokenizer=evaluated.tokenizer,
-            batch_size=scoring.batch_size,
+            batch_size=request.batch_size,
         )
         found = lm_eval.simple_evaluate(
             model=model,
             tasks=[name],
-            num_fewshot=scoring.shots,
-            limit=scoring.limit,
+            num_fewshot=shots,
+            limit=request.limit,
             task_manager=manager,
-            apply_chat_template=scoring.chat_template,
+            apply_chat_template=request.apply_chat_template,
             log_samples=False,
         )
     groups = found.get("groups", {})

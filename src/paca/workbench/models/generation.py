@@ -6,6 +6,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base.options import option
+from paca.workbench.data.conversations import apply_template
 from paca.workbench.data.loss_facts import eos_token_ids
 
 Write = Callable[[str], None]
@@ -63,14 +64,7 @@ def encode_prompt(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
     Raises:
         PacaError: If the template refuses the turns, as some refuse a system message.
     """
-    import jinja2
-
-    try:
-        return tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
-    except jinja2.TemplateError as error:
-        raise PacaError(f"The chat template of {tokenizer.name_or_path!r} refuses these messages: {error}") from error
+    return apply_template(tokenizer, messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
 
 def generate(model: Any, tokenizer: Any, inputs: Any, sampling: Sampling, write: Write = lambda _: None) -> str:

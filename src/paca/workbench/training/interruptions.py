@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from paca.errors import PacaError
 from paca.workbench.base.messages import one_line
 from paca.workbench.base.processes import summed, world_size
-from paca.workbench.training.checkpoints import checkpoint_folders, is_complete
+from paca.workbench.training.checkpoints import last_complete
 
 _WRITE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO,
@@ -54,20 +54,6 @@ class StopOnTerm(TrainerCallback):
         self.asked = True
 
 
-def last_whole(folder: Path) -> str | None:
-    """Name the newest checkpoint that a run can go on from; nothing is deleted.
-
-    Args:
-        folder: The run's output folder.
-
-    Returns:
-        For instance `checkpoint-20`, or None.
-    """
-    if not folder.is_dir():
-        return None
-    return next((path.name for path in reversed(checkpoint_folders(folder)) if is_complete(path)), None)
-
-
 @contextlib.contextmanager
 def failed_writes_explained(folder: Path) -> Iterator[None]:
     """Turn what a full disk or a missing permission raises into a message about the run.
@@ -101,7 +87,7 @@ def _explained(folder: Path, error: Exception) -> str:
     what = f"The run could not write to {str(folder)!r}: {one_line(error)}."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{what} Name a folder that you may write to with --output DIR."
-    last = last_whole(folder)
+    last = last_complete(folder, discard_later=False)
     if last is None:
         return f"{what} No checkpoint was written yet: make room, and add --resume or --overwrite."
-    return f"{what} Its last checkpoint, {last}, is whole: make room, and add --resume to go on from there."
+    return f"{what} Its last checkpoint, {last.name}, is whole: make room, and add --resume to go on from there."

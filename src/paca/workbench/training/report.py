@@ -8,6 +8,7 @@ from typing import Any
 
 from paca.profiling.environment import versions as installed_versions
 from paca.workbench.base.files import write_file
+from paca.workbench.base.pictures import draw_losses
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.held_out import HeldOut
 from paca.workbench.training.run_folder import ADAPTER
@@ -101,22 +102,13 @@ def draw_loss_curve(path: Path, metrics: Mapping[str, Any]) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    curve = metrics["loss_curve"]
-    if curve:
-        axes.plot(*zip(*curve, strict=True), label="training, mean since the last point")
     before, after = metrics["before"], metrics["after"]
-    on_the_way = [tuple(point) for point in metrics["eval_curve"]]
-    held_out = [(0, before["loss"]), *on_the_way, (metrics["steps"], after["loss"])]
-    label = (
-        f"held out: perplexity {before['perplexity']:.1f} → {after['perplexity']:.1f} ({before['tokens']:,} tokens)"
+    draw_losses(
+        figure.subplots(),
+        metrics,
+        "token",
+        f"held out: perplexity {before['perplexity']:.1f} → {after['perplexity']:.1f} ({before['tokens']:,} tokens)",
     )
-    axes.plot(*zip(*held_out, strict=True), "o--", label=label)
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats per token)")
-    axes.set_title(f"{metrics['recipe']['method']['name']} on {metrics['recipe']['model']['name']}")
-    axes.grid(alpha=0.3)
-    axes.legend()
     write_file(path, lambda temporary: figure.savefig(temporary, dpi=150))
 
 

