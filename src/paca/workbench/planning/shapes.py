@@ -31,30 +31,15 @@ class Shape:
     targets: str = ALL_LINEAR
 
 
-def _llama(
-    name: str,
-    description: str,
-    hub: tuple[str, ...],
-    *,
-    hidden: int,
-    middle: int,
-    layers: int,
-    heads: tuple[int, int],
-    vocabulary: int,
-    positions: int,
-    tied: bool = False,
-) -> Shape:
-    fields = {
-        "hidden_size": hidden,
-        "intermediate_size": middle,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads[0],
-        "num_key_value_heads": heads[1],
-        "vocab_size": vocabulary,
-        "max_position_embeddings": positions,
-        "tie_word_embeddings": tied,
-    }
-    return Shape(name, description, "llama", tuple(fields.items()), hub)
+# Columns of the sizes below.
+_LLAMA = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "vocab_size", "max_position_embeddings", "tie_word_embeddings",
+)  # fmt: skip
+
+
+def _llama(name: str, description: str, sizes: tuple[int, ...], *hub: str) -> Shape:
+    return Shape(name, description, "llama", tuple(zip(_LLAMA, sizes, strict=True)), hub)
 
 
 SHAPES: dict[str, Shape] = {
@@ -63,58 +48,39 @@ SHAPES: dict[str, Shape] = {
         _llama(
             "llama2-7b",
             "Meta's Llama 2, 7B",
-            ("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-chat-hf"),
-            hidden=4096,
-            middle=11008,
-            layers=32,
-            heads=(32, 32),
-            vocabulary=32000,
-            positions=4096,
+            (4096, 11008, 32, 32, 32, 32000, 4096, False),
+            "meta-llama/Llama-2-7b-hf",
+            "meta-llama/Llama-2-7b-chat-hf",
         ),
         _llama(
             "llama2-13b",
             "Meta's Llama 2, 13B",
-            ("meta-llama/Llama-2-13b-hf", "meta-llama/Llama-2-13b-chat-hf"),
-            hidden=5120,
-            middle=13824,
-            layers=40,
-            heads=(40, 40),
-            vocabulary=32000,
-            positions=4096,
+            (5120, 13824, 40, 40, 40, 32000, 4096, False),
+            "meta-llama/Llama-2-13b-hf",
+            "meta-llama/Llama-2-13b-chat-hf",
         ),
         _llama(
             "llama3-8b",
             "Meta's Llama 3, 8B",
-            ("meta-llama/Meta-Llama-3-8B", "meta-llama/Meta-Llama-3-8B-Instruct"),
-            hidden=4096,
-            middle=14336,
-            layers=32,
-            heads=(32, 8),
-            vocabulary=128256,
-            positions=8192,
+            (4096, 14336, 32, 32, 8, 128256, 8192, False),
+            "meta-llama/Meta-Llama-3-8B",
+            "meta-llama/Meta-Llama-3-8B-Instruct",
         ),
         _llama(
             "llama3.1-70b",
             "Meta's Llama 3.1, 70B",
-            ("meta-llama/Llama-3.1-70B", "meta-llama/Meta-Llama-3.1-70B", "meta-llama/Llama-3.1-70B-Instruct"),
-            hidden=8192,
-            middle=28672,
-            layers=80,
-            heads=(64, 8),
-            vocabulary=128256,
-            positions=131072,
+            (8192, 28672, 80, 64, 8, 128256, 131072, False),
+            "meta-llama/Llama-3.1-70B",
+            "meta-llama/Meta-Llama-3.1-70B",
+            "meta-llama/Llama-3.1-70B-Instruct",
         ),
         _llama(
             "smollm2-135m",
             "Hugging Face's SmolLM2, 135M",
-            ("HuggingFaceTB/SmolLM2-135M", "HuggingFaceTB/SmolLM2-135M-Instruct", "smollm2-135m-instruct"),
-            hidden=576,
-            middle=1536,
-            layers=30,
-            heads=(9, 3),
-            vocabulary=49152,
-            positions=8192,
-            tied=True,
+            (576, 1536, 30, 9, 3, 49152, 8192, True),
+            "HuggingFaceTB/SmolLM2-135M",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+            "smollm2-135m-instruct",
         ),
         Shape(
             "vit-b-16",

@@ -143,8 +143,10 @@ def _trained(model: nn.Module) -> list[Tensor]:
 def _adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    from paca.tuner.layers.find import PEFT_PREFIX
+
     return {
-        name.removeprefix("base_model.model."): module
+        name.removeprefix(PEFT_PREFIX): module
         for name, module in model.named_modules()
         if isinstance(module, BaseTunerLayer) and _trained(module)
     }
