@@ -89,7 +89,7 @@ CASES = {
     "adapter: header too long": (put(f"adapter/{WEIGHTS}", b"\xff" * 64), EXPORT, "safetensors"),
     "adapter: weights are a pickle": (as_pickle, EXPORT, "safetensors"),
     "adapter: only a pickle": (bin_only, CHAT, "is a pickle, which can run code"),
-    "export: into a file": (put("out", "mine"), EXPORT, "is a file; name a folder"),
+    "export: into a file": (put("out", "mine"), EXPORT, "is not a folder; name one"),
     "export: into somebody's folder": (put("out/mine.txt", "mine"), EXPORT, "holds files that no export wrote"),
     "export: shard size": (put("x", ""), [*EXPORT[:3], "merged", *EXPORT[4:], "--max-shard-size", "big"], "big"),
     "export: dtype": (put("x", ""), [*EXPORT, "--dtype", "float99"], "float99"),

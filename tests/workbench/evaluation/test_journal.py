@@ -58,7 +58,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path):
     for overwrite in (False, True):
         with pytest.raises(PacaError, match=r"holds files that no evaluation wrote \(mine.txt"):
             open_work(tmp_path, {}, overwrite)
-    with pytest.raises(PacaError, match="is a file; name a folder"):
+    with pytest.raises(PacaError, match="is not a folder; name one"):
         open_work(tmp_path / "mine.txt", {})
 
 

@@ -70,5 +70,5 @@ def test_a_folder_with_other_files_is_never_touched(tmp_path, recipe, flags):
 
 def test_a_file_is_no_folder(tmp_path, recipe):
     (tmp_path / "a").touch()
-    with pytest.raises(PacaError, match="is no folder; name one with --output DIR"):
+    with pytest.raises(PacaError, match="is not a folder; name one with --output DIR"):
         open_run(tmp_path / "a", recipe)

@@ -91,8 +91,8 @@ def is_ours(folder: Path, mark: str, writer: str) -> bool:
         raise PacaError(f"The output folder {shown(str(folder))} can't be made: {one_line(error)[:200]}") from error
     below = next((parent for parent in folder.parents if parent.exists() and not parent.is_dir()), None)
     if below is not None or (found is not None and not folder.is_dir()):
-        what = folder if below is None else below
-        raise PacaError(f"The output folder {str(folder)!r}: {str(what)!r} is no folder; name one with --output DIR.")
+        which = "" if below is None else f": {str(below)!r}"
+        raise PacaError(f"The output folder {str(folder)!r}{which} is not a folder; name one with --output DIR.")
     if not folder.exists() or (folder / mark).exists():
         return folder.exists()
     others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))

@@ -58,15 +58,10 @@ def fits(workload: Workload, unit: Unit, size: tuple[int, int], needed: dict[str
 
 
 def longest_sequence(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
-    """Find the longest sequence, one per step, with which training stays within the limit.
+    """Find the longest sequence, one per step, with which training stays within the unit's `limit`, in bytes.
 
-    Args:
-        workload: The recipe.
-        unit: With `limit`, bytes.
-        watch: Told what is being tried.
-
-    Returns:
-        `tokens`, 0 if not even the shortest fits; whether that is all the model has positions for; peaks by size.
+    The result has `tokens`, 0 if not even the shortest fits; whether these are all that the model has positions for;
+    and the peaks by size.
     """
     positions = getattr(workload.base(unit.entry.chosen.method).config, "max_position_embeddings", None) or 2**20
     needed: dict[str, int] = {}
@@ -83,13 +78,8 @@ def longest_sequence(workload: Workload, unit: Unit, watch: Watch) -> dict[str, 
 def throughput(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Double the batch until memory is full, and time steps at each size; last at the largest batch that fits.
 
-    Args:
-        workload: The recipe.
-        unit: With `limit`, bytes; `rounds`, timed steps at each size; `tokens` per sequence.
-        watch: Told what is being tried.
-
-    Returns:
-        For each batch that fits: `sequences`, `peak_bytes`, `step_ms`, `tokens_per_second`, `sequences_per_second`.
+    The unit has `limit`, bytes; `rounds`, timed steps at each size; and `tokens` per sequence. The result has, for
+    each batch that fits, `sequences`, `peak_bytes`, `step_ms`, `tokens_per_second` and `sequences_per_second`.
     """
     tokens, needed = unit.values["tokens"], dict[str, int]()
 

@@ -25,16 +25,7 @@ _LARGEST_RANK = 4096
 def profile(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Count the bytes of a training step, and what is trained.
 
-    Args:
-        workload: The recipe.
-        unit: With `limit`, bytes that a step may need, or None.
-        watch: Told how far it is.
-
-    Returns:
-        Kept and peak bytes, the peak by kind.
-
-    Raises:
-        OutOfMemoryError: If a step needs more than the limit.
+    The unit has `limit`, bytes that a step may need, or None; a step that needs more is an `OutOfMemoryError`.
     """
     step = workload.step(unit.entry)
     step.run()
@@ -58,16 +49,9 @@ def profile(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
 def time_steps(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Time the steps of several methods in turns, the floor twice.
 
-    Where not all fit into memory together, they are timed in groups, each beside the floor.
-
-    Args:
-        workload: The recipe.
-        unit: With all methods, the floor first, and `rounds`.
-        watch: Told how far it is.
-
-    Returns:
-        By method: milliseconds by phase, ratio to the floor of its own group, tokens per second, each step;
-        and what machine it was.
+    Where not all fit into memory together, they are timed in groups, each beside the floor. The unit has all methods,
+    the floor first, and `rounds`; the result, by method, milliseconds by phase, the ratio to the floor of its own
+    group, tokens per second and each step, and what machine it was.
     """
     floor, *others = unit.entries
     found: dict[str, Any] = {}
@@ -154,16 +138,7 @@ def _phases(times: list[StepTime]) -> dict[str, float]:
 
 
 def operations(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
-    """Count the floating-point operations of a step, and time its phases.
-
-    Args:
-        workload: The recipe.
-        unit: With `rounds`, steps to time.
-        watch: Told how far it is.
-
-    Returns:
-        Operations and milliseconds of forward and backward.
-    """
+    """Count the floating-point operations of a step, and time its phases; the unit has `rounds`, steps to time."""
     step = workload.step(unit.entry)
     step.run()
     with OperationCounter(lambda: "forward") as forward:
@@ -178,13 +153,7 @@ def operations(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
 def match_ranks(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Find for each method the rank at which it trains most nearly as many parameters as the first one does.
 
-    Args:
-        workload: The recipe.
-        unit: With the method that is the measure first; a method whose rank is given keeps it.
-        watch: Told how far it is.
-
-    Returns:
-        By method: `rank` and `trained`; a method that can't be built is left out, and fails when it is measured.
+    A method whose rank is given keeps it; one that can't be built is left out, and fails when it is measured.
     """
     reference, *others = unit.entries
     wanted = trained_parameters(workload, reference, reference.setting.rank)
@@ -208,16 +177,7 @@ def _has_rank(entry: Entry) -> bool:
 
 
 def trained_parameters(workload: Workload, entry: Entry, rank: int) -> int:
-    """Count what a method trains, on a model without memory.
-
-    Args:
-        workload: The recipe.
-        entry: The method.
-        rank: Of the adapter.
-
-    Returns:
-        Elements.
-    """
+    """Count the values that a method trains at a rank, on a model without memory."""
     from transformers import AutoModelForCausalLM
 
     configuration = workload.base(replace(entry.chosen.method, quantization=None)).config

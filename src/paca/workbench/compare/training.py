@@ -78,13 +78,7 @@ class CurveRecorder(StepCounter):
 def try_rate(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Train a few steps at one learning rate, and measure the loss on a slice of the training data that was left out.
 
-    Args:
-        workload: The recipe.
-        unit: With `seed`, `rate` and `steps`.
-        watch: Told how far the run is.
-
-    Returns:
-        `loss`; None where training diverged.
+    The unit has `seed`, `rate` and `steps`; the result `loss`, None where training diverged.
     """
     kept, slice_ = workload.tuning
     changes = {"learning_rate": unit.values["rate"], "max_steps": unit.values["steps"]}
@@ -96,15 +90,9 @@ def try_rate(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
 
 
 def full_run(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
-    """Train as the recipe says, and measure what came of it.
+    """Train as the recipe says, and measure what came of it: the curve, what was forgotten, sizes, merging.
 
-    Args:
-        workload: The recipe.
-        unit: With `seed`, `rate` and `points`.
-        watch: Told how far the run is.
-
-    Returns:
-        The curve, what was forgotten, sizes, merging.
+    The unit has `seed`, `rate` and `points`, the number of measurements on the way.
     """
     entry, seed = unit.entry, unit.values["seed"]
     rate = {} if unit.values["rate"] is None else {"learning_rate": unit.values["rate"]}

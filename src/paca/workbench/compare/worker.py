@@ -28,6 +28,7 @@ from paca.workbench.compare.units import (
 from paca.workbench.compare.workload import Workload
 from paca.workbench.recipe.recipe import Recipe
 
+# What measures a unit: on the recipe's workload, with the unit's values, telling how far it is.
 KINDS: dict[str, Callable[[Workload, Unit, Watch], dict[str, Any]]] = {
     RANKS: match_ranks,
     PROFILE: profile,

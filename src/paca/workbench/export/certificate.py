@@ -93,12 +93,7 @@ class Reference:
     digests: dict[str, str] = field(default_factory=dict)
 
     def note(self, name: str, tensor: Tensor) -> None:
-        """Remember a tensor's digest.
-
-        Args:
-            name: Its name in the model.
-            tensor: Its value.
-        """
+        """Remember the digest of a tensor by its name in the model."""
         self.digests[name] = digest(tensor)
 
 
@@ -131,14 +126,7 @@ def facts(model: Any, tokenizer: Any) -> Facts:
 
 
 def prompt_inputs(tokenizer: Any) -> list[Tensor]:
-    """Tokenize the stored prompts, and a conversation where there is a chat template.
-
-    Args:
-        tokenizer: The model's tokenizer.
-
-    Returns:
-        Token ids, each of shape `(1, tokens)`.
-    """
+    """Tokenize the stored prompts, and a conversation where there is a chat template; each of shape `(1, tokens)`."""
     texts = list(PROMPTS)
     if tokenizer.chat_template is not None:
         texts.append(tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True))
@@ -147,15 +135,7 @@ def prompt_inputs(tokenizer: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def prompt_logits(model: Any, inputs: list[Tensor]) -> list[Tensor]:
-    """Compute a model's logits.
-
-    Args:
-        model: Any causal language model.
-        inputs: Token ids, each of shape `(1, tokens)`.
-
-    Returns:
-        Logits, each of shape `(tokens, vocabulary)`, float32, on the CPU.
-    """
+    """Compute a model's logits for each prompt, shape `(tokens, vocabulary)`, in float32 on the CPU."""
     model.eval()
     return [model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu() for ids in inputs]
 
@@ -163,12 +143,7 @@ def prompt_logits(model: Any, inputs: list[Tensor]) -> list[Tensor]:
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
     """How far logits lie apart, relative to their spread: `‖L − L'‖ / ‖L − mean L‖`, the largest of all prompts.
 
-    Args:
-        found: One tensor per prompt.
-        expected: Likewise.
-
-    Returns:
-        0 where all are equal; infinity where shapes differ or a value is not finite.
+    Infinite where shapes differ or a value is not finite.
     """
     worst = 0.0
     for ours, theirs in zip(found, expected, strict=True):
@@ -180,14 +155,7 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def digest(tensor: Tensor) -> str:
-    """Digest a tensor's dtype, shape and bytes.
-
-    Args:
-        tensor: Any.
-
-    Returns:
-        Hexadecimal digits.
-    """
+    """Digest a tensor's dtype, shape and bytes."""
     plain = tensor.detach().cpu().contiguous()
     found = hashlib.blake2b(f"{plain.dtype}{tuple(plain.shape)}".encode(), digest_size=16)
     found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
@@ -195,15 +163,7 @@ def digest(tensor: Tensor) -> str:
 
 
 def refer(model: Any, tokenizer: Any) -> Reference:
-    """Note everything about an adapted model that an artefact will be compared with.
-
-    Args:
-        model: A `PeftModel` with its adapter active.
-        tokenizer: Its tokenizer.
-
-    Returns:
-        The notes.
-    """
+    """Note everything about an adapted model, its adapter active, that an artefact will be compared with."""
     inputs = prompt_inputs(tokenizer)
     logits = prompt_logits(model, inputs)
     with model.disable_adapter():
@@ -212,14 +172,7 @@ def refer(model: Any, tokenizer: Any) -> Reference:
 
 
 def computing_dtype(model: Any) -> torch.dtype:
-    """The coarsest precision that a model's layers compute in.
-
-    Args:
-        model: Any model, quantized ones included.
-
-    Returns:
-        A floating dtype.
-    """
+    """The coarsest precision that a model's layers compute in, quantized ones included."""
     found = [module.compute_dtype for module in model.modules() if getattr(module, "compute_dtype", None) is not None]
     found += [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
     coarse = [dtype for dtype in found if dtype in ROUNDINGS]
@@ -227,30 +180,14 @@ def computing_dtype(model: Any) -> torch.dtype:
 
 
 def logits_check(model: Any, reference: Reference) -> Check:
-    """Compare the logits of a reloaded model with the adapted one's.
-
-    Args:
-        model: The artefact, reloaded.
-        reference: The adapted model's.
-
-    Returns:
-        The check, with the difference relative to the logits' spread and the largest that rounding explains.
-    """
+    """Compare the logits of a reloaded model with the adapted one's, as far as rounding does not explain them."""
     found = difference(prompt_logits(model, reference.inputs), reference.logits)
     bound = ROUNDINGS[reference.dtype] * torch.finfo(reference.dtype).eps
     return Check("logits", found <= bound, found, bound)
 
 
 def facts_checks(found: Facts, expected: Facts) -> list[Check]:
-    """Compare two models' facts.
-
-    Args:
-        found: The artefact's.
-        expected: The adapted model's.
-
-    Returns:
-        One check per fact.
-    """
+    """Compare two models' facts, one check per fact."""
     ours, theirs = asdict(found), asdict(expected)
     return [Check(name, ours[name] == theirs[name], ours[name], theirs[name]) for name in theirs]
 

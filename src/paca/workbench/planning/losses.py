@@ -53,17 +53,7 @@ LOSSES: dict[str, Loss] = {
 
 
 def find_loss(name: str) -> Loss:
-    """Find a loss by name.
-
-    Args:
-        name: A name in `LOSSES`.
-
-    Returns:
-        It.
-
-    Raises:
-        PacaError: If there is none, or it needs a package that is missing.
-    """
+    """Find a loss by its name in `LOSSES`."""
     if name not in LOSSES:
         raise PacaError(f"There is no loss {name!r}{suggestion(name, LOSSES)}. Known: {', '.join(LOSSES)}.")
     return LOSSES[name]

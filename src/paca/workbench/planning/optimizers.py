@@ -58,17 +58,7 @@ ALIASES = {"adamw_8bit": "adamw_bnb_8bit"}  # Trainer's own
 
 
 def find_optimizer(name: str) -> Optimizer:
-    """Find an optimizer by name.
-
-    Args:
-        name: A name in `OPTIMIZERS` or `ALIASES`.
-
-    Returns:
-        It.
-
-    Raises:
-        PacaError: If it is not planned for.
-    """
+    """Find an optimizer by its name in `OPTIMIZERS` or `ALIASES`."""
     known = ALIASES.get(name, name)
     if known not in OPTIMIZERS:
         raise PacaError(

@@ -18,19 +18,8 @@ from paca.workbench.recipe.recipe import find_recipe, read_recipe, shipped_recip
 
 TEXT_METHODS = ("paca", "lora", "dora", "full")
 CONVOLUTION_METHODS = ("paca", "full")  # PEFT's LoRA refuses grouped convolutions at most ranks
-# Fields of a setting by what is typed for them.
-TYPED = {
-    "seq": "tokens",
-    "batch": "batch",
-    "pixels": "pixels",
-    "rank": "rank",
-    "autocast": "autocast",
-    "checkpointing": "checkpointing",
-    "optimizer": "optimizer",
-    "loss": "loss",
-    "attention": "attention",
-    "ranks": "ranks",
-}
+# Options that are fields of a setting.
+TYPED = ("batch", "pixels", "rank", "autocast", "checkpointing", "optimizer", "loss", "attention", "ranks")
 
 
 @dataclass(frozen=True)
@@ -64,15 +53,7 @@ class PlannedModel:
 
 
 def planned_model(name: str, trust_remote_code: bool = False) -> PlannedModel:
-    """Find what is planned for.
-
-    Args:
-        name: A recipe's file or the name of one that ships, or what `find_config` takes.
-        trust_remote_code: Run the code that a configuration may bring along.
-
-    Returns:
-        It.
-    """
+    """Find what is planned for: a recipe, by its file or the name of one that ships, or what `find_config` takes."""
     if name.endswith((".yaml", ".yml")) or name in shipped_recipes():
         recipe = read_recipe(find_recipe(name), output_dir="unused")
         config = find_config(recipe.model.name, trust_remote_code)
@@ -95,7 +76,8 @@ def settings_of(planned: PlannedModel, typed: Mapping[str, Any]) -> list[Trainin
     Returns:
         Settings, in the order of the methods.
     """
-    changes = {field: typed[name] for name, field in TYPED.items() if typed.get(name) is not None}
+    given = {**{name: typed.get(name) for name in TYPED}, "tokens": typed.get("seq")}
+    changes = {field: value for field, value in given.items() if value is not None}
     if typed.get("dtype"):
         changes["dtype"] = getattr(torch, typed["dtype"])
     setting = replace(planned.setting, **changes)
