@@ -12,13 +12,12 @@ from torch.utils.data import default_collate
 from paca.errors import PacaError
 from paca.workbench.base.files import write_folder, write_json
 from paca.workbench.base.processes import world_size
-from paca.workbench.base.progress import quiet_libraries, show_losses
+from paca.workbench.base.progress import show_losses
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import last_complete
 from paca.workbench.training.doctor.batch_size import follow_earlier_start
-from paca.workbench.training.memory_estimate import say_memory
 from paca.workbench.training.report import run_metrics
-from paca.workbench.training.run_folder import ADAPTER, BEFORE, CURVE, METRICS, MISTAKES, open_run, read_metrics
+from paca.workbench.training.run_folder import ADAPTER, BEFORE, CURVE, METRICS, MISTAKES
 from paca.workbench.training.stages import examined, measured_once, train
 from paca.workbench.training.step_meter import StepMeter
 from paca.workbench.vision.adapters import save_classes
@@ -28,14 +27,22 @@ from paca.workbench.vision.measure import Answers, answer
 from paca.workbench.vision.method import with_method
 from paca.workbench.vision.models import load_classifier, pixel_format
 from paca.workbench.vision.pixels import PixelDataset, PixelFormat, make_transform
+from paca.workbench.vision.report import closing_lines as closing_lines
 from paca.workbench.vision.report import describe_answers, draw_curves, draw_mistakes
 
 
-def finetune_images(
-    recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True
-) -> dict[str, Any]:
-    """As `finetune`, for a recipe whose task is image classification."""
-    folder = Path(recipe.output_dir)
+def prepare(recipe: Recipe) -> tuple[ImageData, Any]:
+    """Read a recipe's images, and make its `TrainingArguments`.
+
+    Args:
+        recipe: Names the images.
+
+    Returns:
+        Both.
+
+    Raises:
+        PacaError: If the data do not allow the run, or several processes would train.
+    """
     data = read_data(recipe.data, recipe.images)
     arguments = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
     if world_size() > 1:
@@ -43,27 +50,12 @@ def finetune_images(
             f"Image recipes are trained by one process; this launch has {world_size()}. Start it without torchrun or "
             "accelerate launch."
         )
-    if open_run(folder, recipe, resume, overwrite):
-        return read_metrics(folder)
-    with quiet_libraries():
-        if doctor:
-            say_memory(recipe)
-        return _run(recipe, data, arguments, folder, doctor)
+    return data, arguments
 
 
-def image_trainer(recipe: Recipe) -> tuple[Any, None]:
-    """Make the trainer of a recipe whose task is image classification, without a run.
-
-    Args:
-        recipe: Names model, method and data.
-
-    Returns:
-        A `Trainer` whose model bears the adapter; and None, where a task of text has the tokenized data.
-    """
-    data = read_data(recipe.data, recipe.images)
-    arguments = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
-    with quiet_libraries():
-        return _load(recipe, data, arguments)[0], None
+def load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, None]:
+    """Make a `Trainer` whose model bears the adapter; and None, where a task of text has the tokenized data."""
+    return _load(recipe, data, arguments)[0], None
 
 
 def _load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, PixelFormat]:
@@ -77,7 +69,8 @@ def _load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, PixelFo
     return make_trainer(recipe, arguments, model, data, pixels), pixels
 
 
-def _run(recipe: Recipe, data: ImageData, arguments: Any, folder: Path, doctor: bool) -> dict[str, Any]:
+def run(recipe: Recipe, data: ImageData, arguments: Any, folder: Path, doctor: bool) -> dict[str, Any]:
+    """Evaluate, train, evaluate again, and write the results into a folder that `open_run` has made ready."""
     classes = data.train.classes
     trainer, pixels = _load(recipe, data, arguments)
     follow_earlier_start(trainer, folder)

@@ -1,46 +1,24 @@
-"""Runs a recipe, whatever its task is: where each task's trainer, run and summary are."""
+"""Runs a recipe, whatever its task is."""
 
-import pkgutil
+import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paca.workbench.base.processes import on_main, world_size
+from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.tasks import IMAGES, TEXT
 from paca.workbench.training.interruptions import failed_writes_explained
+from paca.workbench.training.memory_estimate import say_memory
+from paca.workbench.training.run_folder import open_run, read_metrics
 
-
-@dataclass(frozen=True)
-class Task:
-    """Where the functions of one kind of fine-tuning are, as `module:function`.
-
-    They are looked up when they are called, because each brings the libraries of its task along.
-
-    Args:
-        run: Runs a recipe: `(recipe, resume, overwrite, doctor)` to what metrics.json holds.
-        trainer: Makes the `Trainer` of a recipe, its model adapted, without a run; and tells what text was encoded
-            to, None for images.
-        closing_lines: Sums a run up, from what metrics.json holds.
-    """
-
-    run: str
-    trainer: str
-    closing_lines: str
-
-
-TASKS = {
-    TEXT: Task(
-        run="paca.workbench.training.text:finetune_text",
-        trainer="paca.workbench.training.text:text_trainer",
-        closing_lines="paca.workbench.training.report:closing_lines",
-    ),
-    IMAGES: Task(
-        run="paca.workbench.training.images:finetune_images",
-        trainer="paca.workbench.training.images:image_trainer",
-        closing_lines="paca.workbench.vision.report:closing_lines",
-    ),
-}
+# The module of each task, named and not imported: it brings libraries along. In each are
+#   prepare(recipe)                                to the raw data, and arguments of the `Trainer`
+#   load(recipe, raw, arguments)                   to the `Trainer`, its model adapted, and text as tokens
+#   run(recipe, raw, arguments, folder, doctor)    to what metrics.json holds
+#   closing_lines(metrics)                         to the lines that sum a run up
+TASKS = {TEXT: "paca.workbench.training.text", IMAGES: "paca.workbench.training.images"}
 
 
 def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True) -> dict[str, Any]:
@@ -58,8 +36,15 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doct
     Raises:
         PacaError: If the data, the model or the output folder do not allow the run.
     """
-    with failed_writes_explained(Path(recipe.output_dir)):
-        metrics: dict[str, Any] = pkgutil.resolve_name(TASKS[recipe.task].run)(recipe, resume, overwrite, doctor)
+    task, folder = _task(recipe.task), Path(recipe.output_dir)
+    with failed_writes_explained(folder):
+        raw, arguments = task.prepare(recipe)  # first, so that a mistake in the data leaves no folder
+        if on_main(lambda: open_run(folder, recipe, resume, overwrite, world_size())):
+            return read_metrics(folder)
+        with quiet_libraries():
+            if doctor:
+                say_memory(recipe)
+            metrics: dict[str, Any] = task.run(recipe, raw, arguments, folder, doctor)
     return metrics
 
 
@@ -72,19 +57,18 @@ def trainer_of(recipe: Recipe) -> tuple[Any, Any]:
     Returns:
         A `Trainer` whose model bears the adapter; and what text was encoded to, None for images.
     """
-    trainer: tuple[Any, Any] = pkgutil.resolve_name(TASKS[recipe.task].trainer)(recipe)
-    return trainer
+    task = _task(recipe.task)
+    raw, arguments = task.prepare(recipe)
+    with quiet_libraries():
+        trainer, data = task.load(recipe, raw, arguments)
+    return trainer, data
 
 
 def closing_lines(task: str, metrics: Mapping[str, Any]) -> list[str]:
-    """Sum up a run.
-
-    Args:
-        task: The recipe's.
-        metrics: What metrics.json holds.
-
-    Returns:
-        Lines to print.
-    """
-    lines: list[str] = pkgutil.resolve_name(TASKS[task].closing_lines)(metrics)
+    """Sum up a run of a task in a few lines, from what metrics.json holds."""
+    lines: list[str] = _task(task).closing_lines(metrics)
     return lines
+
+
+def _task(name: str) -> Any:
+    return importlib.import_module(TASKS[name])

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paca.workbench.base.files import discard, write_folder, write_json
-from paca.workbench.base.processes import on_main, world_size
-from paca.workbench.base.progress import quiet_libraries, show_losses
+from paca.workbench.base.processes import on_main
+from paca.workbench.base.progress import show_losses
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import RawData, TrainingData, prepare_data, read_data
 from paca.workbench.methods.registry import method_config, refusals_explained
@@ -23,42 +23,22 @@ from paca.workbench.training.checkpoints import last_complete
 from paca.workbench.training.doctor.batch_size import follow_earlier_start
 from paca.workbench.training.engines import adapter_state, shards, use_engine
 from paca.workbench.training.held_out import evaluate
-from paca.workbench.training.memory_estimate import say_memory
+from paca.workbench.training.report import closing_lines as closing_lines
 from paca.workbench.training.report import describe_held_out, draw_loss_curve, run_metrics
-from paca.workbench.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS, open_run, read_metrics
+from paca.workbench.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS
 from paca.workbench.training.stages import examined, measured_first, train
 from paca.workbench.training.step_meter import StepMeter
 
 
-def finetune_text(
-    recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True
-) -> dict[str, Any]:
-    """As `finetune`, for a recipe whose task is text."""
-    folder = Path(recipe.output_dir)
-    raw = read_data(recipe.data)
-    arguments = training_arguments(recipe.all_training, recipe.output_dir, recipe.seed)
-    if on_main(lambda: open_run(folder, recipe, resume, overwrite, world_size())):
-        return read_metrics(folder)
-    with quiet_libraries():
-        if doctor:
-            say_memory(recipe)
-        return _run(recipe, raw, arguments, folder, doctor)
+def prepare(recipe: Recipe) -> tuple[RawData, Any]:
+    """Read a recipe's documents, and make its `SFTConfig`; a mistake in either shows before a model is loaded."""
+    return read_data(recipe.data), training_arguments(recipe.all_training, recipe.output_dir, recipe.seed)
 
 
-def text_trainer(recipe: Recipe) -> tuple[Any, TrainingData]:
-    """Make the trainer of a recipe whose task is text, without a run.
-
-    Args:
-        recipe: Names model, method and data.
-
-    Returns:
-        An `SFTTrainer` whose model bears the adapter, and the data that it was given.
-    """
-    raw = read_data(recipe.data)
-    arguments = training_arguments(recipe.all_training, recipe.output_dir, recipe.seed)
-    with quiet_libraries():
-        loaded = load_recipe(recipe, raw, arguments)
-        return make_trainer(recipe, arguments, *loaded), loaded.data
+def load(recipe: Recipe, raw: RawData, arguments: Any) -> tuple[Any, TrainingData]:
+    """Make an `SFTTrainer` whose model bears the adapter; and the data that it was given."""
+    loaded = load_recipe(recipe, raw, arguments)
+    return make_trainer(recipe, arguments, *loaded), loaded.data
 
 
 class Loaded(NamedTuple):
@@ -87,19 +67,19 @@ def load_recipe(recipe: Recipe, raw: RawData, arguments: Any) -> Loaded:
     return Loaded(model, tokenizer, data)
 
 
-def _run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path, doctor: bool) -> dict[str, Any]:
-    loaded = load_recipe(recipe, raw, arguments)
-    trainer = make_trainer(recipe, arguments, *loaded)
+def run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path, doctor: bool) -> dict[str, Any]:
+    """Evaluate, train, evaluate again, and write the results into a folder that `open_run` has made ready."""
+    trainer, data = load(recipe, raw, arguments)
     use_engine(trainer)
     follow_earlier_start(trainer, folder)
     if doctor and not shards(trainer):  # other ranks than 0 may hold no weights yet
-        examined(trainer, recipe, folder, loaded.data)
+        examined(trainer, recipe, folder, data)
     before = measured_first(trainer, folder / BEFORE, lambda: describe_held_out(evaluate(trainer)))
     meter = StepMeter()
     trainer.add_callback(meter)
     train(trainer, recipe.seed, on_main(lambda: for_engine(trainer, last_complete(folder), shards(trainer))))
-    metrics = _metrics(recipe, trainer, loaded.data, before(), meter)
-    chats = loaded.tokenizer if recipe.model.chat_template else None
+    metrics = _metrics(recipe, trainer, data, before(), meter)
+    chats = trainer.processing_class if recipe.model.chat_template else None
     adapter = adapter_state(trainer)
     on_main(lambda: _write(folder, trainer.model, adapter, metrics, chats))
     return metrics

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from paca.errors import PacaError
 
@@ -22,24 +23,7 @@ class Finding:
     text: str
 
 
-def fine(text: str) -> Finding:
-    """Make a finding that needs nothing done."""
-    return Finding(FINE, text)
-
-
-def note(text: str) -> Finding:
-    """Make a finding that is told before every run."""
-    return Finding(NOTE, text)
-
-
-def warning(text: str) -> Finding:
-    """Make a finding that the user should know of."""
-    return Finding(WARNING, text)
-
-
-def problem(text: str) -> Finding:
-    """Make a finding that makes the run pointless."""
-    return Finding(PROBLEM, text)
+fine, note, warning, problem = (partial(Finding, level) for level in (FINE, NOTE, WARNING, PROBLEM))
 
 
 def refuse_problems(findings: Iterable[Finding]) -> None:
