@@ -114,7 +114,7 @@ def test_dequantizing_holds_one_shard_at_a_time(run, tmp_path):
 @pytest.mark.parametrize("to", ["merged", "lora", "peft"])
 def test_what_answers_otherwise_is_not_left(run, capsys, monkeypatch, to):
     folder = run()
-    target = exporting.TARGETS[to]
+    target = exporting.FORMATS[to]
 
     def write_and_spoil(job, place):
         from safetensors.torch import load_file, save_file
@@ -127,7 +127,7 @@ def test_what_answers_otherwise_is_not_left(run, capsys, monkeypatch, to):
         save_file(tensors, file, metadata={"format": "pt"})
 
     spoiling = exporting.Target(to, "", write_and_spoil, target.check)
-    monkeypatch.setitem(exporting.TARGETS, to, spoiling)
+    monkeypatch.setitem(exporting.FORMATS, to, spoiling)
     assert main(["export", str(folder), "--to", to]) == 2
     assert "does not agree with the adapted model, so nothing was left:\n  - logits: " in capsys.readouterr().err
     assert not (folder / to).exists()
@@ -136,14 +136,14 @@ def test_what_answers_otherwise_is_not_left(run, capsys, monkeypatch, to):
 
 def test_lost_end_marks_and_vocabulary_are_found(run, capsys, monkeypatch):
     folder = run()
-    target = exporting.TARGETS["merged"]
+    target = exporting.FORMATS["merged"]
 
     def write_and_spoil(job, place):
         target.write(job, place)
         path = place / "generation_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 5}))
 
-    monkeypatch.setitem(exporting.TARGETS, "merged", exporting.Target("merged", "", write_and_spoil, target.check))
+    monkeypatch.setitem(exporting.FORMATS, "merged", exporting.Format(write_and_spoil, target.check))
     assert main(["export", str(folder), "--to", "merged"]) == 2
     assert "  - end_of_sequence: " in capsys.readouterr().err
 

@@ -6,7 +6,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from paca.errors import PacaError
 from paca.tuner.export.lora import write_lora
@@ -38,19 +38,9 @@ class Export:
     max_shard_size: int
 
 
-@dataclass(frozen=True)
-class Target:
-    """A format that an adapter can be written in.
+class Format(NamedTuple):
+    """A format that an adapter can be written in: what writes it into an empty folder, and what compares it then."""
 
-    Args:
-        name: What follows `--to`.
-        description: One line.
-        write: Writes the artefact into an empty folder.
-        check: Loads it from there and compares.
-    """
-
-    name: str
-    description: str
     write: Callable[[Export, Path], None]
     check: Callable[[Export, Path], list[Check]]
 
@@ -67,7 +57,7 @@ def export(
 
     Args:
         adapter: A run's output folder, or an adapter's.
-        to: A name in `TARGETS`.
+        to: A key of `FORMATS`.
         folder: Where it goes; beside the adapter, under the format's name, when omitted.
         dtype: The precision to hold the base model in; that of the run when omitted.
         max_shard_size: Of a merged model's files: `5GB`, `200MB`.
@@ -94,8 +84,8 @@ def export(
 
     def write(temporary: Path) -> None:
         try:
-            TARGETS[to].write(exported, temporary)
-            certificate.update(_certified(exported, TARGETS[to], source, temporary))
+            FORMATS[to].write(exported, temporary)
+            certificate.update(_certified(exported, to, source, temporary))
         except BaseException:
             discard(temporary)
             raise
@@ -116,16 +106,14 @@ def _shard_bytes(text: str) -> int:
         raise PacaError(f"--max-shard-size: {error}.") from error
 
 
-def _certified(exported: Export, target: Target, source: Source, folder: Path) -> dict[str, Any]:
-    checks = target.check(exported, folder)
+def _certified(exported: Export, to: str, source: Source, folder: Path) -> dict[str, Any]:
+    checks = FORMATS[to].check(exported, folder)
     failed = [check for check in checks if not check.passed]
     if failed:
         listed = "\n".join(f"  - {check.name}: {check.found}, expected {check.expected}" for check in failed)
-        raise PacaError(
-            f"The export as {target.name!r} does not agree with the adapted model, so nothing was left:\n{listed}"
-        )
+        raise PacaError(f"The export as {to!r} does not agree with the adapted model, so nothing was left:\n{listed}")
     certificate = {
-        "format": target.name,
+        "format": to,
         "adapter": str(source.adapter),
         "base_model": source.base,
         "dtype": str(exported.reference.dtype).removeprefix("torch."),
@@ -165,21 +153,8 @@ def _check_adapter(exported: Export, folder: Path) -> list[Check]:
     return [logits_check(model, exported.reference)]
 
 
-TARGETS = {
-    target.name: target
-    for target in (
-        Target("merged", "an ordinary model: sharded safetensors with its tokenizer", _write_merged, _check_merged),
-        Target(
-            "lora",
-            "the LoRA of rank r that it is, for vLLM and any LoRA server (linear layers only)",
-            lambda exported, folder: write_lora(exported.model, folder),
-            _check_adapter,
-        ),
-        Target(
-            "peft",
-            "PEFT 0.22's own PaCA format (nn.Linear only, one rank)",
-            lambda exported, folder: write_peft(exported.model, folder),
-            _check_adapter,
-        ),
-    )
+FORMATS = {
+    "merged": Format(_write_merged, _check_merged),
+    "lora": Format(lambda exported, folder: write_lora(exported.model, folder), _check_adapter),
+    "peft": Format(lambda exported, folder: write_peft(exported.model, folder), _check_adapter),
 }
