@@ -116,17 +116,17 @@ def test_what_answers_otherwise_is_not_left(run, capsys, monkeypatch, to):
     folder = run()
     target = exporting.FORMATS[to]
 
-    def write_and_spoil(job, place):
+    def write_and_spoil(exported, place):
         from safetensors.torch import load_file, save_file
 
-        target.write(job, place)
+        target.write(exported, place)
         (file,) = place.glob("*.safetensors")
         tensors = load_file(file)
         key = next(name for name in tensors if name.endswith(("down_proj.weight", "lora_B.weight", "paca_delta")))
         tensors[key][0, 0] += 1.0
         save_file(tensors, file, metadata={"format": "pt"})
 
-    spoiling = exporting.Target(to, "", write_and_spoil, target.check)
+    spoiling = exporting.Format(write_and_spoil, target.check)
     monkeypatch.setitem(exporting.FORMATS, to, spoiling)
     assert main(["export", str(folder), "--to", to]) == 2
     assert "does not agree with the adapted model, so nothing was left:\n  - logits: " in capsys.readouterr().err
@@ -138,8 +138,8 @@ def test_lost_end_marks_and_vocabulary_are_found(run, capsys, monkeypatch):
     folder = run()
     target = exporting.FORMATS["merged"]
 
-    def write_and_spoil(job, place):
-        target.write(job, place)
+    def write_and_spoil(exported, place):
+        target.write(exported, place)
         path = place / "generation_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": 5}))
 
