@@ -10,6 +10,7 @@ from torch.func import functional_call
 from transformers import LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
+import paca.method.columns.resident
 from paca import PacaConfig, PacaError, PacaLayer
 
 KINDS = ("Linear", "Conv1D")
@@ -91,10 +92,14 @@ def trained(model):
 
 
 def assert_resident(model):
-    """The weights hold the columns: the fallback beside the base layer is right as well, but it is not the method."""
+    """The weights can hold the columns: the additive way is right as well, but it is not the method."""
     for name, layer in layers(model).items():
-        assert layer._weight_holds_columns(), name
-        assert layer.columns.shown is not None, name
+        assert layer.holds_columns(), name
+
+
+def in_products_only(monkeypatch):
+    """Have columns be in weights during a product only, as where a second module looks at the same memory."""
+    monkeypatch.setattr(paca.method.columns.resident, "has_twin", lambda weight: True)
 
 
 def assert_pretrained(plain, model):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from .tuner.config import PacaConfig
-    from .tuner.layers import PacaLayer, sync
+    from .tuner.layers import PacaLayer
     from .tuner.model import PacaModel
     from .tuner.reselect import ReselectCallback, reselect
     from .tuner.saving import full_adapter_state_dict
@@ -39,7 +39,6 @@ __all__ = [
     "register_selection",
     "reselect",
     "select_connections",
-    "sync",
 ]
 
 _HOMES = {
@@ -52,7 +51,6 @@ _HOMES = {
     "register_selection": "tuner.selection",
     "reselect": "tuner.reselect",
     "select_connections": "tuner.select_connections",
-    "sync": "tuner.layers",
 }
 
 

@@ -5,6 +5,7 @@ import types
 
 import pytest
 import torch
+from paca.method.columns.steps import is_copied
 from tests.distributed.launch import on_ranks
 from tests.distributed.tiny import (
     adam,
@@ -17,8 +18,6 @@ from tests.distributed.tiny import (
     updates,
 )
 from tests.toys import layers
-
-from paca.method.columns.steps import is_copied
 
 
 class FlatOptimizer:

@@ -161,7 +161,7 @@ def test_the_adapter_is_exact_on_the_unquantized_model(checkpoint, tmp_path, rec
     loaded = PeftModel.from_pretrained(ordinary, tmp_path)
     for name, layer in layers(loaded).items():
         indices = layer.paca_indices["default"]
-        shown = layer.columns.would_show(layer._terms(["default"])).t()
+        shown = layer.columns.would_be(layer.base_weight, layer.updates(["default"])).t()
         assert torch.equal(shown, layers(model)[name].adapted_matrix(torch.float32)[:, indices])
     assert not [warning for warning in recwarn if "other pretrained weights" in str(warning.message)]
 

@@ -39,7 +39,7 @@ def test_paca_before_peft():
         from peft import PacaConfig, PacaModel
         import peft.tuners
         print(PacaConfig is paca.PacaConfig, PacaModel is paca.PacaModel, peft.tuners.PacaConfig is PacaConfig)
-        print(PeftType("PACA") is PeftType.PACA, PeftType.PACA == "PACA", callable(paca.sync))
+        print(PeftType("PACA") is PeftType.PACA, PeftType.PACA == "PACA", callable(paca.reselect))
     """)
     assert out.split() == ["True"] * 6
 

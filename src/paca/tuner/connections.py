@@ -59,7 +59,7 @@ def read_columns(
     source = ColumnSource(config.column_source, prefix)
     for name, layer in quantized.items():
         indices = layer.paca_indices[adapter_name]
-        pretrained = layer.columns.pretrained_columns(indices).t()
+        pretrained = layer.pretrained_columns(indices).t()
         columns = source.read(name, indices, layer.in_features, pretrained)
         if not only_check:
             layer.set_columns(adapter_name, columns)

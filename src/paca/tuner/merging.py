@@ -30,17 +30,6 @@ def all_or_none(layers: Mapping[str, PacaLayer], adapter_names: list[str] | None
             )
 
 
-@contextmanager
-def unloading(layers: Collection[PacaLayer]) -> Iterator[None]:
-    """Take the layers out of their model in a `with` block: the base weights are left to whoever gets the model."""
-    for layer in layers:
-        if not layer.merged_adapters:
-            layer.columns.release()
-    yield
-    for layer in layers:
-        layer.columns.pin()  # a backward pass of before must not write into a weight that is no longer this layer's
-
-
 def merge_dequantized(layers: Collection[PacaLayer], dtype: torch.dtype, adapter_names: list[str] | None) -> None:
     """Merge adapters, those of quantized layers into dequantized weights, which nothing quantizes again."""
     for layer in layers:

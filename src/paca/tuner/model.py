@@ -8,9 +8,10 @@ say.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from threading import get_ident
 from types import MappingProxyType
 from typing import Any
 
@@ -24,14 +25,14 @@ from ..errors import PacaError
 from .config import PacaConfig, alpha_of, rank_of, whole_runs
 from .connections import read_columns, require_selected, share_gathers
 from .layers.attention import Attention
-from .layers.base import PacaLayer
+from .layers.base import PacaLayer, columns_in
 from .layers.bnb_cpu import apply_cpu_workarounds
 from .layers.experts import Experts, add_experts_adapter, targeted_parameters
 from .layers.find import adapter_layers, paca_layers, shared_places
 from .layers.kinds import layer_kind
 from .layers.quantized import QuantizedLinear, unpacked_sizes
 from .layers.unquantized import unquantize
-from .merging import all_or_none, merge_dequantized, unloading
+from .merging import all_or_none, merge_dequantized
 from .saving import is_fresh, load_own_entries, own_entries, split_own_entries
 from .select import is_plain_random, needs_data, select
 from .selection import layer_seed
@@ -75,8 +76,11 @@ class PacaModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put adapted layers in place of the targeted ones, or add an adapter to them."""
         config = self.peft_config[adapter_name]
+        twin = next((name for name, own in self.peft_config.items() if own is config and name != adapter_name), None)
         try:
             resolve_targets(model, config, kwargs.get("state_dict"))
+            if config.random_seed is None and not config._being_loaded:
+                config.random_seed = int(torch.randint(2**31, ()))  # another adapter of it gets the same connections
             self._places = shared_places(model)
             if len(self.peft_config) == 1:
                 named = model.named_parameters()
@@ -90,11 +94,14 @@ class PacaModel(BaseTuner):
         self._layers = tuple(paca_layers(model).values())
         layers = adapter_layers(model, adapter_name)
         try:
-            waits = not config._being_loaded and needs_data(config)
+            waits = twin in self.unselected if twin else not config._being_loaded and needs_data(config)
             if waits:
                 self.unselected = self.unselected | {adapter_name}
-            has_its_own = waits or config._being_loaded or is_plain_random(config)
-            self._set_connections(adapter_name, {} if has_its_own else select(config, layers, adapter_name))
+            if twin:
+                _take_connections(layers.values(), adapter_name, twin)
+            else:
+                has_its_own = waits or config._being_loaded or is_plain_random(config)
+                self._set_connections(adapter_name, {} if has_its_own else select(config, layers, adapter_name))
         except Exception:
             self._undo_injection(adapter_name)
             raise
@@ -199,22 +206,22 @@ class PacaModel(BaseTuner):
     # The model runs
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The base model's forward, all columns written before it."""
-        # Each layer would write its own, too; but between the layers' matrix products that work stalls the GEMM
-        # threads, and costs several times what it costs in one go.
-        if not torch.compiler.is_compiling():
-            for layer in self._layers:
-                layer.show_columns()
-        return super().forward(*args, **kwargs)
+        """The base model's forward, with the columns of all layers in their weights."""
+        with columns_in(self._layers):
+            return super().forward(*args, **kwargs)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        """Before each forward of a `PeftModel`; hands `adapter_names`, one per row of the batch, to every layer."""
+        """Around each forward and `generate` of a `PeftModel`: the columns are in the weights for all of it.
+
+        Hands `adapter_names`, one per row of the batch, to every layer.
+        """
         names = kwargs.get("adapter_names")
         if self.unselected and self.training and torch.is_grad_enabled():
             require_selected(self._layers, self.unselected.intersection(self.active_adapters), self.peft_config)
         if names is None:
-            yield
+            with columns_in(self._layers):
+                yield
             return
         if self.training:
             raise PacaError("Cannot pass `adapter_names` when the model is in training mode.")
@@ -229,10 +236,8 @@ class PacaModel(BaseTuner):
         beams = kwargs.get("num_beams")
         if isinstance(beams, int) and beams > 1:
             names = [name for name in names for _ in range(beams)]
-        handles = [
-            layer.register_forward_pre_hook(partial(_with_adapter_names, adapter_names=names), with_kwargs=True)
-            for layer in layers
-        ]
+        hand_out = partial(_with_adapter_names, adapter_names=names, thread=get_ident())
+        handles = [layer.register_forward_pre_hook(hand_out, with_kwargs=True) for layer in layers]
         try:
             yield
         finally:
@@ -250,7 +255,9 @@ class PacaModel(BaseTuner):
         self._places = shared_places(self.model)
         layers = paca_layers(self.model)
         options = kwargs.get("adapter_names"), kwargs.get("safe_merge", False)
-        with all_or_none(layers, *options) if merge else nullcontext(), unloading(layers.values()):
+        for layer in layers.values():
+            layer.give_back()
+        with all_or_none(layers, *options) if merge else nullcontext():
             return super()._unload_and_optionally_merge(merge=merge, **kwargs)
 
     @torch.no_grad()
@@ -301,6 +308,14 @@ class PacaModel(BaseTuner):
         return state_dict
 
 
+def _take_connections(layers: Iterable[PacaLayer], adapter_name: str, twin: str) -> None:
+    """Give an adapter the connections of another one of the same configuration, however these were chosen."""
+    for layer in layers:
+        layer.set_connections(adapter_name, layer.paca_indices[twin])
+        if isinstance(layer, QuantizedLinear) and twin in layer.paca_columns:
+            layer.set_columns(adapter_name, layer.paca_columns[twin])
+
+
 def _new_layer(target: nn.Module, adapter_name: str, quantization: dict[str, Any]) -> PacaLayer:
     kind = layer_kind(target)
     if kind is None:
@@ -325,5 +340,8 @@ def _add_adapter(layer: PacaLayer, name: str, adapter_name: str, config: PacaCon
     )
 
 
-def _with_adapter_names(layer: nn.Module, args: Any, kwargs: Any, adapter_names: list[str]) -> tuple[Any, Any]:
-    return args, {**kwargs, "adapter_names": adapter_names}
+def _with_adapter_names(
+    layer: nn.Module, args: Any, kwargs: Any, adapter_names: list[str], thread: int
+) -> tuple[Any, Any]:
+    """The names of a batch's adapters, for the thread whose batch it is: others run over the same layers."""
+    return args, {**kwargs, "adapter_names": adapter_names} if get_ident() == thread else kwargs

@@ -125,7 +125,6 @@ def load_own_entries(
     for name, layer in layers.items():
         layer.retired.pop(adapter_name, None)
         if name in retired:
-            layer.columns.take_out()
             layer.retired[adapter_name] = retired[name]
     config._saved_as = saved_settings(adapter_layers(model, adapter_name), adapter_name) if retired else {}
     _check_fingerprints(layers, adapter_name, state, own)
@@ -206,7 +205,7 @@ def _check_fingerprints(
             retired = layer.retired[adapter_name].indices
             indices = torch.cat([indices, retired.to(indices.device)]).sort().values
         tolerance = QUANTIZED if quantized is not None or isinstance(layer, QuantizedLinear) else ROUNDED
-        if not same_columns(saved, layer.columns.pretrained_columns(indices), tolerance):
+        if not same_columns(saved, layer.pretrained_columns(indices), tolerance):
             others.append(plain)
     if others:
         warnings.warn(

@@ -96,6 +96,6 @@ def _columns_of(name: str, layer: PacaLayer, selection: str) -> Callable[[], Ten
                 f"selection={selection!r} reads the weights, but that of {name} is on the meta device: load the base "
                 "model's weights before get_peft_model."
             )
-        return layer.columns.pretrained_columns(torch.arange(layer.in_features))
+        return layer.pretrained_columns(torch.arange(layer.in_features))
 
     return columns

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from tests.method.functional.loans import Held, updates
 from torch import nn
 
-from paca import PacaError
 from paca.method.functional.convolution import Geometry, partial_conv
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -50,7 +50,14 @@ def test_equals_full_fine_tuning(kind, options, dtype):
     x = x.requires_grad_()
     bias = layer.bias.detach().to(dtype).requires_grad_()
     delta = torch.zeros_like(by_connection(layer, layer.weight)[where], dtype=dtype).requires_grad_()
-    y = partial_conv(x, layer.weight.detach().to(dtype), bias, geometry, (indices,), (2.5,), (delta,))
+    y = partial_conv(
+        x,
+        bias,
+        Held(layer.weight.detach().to(dtype)),
+        layer.weight.shape,
+        geometry,
+        updates((indices,), (2.5,), (delta,)),
+    )
     y.backward(upstream.to(dtype))
     pairs = ((y, wanted), (x.grad, exact_x.grad), (bias.grad, layer.bias.grad))
     for got, right in (*pairs, (delta.grad, 2.5 * by_connection(layer, layer.weight.grad)[where])):
@@ -67,7 +74,7 @@ def test_gradcheck_of_channels_last_and_unbatched_inputs(options):
     def run(x, bias, delta):
         shown = weight.clone()
         by_connection(layer, shown)[where] += 0.5 * delta.detach()
-        return partial_conv(x, shown, bias, geometry, (indices,), (0.5,), (delta,))
+        return partial_conv(x, bias, Held(shown), shown.shape, geometry, updates((indices,), (0.5,), (delta,)))
 
     delta = torch.zeros_like(by_connection(layer, weight)[where]).requires_grad_()
     for rows in (x.to(memory_format=torch.channels_last), x[0]):
@@ -80,12 +87,8 @@ def test_only_the_selected_channels_are_kept(options):
     weight, kept = layer.weight.detach(), []
     delta = torch.zeros_like(by_connection(layer, weight)[where]).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        partial_conv(x.requires_grad_(), weight, None, geometry, (indices,), (1.0,), (delta,))
+        partial_conv(
+            x.requires_grad_(), None, Held(weight), weight.shape, geometry, updates((indices,), (1.0,), (delta,))
+        )
     groups = 2 if layer.groups == 2 else 1
-    assert [tuple(t.shape) for t in kept] == [tuple(weight.shape), (2, 2 * groups, 6, 6)]
-
-
-def test_a_weight_that_would_get_no_gradient_is_refused():
-    layer, x, geometry, indices, where = problem(nn.Conv2d, {})
-    with pytest.raises(PacaError, match=r"only its selected channels are trained\. Freeze it"):
-        partial_conv(x, layer.weight, None, geometry, (indices,), (1.0,), (layer.weight[where].detach(),))
+    assert [tuple(t.shape) for t in kept] == [(2, 2 * groups, 6, 6)]

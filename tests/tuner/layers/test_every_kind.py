@@ -6,11 +6,9 @@ import io
 import pytest
 import torch
 from peft import PeftModel
-from tests.toys import assert_resident, trained
+from tests.toys import assert_resident, in_products_only, trained
 from tests.tuner.layers.every import KINDS, adapted, config, full_weights, inputs, reference, weights_of
 from torch.utils.checkpoint import checkpoint
-
-import paca.method.columns.steps
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 8e-2}
 kinds = pytest.mark.parametrize("kind", KINDS)
@@ -173,10 +171,11 @@ def test_each_row_with_its_own_adapter(kind):
 
 
 @plain_kinds
-@pytest.mark.parametrize("written", ["before a forward", "at once"])
+@pytest.mark.parametrize("lent", ["for a call", "for a product"])
 @pytest.mark.parametrize("merged", [False, True])
-def test_copies_and_pickles_are_independent_and_complete(kind, merged, written, monkeypatch):
-    monkeypatch.setattr(paca.method.columns.steps, "_eager", written == "at once")
+def test_copies_and_pickles_are_independent_and_complete(kind, merged, lent, monkeypatch):
+    if lent == "for a product":
+        in_products_only(monkeypatch)
     _, model = adapted(kind)
     if kind == EXPERTS:
         model.get_base_model().call = None  # a function within the test's table cannot be pickled
@@ -243,9 +242,8 @@ def test_autocast(kind):
 
 
 @pytest.fixture
-def compiler(monkeypatch):
+def compiler():
     torch.compiler.reset()
-    monkeypatch.setattr(paca.method.columns.steps, "_eager", False)
     yield
     torch.compiler.reset()
 

@@ -31,7 +31,7 @@ def test_the_columns_are_the_unquantized_ones_and_the_name_stays(embedded, tmp_p
         indices = layer.paca_indices["default"]
         wanted = plain.get_submodule(name).weight[:, indices]
         assert torch.equal(layer.paca_columns["default"], wanted)
-        assert not torch.equal(layer.columns.pretrained_columns(indices).t(), wanted)  # the control: NF4 has rounded
+        assert not torch.equal(layer.pretrained_columns(indices).t(), wanted)  # the control: NF4 has rounded
     assert model.peft_config["default"].column_source == SMOLLM2
     model.save_pretrained(tmp_path)
     assert f'"column_source": "{SMOLLM2}"' in (tmp_path / "adapter_config.json").read_text()

@@ -1,421 +1,232 @@
-"""Resident columns: while an adapter is shown, the base weight itself holds its columns.
-
-    W[:, I] = W₀[:, I] + s·Δ
-
-So forward and backward are the frozen layer's own GEMMs. One `Columns` keeps one weight. Either the weight is the
-pretrained one, or it shows some adapters, and the pretrained values of exactly these columns are kept, to be copied
-back bit for bit. It writes only when what it shows has changed.
-
-Columns are kept and written with the connections first: those of a weight of shape `(out, in)` as `(r, out)`.
-"""
+"""How the columns of a weight in memory are read, written and lent."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from .steps import _KEEPERS
-
-
-class Term(NamedTuple):
-    """One adapter's share of a weight: `scaling · delta`, added to the connections `indices`."""
-
-    indices: Tensor  # (r,), int64, ascending
-    delta: Tensor  # the trained parameter itself, its connections where the weight has them: (out, r)
-    scaling: float
-    pretrained: Tensor | None = None  # other values of W₀[:, I] than the weight's, shaped as `delta`
-    gather: Callable[[Tensor, Tensor, torch.dtype], Tensor] | None = None  # of X[..., I], for several layers at once
-    retired: bool = False  # trained once, not any more: stays in the weight over the steps of the others
+from .layout import lay_out_connection_major, lay_out_row_major, writes_faster_connection_major
+from .lease import _LOCK, Lease, Loan, MomentaryLoan, Stay, clear, get_ident, make_pretrained, memory_of
+from .update import ColumnUpdate, adapted_columns, connection_union, connections_first, same_updates
 
 
-class Kept(NamedTuple):
-    """Pretrained values of some connections, connections first."""
+class Columns:
+    """The columns of one weight.
 
-    indices: Tensor  # (n,)
-    values: Tensor  # (n, …)
-
-
-class Shown(NamedTuple):
-    """What a weight showed at one moment: enough to tell whether it still does, and to show it again."""
-
-    terms: tuple[Term, ...]
-    key: tuple[Any, ...]
-
-
-PRETRAINED = Shown((), ())  # no adapter, the weight is the pretrained one
-
-
-def connections_first(tensor: Tensor, dim: int) -> Tensor:
-    """A view of a weight or an update with the dimension that counts connections in front."""
-    return tensor.t() if dim == 1 and tensor.dim() == 2 else tensor.movedim(dim, 0)
-
-
-def adapted_columns(pretrained: Tensor, indices: Tensor, terms: Sequence[Term], dim: int) -> Tensor:
-    """`W₀[:, I] + Σ sₖ·Δₖ`, summed in the widest dtype that takes part and rounded once.
+    Holds no values of its own between calls, but the memory for `W₀[:, I]`: what a weight was, nobody has to remember.
 
     Args:
-        pretrained: The pretrained values of the connections `indices`, connections first: shape `(n, …)`.
-        indices: Shape `(n,)`, ascending: the union of the terms' indices.
-        terms: The adapters to add.
-        dim: The dimension of their deltas that counts connections.
-
-    Returns:
-        Shape `(n, …)`, in the dtype of `pretrained`.
-    """
-    deltas = [connections_first(term.delta.detach().to(pretrained.device), dim) for term in terms]
-    if len(terms) == 1:  # the union is the term's own indices
-        return torch.add(pretrained, deltas[0], alpha=terms[0].scaling, out=torch.empty_like(pretrained))
-    dtype = pretrained.dtype
-    for delta in deltas:
-        dtype = torch.promote_types(dtype, delta.dtype)
-    total = pretrained.to(dtype, copy=True)
-    for term, delta in zip(terms, deltas, strict=True):
-        rows = torch.searchsorted(indices, term.indices)
-        total.index_add_(0, rows, delta.to(dtype), alpha=term.scaling)
-    return total.to(pretrained.dtype)
-
-
-def connection_union(terms: Sequence[Term]) -> Tensor:
-    """The connections that any of the terms touches, ascending, each once; shape `(n,)`."""
-    if len(terms) == 1:
-        return terms[0].indices
-    return torch.unique(torch.cat([term.indices for term in terms]))
-
-
-def writes_faster_connection_major(weight: Tensor) -> bool:
-    """Whether to keep a `(out, in)` weight with each connection in one contiguous run of memory while it is trained.
-
-    In a row-major weight every element of a column lies in a cache line of its own, and on the CPU writing the
-    columns after each step is bound by that traffic. Its float32 and float64 GEMMs take both layouts equally fast;
-    its bfloat16 ones do not (measured: ten times slower), and GPUs write scattered columns fast enough.
-    """
-    return (
-        type(weight) is nn.Parameter
-        and weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.float64)
-        and weight.dim() == 2
-        and weight.is_contiguous()
-        and not weight.is_shared()
-        and weight.untyped_storage().nbytes() == weight.numel() * weight.element_size()
-    )
-
-
-def _version(tensor: Tensor) -> int:
-    # An inference tensor has no version counter; it cannot be written outside of inference mode either.
-    return 0 if tensor.is_inference() else tensor._version
-
-
-class ColumnKeeper:
-    """What every way of keeping a weight's columns shares: telling whether what a forward pass saw still holds.
-
-    Args:
-        delta_dim: The dimension of the deltas that counts connections.
+        connection_dim: The weight's dimension that counts connections.
+        delta_dim: The dimension of the updates that does.
     """
 
-    eager = False  # whether columns are written as soon as something changes, as when `writes_eagerly()`
-
-    def __init__(self, delta_dim: int) -> None:
-        self.delta_dim = delta_dim
-        self.shown: Shown | None = None
-        self.kept: Any = None  # what brings the pretrained weight back
-        self.pinned = False  # merged: what is shown stays until it is taken out by name
-        self.stale = False  # shown are columns of before an optimizer step; nobody may use or see them
-        self._steps = 0  # optimizer steps that changed a delta shown here
-
-    def invalidate(self) -> None:
-        """Have the next `show` look anew, after a change that no version counter tells of."""
-        self._steps += 1
-        self.stale = self.shown is not None and not self.pinned
-
-    def pin(self) -> None:
-        """Merge what is shown: it stays until `take_out`, whatever optimizers do."""
-        self.pinned = True
-
-    def adopt(self, kept: Any, shown: Shown) -> None:
-        """Take over what was merged into this weight by another keeper, whose copy or conversion the weight is.
-
-        Args:
-            kept: What that one kept.
-            shown: What it showed.
-        """
-        self.kept, self.shown, self.pinned = kept, shown, True
-
-    def refresh(self) -> None:
-        """Write the shown columns again, whether or not anything seems to have changed."""
-        raise NotImplementedError
-
-    def take_out(self) -> None:
-        """Make the weight the pretrained one."""
-        raise NotImplementedError
-
-    def _key(self, terms: tuple[Term, ...]) -> tuple[Any, ...]:
-        return (self._steps, *((id(term.delta), _version(term.delta), term.scaling) for term in terms))
-
-    def is_current(self) -> bool:
-        """Whether nothing has changed, as far as version counters tell, since the shown columns were written."""
-        return self.shown is not None and self._key(self.shown.terms) == self.shown.key
-
-    def _require_unchanged(self, shown: Shown) -> None:
-        """Refuse to show again what cannot be shown any more."""
-        if self.pinned or self._key(shown.terms) != shown.key:
-            raise RuntimeError(
-                "The columns that this forward pass used were changed before its backward pass (an optimizer step, a "
-                "load or a merge in between), so its gradients can no longer be computed. Call backward() first."
-            )
-
-    def _watch(self, terms: tuple[Term, ...]) -> None:
-        """Be told of optimizer steps that change the terms' deltas."""
-        for term in terms:
-            if _KEEPERS.get(id(term.delta)) is not self:
-                _KEEPERS[id(term.delta)] = self
-
-
-def kept_tensors(model: nn.Module) -> list[Tensor]:
-    """What a model keeps beside parameters and buffers to bring its pretrained weights back; for counting bytes.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        The tensors that lie on the device of the weight that they belong to.
-    """
-    found = []
-    for module in model.modules():
-        keeper = getattr(module, "columns", None)
-        if isinstance(keeper, ColumnKeeper):
-            device = next(module.parameters()).device
-            leaves = tree_leaves([keeper.kept, getattr(keeper, "under", None)])
-            found += [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.device == device]
-    return found
-
-
-class Columns(ColumnKeeper):
-    """Keeps the columns of one weight: shows adapters in it, and puts the pretrained values back.
-
-    Args:
-        weight: The weight.
-        connection_dim: Its dimension that counts connections.
-        delta_dim: The dimension of the deltas that does.
-    """
-
-    def __init__(self, weight: Tensor, connection_dim: int, delta_dim: int) -> None:
-        super().__init__(delta_dim)
-        self._weight = weakref.ref(weight)  # an engine that puts shards in its place must be able to free it
+    def __init__(self, connection_dim: int, delta_dim: int) -> None:
         self.connection_dim = connection_dim
-        self.kept: Kept | None = None  # the pretrained values of the connections that are shown, or were last
-        self.under: Kept | None = None  # on the CPU, the pretrained values of retired connections
-        self._under_of: tuple[Term, ...] = ()  # the terms of these connections
-        self._laid = False  # whether the weight shows them
-        self._layout_chosen = False  # whether the memory layout for training was decided
-        self._relaid = False  # whether it differs from the weight's own
-        self._version = _version(weight)
-        self._handed_out: list[weakref.ref[Tensor]] = []
+        self.delta_dim = delta_dim
+        self.last: Stay | None = None  # the last grant
+        self.merged: tuple[ColumnUpdate, ...] = ()  # what is part of the weight for good, until it is restored
+        self.buffer: Tensor | None = None  # for the pretrained values that are written over
 
-    @property
-    def weight(self) -> Any:
-        """The weight, or None if nobody else has it any more."""
-        return self._weight()
+    def rows(self, weight: Any) -> Tensor:
+        """A weight's memory, connections first; autograd doesn't see what is written through it."""
+        return connections_first(torch.Tensor.detach(weight), self.connection_dim)
 
-    @property
-    def rows(self) -> Tensor:
-        """The weight's memory, connections first: what is written through it is not seen by autograd."""
-        return self.first(self.weight.data)
+    def parts(self, weight: Any, updates: tuple[ColumnUpdate, ...]) -> tuple[ColumnUpdate, ...]:
+        """The updates as this process's part of the weight needs them."""
+        return updates
 
-    def first(self, weight: Tensor) -> Tensor:
-        """A view of the weight, or of a tensor like it, with the connections in front.
+    def read(self, rows: Tensor, indices: Tensor, retired: bool = False) -> Tensor:
+        """Copies of some columns, connections first; those of retired connections are kept on the CPU.
 
         Args:
-            weight: Of the weight's shape.
+            rows: The weight's memory, connections first.
+            indices: Shape `(n,)`.
+            retired: Whether nobody trains these.
 
         Returns:
-            Shape `(connections, …)`.
+            Shape `(n, …)`.
         """
-        return connections_first(weight, self.connection_dim)
-
-    def show(self, terms: tuple[Term, ...], train: bool = False) -> Shown:
-        """Make the weight hold `W₀[:, I] + Σ sₖ·Δₖ`; does nothing if it does already.
-
-        Args:
-            terms: The adapters to show, at least one.
-            train: Whether the deltas are being trained, so that columns will be written often.
-
-        Returns:
-            The record of what the weight now shows.
-        """
-        if train and not self._layout_chosen:
-            self._settle()
-        key = self._key(terms)
-        if self.shown is not None and self.shown.key == key:
-            return self.shown
-        return self._write(Shown(terms, key))
-
-    def show_again(self, shown: Shown | None) -> None:
-        """Make the weight hold what it held in an earlier forward, for that forward's backward.
-
-        Args:
-            shown: What `show` returned then.
-
-        Raises:
-            RuntimeError: If a delta was changed since, or columns were merged, so that these cannot be shown.
-        """
-        held = None if self.stale else self.shown
-        if shown is None or shown is held or (held is not None and shown.key == held.key):
-            return
-        if not shown.terms and not self.pinned:
-            self.take_out()
-            return
-        self._require_unchanged(shown)
-        self._write(shown)
-
-    def refresh(self) -> None:
-        """Write the shown columns again, whether or not anything seems to have changed."""
-        if self.shown is not None:
-            terms = self.shown.terms
-            self._write(Shown(terms, self._key(terms)))
-
-    def take_out(self) -> None:
-        """Copy the pretrained values back, bit for bit.
-
-        The copy of them stays, for the next `show`, as long as nobody else writes into the weight.
-        """
-        weight = self.weight
-        if self.shown is not None and weight is not None:
-            self._put_back(self.rows)
-            self._version = _version(weight)  # whoever writes into the weight from now on outdates the copy
-        self._laid = False
-        self.shown = None
-        self.pinned = self.stale = False
-
-    def release(self) -> None:
-        """`take_out`, keep nothing, and give the weight its ordinary memory layout back: it was never adapted."""
-        self.take_out()
-        self.kept = self.under = None
-        self._under_of = ()
-        if self._relaid:
-            self.weight.data = self.weight.data.contiguous()
-        self._layout_chosen = self._relaid = False
-
-    def hand_out(self, alias: Tensor) -> None:
-        """Promise that `alias`, which shares the weight's memory, keeps the pretrained values.
-
-        Most such tensors (an entry of a state dict, say) are gone before the columns are written again, and cost
-        nothing. One that is still alive then gets memory of its own.
-
-        Args:
-            alias: A tensor over the whole weight, taken while nothing was shown.
-        """
-        self._handed_out = [ref for ref in self._handed_out if ref() is not None]
-        self._handed_out.append(weakref.ref(alias))
-
-    def pretrained_copy(self) -> Tensor:
-        """A copy of the weight with the pretrained values; the weight stays as it is."""
-        copy = self.weight.detach().clone(
-            memory_format=torch.contiguous_format if self._relaid else torch.preserve_format
+        if retired:
+            return rows.index_select(0, indices).cpu()
+        buffer, self.buffer = self.buffer, None  # nobody else gets it meanwhile
+        fits = (
+            buffer is not None
+            and buffer.shape == (len(indices), *rows.shape[1:])
+            and (buffer.dtype, buffer.device) == (rows.dtype, rows.device)
+            and buffer.is_inference() <= torch.is_inference_mode_enabled()
         )
-        if self.shown is not None:
-            self._put_back(self.first(copy))
-        return copy
+        return torch.index_select(rows, 0, indices, out=buffer) if fits else rows.index_select(0, indices)
 
-    def _put_back(self, rows: Tensor) -> None:
-        """Copy the kept values into a weight that shows terms: those on top first."""
-        for kept in (self.kept, self.under if self._laid else None):
-            if kept is not None:
-                rows.index_copy_(0, kept.indices.to(rows.device), kept.values.to(rows.device))
+    def keep_buffer(self, kept: list[tuple[Tensor, Tensor]]) -> None:
+        """Keep the memory of copies that are not needed any more, for the next `read`."""
+        if kept:
+            self.buffer = kept[-1][1]
 
-    def pretrained_columns(self, indices: Tensor) -> Tensor:
-        """The pretrained values of some connections, connections first; the weight stays as it is.
+    def lend(
+        self,
+        weight: Any,
+        updates: tuple[ColumnUpdate, ...],
+        *,
+        lease: Lease | None = None,
+        train: bool | None = None,
+        momentary: bool = False,
+    ) -> Loan | MomentaryLoan | None:
+        """Columns for the products of one forward pass and of its backward.
 
         Args:
+            weight: The weight.
+            updates: What the columns are made of; none for the pretrained weight.
+            lease: What a new grant becomes a part of.
+            train: Whether the updates are being trained, so that columns will be written often. False has products
+                rounded as those of a model that was never trained; None leaves the weight's layout as it is.
+            momentary: Whether they may be in the weight during a product only.
+
+        Returns:
+            A context that has them in the weight; None for memory that may not be written.
+        """
+        stay = self.last
+        holder = None if stay is None else stay.lease()
+        if stay is not None and holder is not None and stay.weight is weight and same_updates(stay.updates, updates):
+            if stay.place is not None and get_ident() in stay.callers:
+                return Loan(holder, stay)  # within a call that has pinned them
+            with _LOCK:
+                # Within backward a checkpointed forward is computed again, over what it was computed over at first.
+                if stay.place is not None and (_in_backward() or stay.is_current()):
+                    return Loan(holder, stay)
+        if weight.device.type == "cpu" and weight.is_shared():
+            return None  # other processes look at it, whenever they like
+        with _LOCK:
+            place = memory_of(weight)
+            if momentary or (clear(place) and has_twin(weight)):
+                return MomentaryLoan(self, weight, updates)
+            if train and self.connection_dim == 1 and writes_faster_connection_major(weight):
+                make_pretrained(weight)
+                lay_out_connection_major(weight)
+            elif train is False:
+                lay_out_row_major(weight)
+            holder = lease or Lease()
+            stay = self.last = Stay(holder, self, weight, updates)
+            holder.stays.append(stay)
+            stay.put_in()
+        return Loan(holder, stay)
+
+    def is_in(self, weight: Any) -> bool:
+        """Whether a call of this thread has pinned columns of this keeper in a weight."""
+        stay = self.last
+        return stay is not None and stay.weight is weight and stay.place is not None and get_ident() in stay.callers
+
+    def pretrained_columns(self, weight: Any, indices: Tensor) -> Tensor:
+        """The pretrained values of some connections, connections first.
+
+        Args:
+            weight: The weight.
             indices: Shape `(n,)`.
 
         Returns:
             Shape `(n, …)`.
         """
-        weight = self.weight.data if self.shown is None else self.pretrained_copy()
-        return self.first(weight).index_select(0, indices.to(weight.device))
+        make_pretrained(weight)
+        rows = self.rows(weight)
+        return rows.index_select(0, indices.to(rows.device))
 
-    def would_show(self, terms: tuple[Term, ...]) -> Tensor:
-        """The values that `show` would write for the terms, of the same shape as what it writes.
+    def would_be(self, weight: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
+        """The values that the updates give to the union of their connections.
 
         Args:
-            terms: The adapters.
+            weight: The weight.
+            updates: At least one.
 
         Returns:
-            Shape `(n, …)`, for the union of their connections.
+            Shape `(n, …)`; of a divided weight, this process's part.
         """
-        indices = connection_union(terms)
-        return adapted_columns(self.pretrained_columns(indices), indices, self._own(terms), self.delta_dim)
+        make_pretrained(weight)
+        parts = self.parts(weight, updates)
+        indices = connection_union(parts)
+        pretrained = self.rows(weight).index_select(0, indices)
+        return adapted_columns(pretrained, indices, parts, self.delta_dim)
 
-    def _settle(self) -> None:
-        """Choose the memory layout in which the columns are written fastest, once, before the first training step."""
-        self._layout_chosen = True
-        if self.connection_dim == 1 and writes_faster_connection_major(self.weight):
-            self.weight.data = self.weight.data.t().contiguous().t()
-            self._relaid = True
+    @torch.no_grad()
+    def write(self, weight: Any, updates: tuple[ColumnUpdate, ...]) -> tuple[Tensor, Tensor]:
+        """Make updates a part of the weight for good.
 
-    def _write(self, shown: Shown) -> Shown:
-        self._detach_handed_out()
-        self._write_terms(shown.terms)
-        self._watch(tuple(term for term in shown.terms if not term.retired))
-        self.shown = shown
-        self.stale = False
-        return shown
+        Args:
+            weight: The weight.
+            updates: At least one.
 
-    def _write_terms(self, terms: tuple[Term, ...]) -> None:
-        self._lay_under(tuple(term for term in terms if term.retired))
-        terms = tuple(term for term in terms if not term.retired)
-        indices = connection_union(terms)
-        if self.shown is None and self._version != _version(self.weight):
-            self.kept = None  # someone else has written into the weight: the copy is out of date
-        kept = self.kept
-        if kept is None or kept.indices is not indices:
-            if self.shown is not None and kept is not None:
-                self._put(kept.indices, kept.values)
-            self.kept = kept = Kept(indices, self.rows.index_select(0, indices.to(self.rows.device)))
-        self._put(indices, adapted_columns(kept.values, indices, self._own(terms), self.delta_dim))
-
-    def _put(self, indices: Tensor, values: Tensor) -> None:
-        rows = self.rows
-        rows.index_copy_(0, indices.to(rows.device), values)
-
-    def _own(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
-        """The terms as this weight's memory needs them."""
-        return terms
-
-    def _lay_under(self, terms: tuple[Term, ...]) -> None:
-        """Have the weight hold the retired terms and no others, below what is trained.
-
-        What was trained once changes no more: the pretrained values under it, and those of the trained connections,
-        are read from the weight once for each set of retired terms.
+        Returns:
+            What `restore` needs: the connections, and their pretrained values, connections first.
         """
-        same = len(terms) == len(self._under_of) and all(map(_is_same_term, terms, self._under_of))
-        if same and (self._laid or not terms):
-            return
-        self.take_out()
-        if not same or self._version != _version(self.weight):
-            self.kept = self.under = None
-        self._under_of = terms
-        if not terms:
-            return
-        indices, rows = connection_union(terms), self.rows
-        if self.under is None:
-            self.under = Kept(indices, rows.index_select(0, indices.to(rows.device)).cpu())
-        values = self.under.values.to(rows.device)
-        self._put(indices, adapted_columns(values, indices, self._own(terms), self.delta_dim))
-        self._laid = True
+        parts = self.parts(weight, updates)
+        indices, values = connection_union(parts), self.would_be(weight, updates)
+        rows = self.rows(weight)
+        pretrained = rows.index_select(0, indices)
+        rows.index_copy_(0, indices, values)
+        return indices, pretrained
 
-    def _detach_handed_out(self) -> None:
-        for ref in self._handed_out:
-            alias = ref()
-            if alias is not None and alias.untyped_storage().data_ptr() == self.rows.untyped_storage().data_ptr():
-                alias.data = alias.data.clone()
-        self._handed_out.clear()
+    @torch.no_grad()
+    def restore(self, weight: Any, kept: tuple[Tensor, Tensor]) -> None:
+        """Undo `write`, bit for bit.
+
+        Args:
+            weight: The weight.
+            kept: What that returned.
+        """
+        rows = self.rows(weight)
+        indices, values = kept
+        rows.index_copy_(0, indices.to(rows.device), values.to(rows))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copied and pickled without a lease."""
+        return {**self.__dict__, "last": None, "buffer": None}
 
 
-def _is_same_term(one: Term, other: Term) -> bool:
-    return one.delta is other.delta and one.indices is other.indices and one.scaling == other.scaling
+class DepthwiseColumns(Columns):
+    """The filters of single channels of a depthwise convolution's weight, `(c·m, 1, *k)`.
+
+    Args:
+        channels: `c`.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(connection_dim=0, delta_dim=0)
+        self.channels = channels
+
+    def rows(self, weight: Any) -> Tensor:
+        """A weight's memory with the filters of each channel together, shape `(c, m, *k)`."""
+        return torch.Tensor.detach(weight).unflatten(0, (self.channels, -1)).squeeze(2)
+
+
+def kept_tensors(model: nn.Module) -> list[Tensor]:
+    """The memory that a model keeps beside parameters and buffers, for pretrained columns; for counting bytes.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The tensors.
+    """
+    keepers = (getattr(module, "columns", None) for module in model.modules())
+    buffers = (keeper.buffer for keeper in keepers if isinstance(keeper, Columns))
+    return [buffer for buffer in buffers if buffer is not None]
+
+
+def has_twin(weight: Any) -> bool:
+    """Whether another tensor lies over the same memory, such as the weight of a second model.
+
+    One that holds the same parameter can't be told of.
+    """
+    if type(weight).__name__ == "DTensor" or weight.device.type == "meta":
+        return False
+    storage = weight.untyped_storage()
+    if storage.nbytes() != weight.numel() * weight.element_size():
+        return False  # part of a larger piece of memory: its neighbours count as well
+    return _USE_COUNT(storage._cdata) > 2  # the weight, and `storage` itself
+
+
+_USE_COUNT: Any = getattr(torch._C, "_storage_Use_Count", lambda _: 0)
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # type: ignore[attr-defined]

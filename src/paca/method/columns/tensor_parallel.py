@@ -1,4 +1,4 @@
-"""Resident columns of a linear layer's weight that tensor parallelism has divided: `tp_plan` of transformers.
+"""Columns of a linear layer's weight that tensor parallelism has divided: `tp_plan` of transformers.
 
 A rank computes with its part of the weight alone, which is never gathered. A column-wise part is some rows of `W`
 `(out, in)`: all connections, for some outputs. A row-wise one is some columns of `W`: some connections, for all
@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .resident import Columns, Term, adapted_columns, connection_union, connections_first
+from .resident import Columns
 from .sharded import is_sharded
+from .update import ColumnUpdate, connections_first
 
 
 def is_tensor_parallel(weight: Any) -> bool:
@@ -44,49 +45,36 @@ def layout_problem(weight: Any) -> str | None:
 
 
 class TensorParallelColumns(Columns):
-    """Keeps this rank's part of the columns of a divided weight.
+    """The columns of a weight `(out, in)` that is a `DTensor` divided on one of its dimensions.
 
     Writing row-wise columns, and whatever returns whole ones, is a collective call.
-
-    Args:
-        weight: Shape `(out, in)`, a `DTensor` divided on one of them.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__(weight, connection_dim=1, delta_dim=1)
+    def __init__(self) -> None:
+        super().__init__(connection_dim=1, delta_dim=1)
         self._places: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # indices by their id, and what `place` found
 
-    @property
-    def row_wise(self) -> bool:
-        """Whether a rank holds some connections, and not some outputs."""
-        return self.weight.placements[0].is_shard(1)
-
-    @property
-    def rows(self) -> Tensor:
+    def rows(self, weight: Any) -> Tensor:
         """The memory of this rank's part, connections first."""
-        return connections_first(_local(self.weight), 1)
+        return connections_first(_local(weight), 1)
 
-    def span(self, dim: int) -> tuple[int, int]:
-        """Which part of a dimension of the weight this rank holds.
+    @torch.no_grad()
+    def parts(self, weight: Any, updates: tuple[ColumnUpdate, ...]) -> tuple[ColumnUpdate, ...]:
+        """The updates of this rank's part: its rows of them, or those of its connections."""
+        if not is_row_wise(weight):
+            return tuple(update._replace(delta=_local(update.delta)) for update in updates)
+        parts = []
+        for update in updates:
+            delta: Any = update.delta
+            positions, indices = self.place(weight, update.indices)
+            parts.append(update._replace(delta=delta.full_tensor().index_select(1, positions), indices=indices))
+        return tuple(parts)
 
-        Args:
-            dim: The dimension.
-
-        Returns:
-            Its first index, and the first one after it.
-        """
-        weight = self.weight
-        size, mesh = weight.shape[dim], weight.device_mesh
-        if not weight.placements[0].is_shard(dim):
-            return 0, size
-        longest = -(-size // mesh.size())
-        start = min(mesh.get_local_rank() * longest, size)
-        return start, min(start + longest, size)
-
-    def place(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def place(self, weight: Any, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Which of some connections this rank holds.
 
         Args:
+            weight: The weight.
             indices: Shape `(r,)`, ascending, the same on every rank.
 
         Returns:
@@ -94,22 +82,16 @@ class TensorParallelColumns(Columns):
         """
         found = self._places.get(id(indices))
         if found is None or found[0] is not indices:
-            start, stop = self.span(1)
+            start, stop = span(weight, 1)
             own = ((indices >= start) & (indices < stop)).nonzero().flatten()
             found = self._places[id(indices)] = (indices, own, indices[own] - start)
         return found[1:]
 
-    def pretrained_copy(self) -> Tensor:
-        """A copy of the weight, divided as it is, with the pretrained values; the weight stays as it is."""
-        copy = self.weight.detach().clone()
-        if self.shown is not None:
-            self._put_back(connections_first(_local(copy), 1))
-        return copy
-
-    def pretrained_columns(self, indices: Tensor) -> Tensor:
+    def pretrained_columns(self, weight: Any, indices: Tensor) -> Tensor:
         """As a whole weight's; a collective call, for the columns are put together from all ranks.
 
         Args:
+            weight: The weight.
             indices: Shape `(n,)`.
 
         Returns:
@@ -117,50 +99,36 @@ class TensorParallelColumns(Columns):
         """
         from torch.distributed.tensor import DTensor, Partial
 
-        indices = indices.to(self.weight.device)
-        start, stop = self.span(1)
+        indices = indices.to(weight.device)
+        start, stop = span(weight, 1)
         own = ((indices >= start) & (indices < stop)).nonzero().flatten()
-        part = connections_first(_local(self.pretrained_copy()), 1).index_select(0, indices[own] - start)
-        columns = part.new_zeros(len(indices), self.weight.shape[0])
-        columns[own, slice(*self.span(0))] = part
-        return DTensor.from_local(columns, self.weight.device_mesh, [Partial()], run_check=False).full_tensor()
+        part = super().pretrained_columns(weight, indices[own] - start)
+        columns = part.new_zeros(len(indices), weight.shape[0])
+        columns[own, slice(*span(weight, 0))] = part
+        return DTensor.from_local(columns, weight.device_mesh, [Partial()], run_check=False).full_tensor()
 
-    def would_show(self, terms: tuple[Term, ...]) -> Tensor:
-        """This rank's part of the values that `show` would write.
 
-        Args:
-            terms: The adapters.
+def is_row_wise(weight: Any) -> bool:
+    """Whether a rank holds some connections of a divided weight, and not some outputs."""
+    return weight.placements[0].is_shard(1)
 
-        Returns:
-            Shape `(n, …)`, for the union of the connections that this rank holds.
-        """
-        terms = self._parts(terms)
-        indices = connection_union(terms)
-        pretrained = connections_first(_local(self.pretrained_copy()), 1).index_select(0, indices)
-        return adapted_columns(pretrained, indices, terms, 1)
 
-    def hand_out(self, alias: Tensor) -> None:
-        """Promise that `alias`, which shares this part's memory, keeps the pretrained values.
+def span(weight: Any, dim: int) -> tuple[int, int]:
+    """Which part of a dimension of a divided weight this rank holds.
 
-        Args:
-            alias: A divided tensor over the whole weight, taken while nothing was shown.
-        """
-        super().hand_out(_local(alias))
+    Args:
+        weight: The weight.
+        dim: The dimension.
 
-    def _write_terms(self, terms: tuple[Term, ...]) -> None:
-        super()._write_terms(self._parts(terms))
-
-    @torch.no_grad()
-    def _parts(self, terms: tuple[Term, ...]) -> tuple[Term, ...]:
-        """The terms of this rank's part: its rows of the updates, or those of its connections."""
-        if not self.row_wise:
-            return tuple(term._replace(delta=_local(term.delta)) for term in terms)
-        parts = []
-        for term in terms:
-            delta: Any = term.delta
-            positions, indices = self.place(term.indices)
-            parts.append(term._replace(delta=delta.full_tensor().index_select(1, positions), indices=indices))
-        return tuple(parts)
+    Returns:
+        Its first index, and the first one after it.
+    """
+    size, mesh = weight.shape[dim], weight.device_mesh
+    if not weight.placements[0].is_shard(dim):
+        return 0, size
+    longest = -(-size // mesh.size())
+    start = min(mesh.get_local_rank() * longest, size)
+    return start, min(start + longest, size)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Extended:
+class MaskedKeyValues:
     """Keys and values with what some modules add at their end, and the masks that fit these.
 
     Args:
@@ -33,7 +33,7 @@ class Extended:
     mask: Tensor | None
     padding: Tensor | None
 
-    def with_one_more(self, k: Tensor, v: Tensor) -> Extended:
+    def with_one_more(self, k: Tensor, v: Tensor) -> MaskedKeyValues:
         """The same with one more key and value at the end, which no mask hides.
 
         Args:
@@ -44,7 +44,7 @@ class Extended:
             The extended ones.
         """
         rows = len(self.k)
-        return Extended(
+        return MaskedKeyValues(
             torch.cat([self.k, k.expand(rows, -1, -1)], dim=1),
             torch.cat([self.v, v.expand(rows, -1, -1)], dim=1),
             None if self.mask is None else F.pad(self.mask, (0, 1)),
@@ -70,7 +70,7 @@ class Extended:
 
 
 def attend(
-    q: Tensor, keys: Extended, heads: int, is_causal: bool, dropout: float, need_weights: bool
+    q: Tensor, keys: MaskedKeyValues, heads: int, is_causal: bool, dropout: float, need_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
     """`softmax(Q Kᵀ / √(d/h) + mask) V`, head by head.
 

@@ -1,6 +1,6 @@
 """The mathematics of a partially trained convolution, as one autograd function.
 
-The convolution's counterpart of `autograd.py`. Dimension letters:
+The convolution's counterpart of `linear.py`. Dimension letters:
 
     X  (n, in, …)     input                    W  (out, in/g, *k)  weight, with the adapted values in it
     Y  (n, out, …)    output                   Δ                   what is trained, at the connections `I`
@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...errors import PacaError
+from ..columns.update import ColumnUpdate
+from .compiled import convolution_input_gradient_op, convolution_op
+from .linear import in_autocast_dtype
 
 
 class Geometry(NamedTuple):
@@ -78,30 +80,34 @@ def connection_part(indices: Tensor, shape: Sequence[int], groups: int) -> Part:
 class PartialConvolution(torch.autograd.Function):
     """`Y = X ∗ W + b`, with gradients for `X`, `b` and the selected connections, and for nothing else.
 
-    What is kept for backward is `W`, which lives anyway, and the selected channels of `X`.
+    What is kept for backward is the selected channels of `X`, and the loan.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,  # (n, in, …)
-        weight: Tensor,  # (out, in/g, *k), frozen
         bias: Tensor | None,  # (out,)
+        loan: Any,  # of W, (out, in/g, *k); compiled: W itself
+        shape: tuple[int, ...],  # of W
         geometry: Geometry,
-        columns: Any,
-        shown: Any,
         indices: tuple[Tensor, ...],  # one (r,) per adapter
         scalings: tuple[float, ...],
         *deltas: Tensor,
     ) -> Tensor:
-        y = _convolve(x, weight, bias, geometry)
+        compiled = isinstance(loan, Tensor)
+        if compiled:
+            y = convolution_op(x, loan, bias, *geometry, list(indices), list(deltas), list(scalings))
+        else:
+            with loan.matrix(x.dtype) as weight:
+                y = _convolve(x, weight, bias, geometry)
         parts = [
-            connection_part(index, weight.shape, geometry.groups) if needed else None
-            for index, needed in zip(indices, ctx.needs_input_grad[8:], strict=True)
+            connection_part(index, shape, geometry.groups) if needed else None
+            for index, needed in zip(indices, ctx.needs_input_grad[7:], strict=True)
         ]
         slices = [None if part is None else x.index_select(1, part.inputs).to(y.dtype) for part in parts]
-        ctx.save_for_backward(weight, *slices)
-        ctx.geometry, ctx.columns, ctx.shown, ctx.parts, ctx.scalings = geometry, columns, shown, parts, scalings
+        ctx.save_for_backward(*slices, *((loan, *indices, *deltas) if compiled else ()))
+        ctx.loan, ctx.geometry, ctx.parts, ctx.scalings = None if compiled else loan, geometry, parts, scalings
         ctx.x_shape, ctx.delta_shapes = x.shape, [delta.shape for delta in deltas]
         ctx.dtypes = (x.dtype, None if bias is None else bias.dtype, [delta.dtype for delta in deltas])
         return y
@@ -109,15 +115,23 @@ class PartialConvolution(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        weight, *slices = ctx.saved_tensors
         x_dtype, bias_dtype, delta_dtypes = ctx.dtypes
+        count = len(ctx.scalings)
+        saved = ctx.saved_tensors  # unpacked once: a checkpoint gives them once
+        slices, operands = saved[:count], saved[count:]
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
-            if ctx.columns is not None:
-                ctx.columns.show_again(ctx.shown)
             x = grad_output.new_empty(1).expand(ctx.x_shape)  # its shape is all that the input gradient needs
-            grad_x = _backward(grad_output, x, weight.to(grad_output.dtype), ctx.geometry, 0).to(x_dtype)
-        if ctx.needs_input_grad[2]:
+            if operands:
+                weight, updates = operands[0], (operands[1 : 1 + count], operands[1 + count :], list(ctx.scalings))
+                grad_x = convolution_input_gradient_op(grad_output, x, weight, *ctx.geometry, *updates)
+            else:
+                with ctx.loan.matrix(grad_output.dtype) as weight:
+                    grad_x = _backward(grad_output, x, weight.to(grad_output.dtype), ctx.geometry, 0)
+            grad_x = grad_x.to(x_dtype)
+        if ctx.loan is not None:
+            ctx.loan.finish()
+        if ctx.needs_input_grad[1]:
             grad_bias = grad_output.transpose(0, 1).flatten(1).sum(1).to(bias_dtype)
         grad_deltas: list[Tensor | None] = []
         of_adapter = zip(slices, ctx.parts, ctx.scalings, ctx.delta_shapes, delta_dtypes, strict=True)
@@ -129,7 +143,7 @@ class PartialConvolution(torch.autograd.Function):
             like = grad_output.new_empty(1).expand(_filters(shape, part))
             grad = _backward(grad_part, x_slice, like, ctx.geometry._replace(groups=part.groups), 1).to(dtype)
             grad_deltas.append(grad.reshape(shape) * scaling)  # ∇Δ = s · ∇W at the connections
-        return grad_x, None, grad_bias, None, None, None, None, None, *grad_deltas
+        return grad_x, grad_bias, None, None, None, None, None, *grad_deltas
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -154,48 +168,36 @@ def _backward(grad_output: Tensor, x: Tensor, weight: Tensor, geometry: Geometry
 
 def partial_conv(
     x: Tensor,
-    weight: Tensor,
     bias: Tensor | None,
+    loan: Any,
+    shape: Sequence[int],
     geometry: Geometry,
-    indices: tuple[Tensor, ...],
-    scalings: tuple[float, ...],
-    deltas: tuple[Tensor, ...],
-    columns: Any = None,
-    shown: Any = None,
+    updates: Sequence[ColumnUpdate],
 ) -> Tensor:
     """A convolution in one to three dimensions whose weight holds adapted connections, differentiable in these.
 
     Computes `Y = X ∗ W + b`, and `∇Δₖ = sₖ · ∇W` at the connections `Iₖ` for every adapter `k`, from these channels
-    of `X` alone. The values of `deltas` are not read: the weight holds them already.
+    of `X` alone.
 
     Args:
         x: Input, shape `(n, in, …)` or `(in, …)`, padded already where `geometry` cannot say how.
-        weight: Shape `(out, in/g, *k)`, frozen, its connections adapted.
         bias: Shape `(out,)`, trained if it requires a gradient.
+        loan: Has the columns in the weight, `(out, in/g, *k)`, in forward and again in backward. In compiled code the
+            weight itself, which holds its pretrained values.
+        shape: The weight's.
         geometry: Stride, zero padding, dilation and groups.
-        indices: The connections `Iₖ` of each adapter, each of shape `(r,)`.
-        scalings: `sₖ = alpha / r` of each adapter.
-        deltas: The trained updates `Δₖ`, each of shape `(out, r, *k)`; depthwise `(r, out/g, *k)`.
-        columns: Keeper of the weight's columns; asked in backward to show what forward used.
-        shown: What the weight shows now.
+        updates: The updates that are trained, each `(out, r, *k)`; depthwise `(r, out/g, *k)`. In compiled code all.
 
     Returns:
         Shape `(n, out, …)` or `(out, …)`.
-
-    Raises:
-        PacaError: If the weight itself requires a gradient: it would get none, without a word.
     """
-    if weight.requires_grad and torch.is_grad_enabled():
-        raise PacaError(
-            "The weight of an adapted convolution requires a gradient, but only its selected channels are trained. "
-            "Freeze it: weight.requires_grad_(False)."
-        )
-    device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        x = x.to(torch.get_autocast_dtype(device))
-    batched = x.dim() == weight.dim()
+    x = in_autocast_dtype(x)
+    batched = x.dim() == len(shape)
     rows = x if batched else x[None]
-    y: Tensor = PartialConvolution.apply(rows, weight, bias, geometry, columns, shown, indices, scalings, *deltas)
+    indices = tuple(update.indices for update in updates)
+    scalings = tuple(update.scaling for update in updates)
+    deltas = (update.delta for update in updates)
+    y: Tensor = PartialConvolution.apply(rows, bias, loan, tuple(shape), geometry, indices, scalings, *deltas)
     return y if batched else y[0]
 
 

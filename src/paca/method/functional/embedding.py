@@ -1,6 +1,6 @@
 """The mathematics of a partially trained embedding, as one autograd function.
 
-The embedding's counterpart of `autograd.py`. Dimension letters:
+The embedding's counterpart of `linear.py`. Dimension letters:
 
     T  (...)        token ids                E  (vocab, d)  the table, with the adapted rows in it
     Y  (..., d)     output, `E[T]`           Δ  (r, d)      what is trained: `E[I] = E₀[I] + s·Δ`
@@ -9,6 +9,7 @@ The embedding's counterpart of `autograd.py`. Dimension letters:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ...errors import PacaError
+from ..columns.update import ColumnUpdate
+from .compiled import embedding_op
 
 
 def places(ids: Tensor, indices: Tensor, padding_idx: int | None) -> Tensor:
@@ -46,7 +48,7 @@ class PartialEmbedding(torch.autograd.Function):
     def forward(
         ctx: Any,
         ids: Tensor,  # (...), integers
-        weight: Tensor,  # (vocab, d), frozen
+        loan: Any,  # of E, (vocab, d); compiled: E itself
         padding_idx: int | None,
         scale_grad_by_freq: bool,
         indices: tuple[Tensor, ...],  # one (r,) per adapter
@@ -56,7 +58,10 @@ class PartialEmbedding(torch.autograd.Function):
         ctx.save_for_backward(ids, *indices)
         ctx.padding_idx, ctx.by_frequency, ctx.scalings = padding_idx, scale_grad_by_freq, scalings
         ctx.dtypes = [delta.dtype for delta in deltas]
-        return F.embedding(ids, weight)
+        if isinstance(loan, Tensor):
+            return embedding_op(ids, loan, list(indices), list(deltas), list(scalings))
+        with loan as table:
+            return F.embedding(ids, table)
 
     @staticmethod
     @once_differentiable
@@ -76,40 +81,26 @@ class PartialEmbedding(torch.autograd.Function):
 
 
 def partial_embedding(
-    ids: Tensor,
-    weight: Tensor,
-    padding_idx: int | None,
-    scale_grad_by_freq: bool,
-    indices: tuple[Tensor, ...],
-    scalings: tuple[float, ...],
-    deltas: tuple[Tensor, ...],
+    ids: Tensor, loan: Any, padding_idx: int | None, scale_grad_by_freq: bool, updates: Sequence[ColumnUpdate]
 ) -> Tensor:
     """An embedding whose table holds adapted rows, differentiable in these.
 
-    Computes `Y = E[T]`, and for every adapter `∇Δₖ[j] = sₖ · Σ ∇Y[t]` over the tokens `t` whose id is `Iₖ[j]`. The
-    values of `deltas` are not read: the table holds them already.
+    Computes `Y = E[T]`, and for every adapter `∇Δₖ[j] = sₖ · Σ ∇Y[t]` over the tokens `t` whose id is `Iₖ[j]`.
 
     Args:
         ids: Token ids, any shape.
-        weight: Shape `(vocab, d)`, frozen, its rows adapted.
+        loan: Has the rows in the table, `(vocab, d)`. In compiled code the table, which holds its pretrained values.
         padding_idx: The token whose row gets no gradient, also where it is selected.
         scale_grad_by_freq: Divide a row's gradient by how often its token is in `ids`.
-        indices: The tokens `Iₖ` of each adapter, each of shape `(r,)`, ascending.
-        scalings: `sₖ = alpha / r` of each adapter.
-        deltas: The trained updates `Δₖ`, each of shape `(r, d)`.
+        updates: The updates that are trained, each `(r, d)`; in compiled code all.
 
     Returns:
         Shape `(..., d)`.
-
-    Raises:
-        PacaError: If the table itself requires a gradient: it would get none, without a word.
     """
-    if weight.requires_grad and torch.is_grad_enabled():
-        raise PacaError(
-            "The table of an adapted embedding requires a gradient, but only its selected tokens are trained. Freeze "
-            "it: weight.requires_grad_(False)."
-        )
-    y: Tensor = PartialEmbedding.apply(ids, weight, padding_idx, scale_grad_by_freq, indices, scalings, *deltas)
+    indices = tuple(update.indices for update in updates)
+    scalings = tuple(update.scaling for update in updates)
+    deltas = (update.delta for update in updates)
+    y: Tensor = PartialEmbedding.apply(ids, loan, padding_idx, scale_grad_by_freq, indices, scalings, *deltas)
     return y
 
 

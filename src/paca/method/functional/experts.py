@@ -1,6 +1,6 @@
 """The mathematics of partially trained experts, whose weights are fused into one 3-D parameter.
 
-Every row of the input goes through the weight of one expert. Letters as in `autograd.py`, and besides:
+Every row of the input goes through the weight of one expert. Letters as in `linear.py`, and besides:
 
     X  (rows, in)   a token once for every expert that it is sent to
     W  (experts, out, in), its columns `I` of all experts adapted: `W[:, :, I] = W₀[:, :, I] + s·Δ`
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..columns.resident import Columns, Shown
 from .linear import column_gradient
 
 
@@ -81,7 +80,7 @@ class Batched:
 class PartialExperts(torch.autograd.Function):
     """`yₛ = W[e(s)] xₛ`, with gradients for `X` and the columns of each adapter, and for nothing else.
 
-    What is kept for backward is `W`, which lives anyway, and `X[:, I]`. The frozen model's own batched GEMM keeps the
+    What is kept for backward is `X[:, I]`, and the loan. The frozen model's own batched GEMM keeps the
     weights that it has gathered, one per row; here they are gathered again.
     """
 
@@ -89,33 +88,33 @@ class PartialExperts(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,  # (rows, in)
-        weight: Tensor,  # (experts, out, in), frozen
         product: Product,
-        columns: Columns,
-        shown: Shown,
+        loan: Any,  # of W as (experts, out, in)
         indices: tuple[Tensor, ...],  # one (r,) per adapter
         scalings: tuple[float, ...],
         *deltas: Tensor,  # one (experts, out, r) per adapter
     ) -> Tensor:
-        y = product.multiply(x, weight)
-        needed = ctx.needs_input_grad[7:]
+        with loan as weight:
+            y = product.multiply(x, weight)
+        needed = ctx.needs_input_grad[5:]
         slices = [
             x.index_select(-1, index).to(y.dtype) if n else None for index, n in zip(indices, needed, strict=True)
         ]
-        ctx.save_for_backward(weight, *slices)
-        ctx.product, ctx.columns, ctx.shown, ctx.scalings = product, columns, shown, scalings
+        ctx.save_for_backward(*slices)
+        ctx.product, ctx.loan, ctx.scalings = product, loan, scalings
         ctx.x_dtype, ctx.deltas = x.dtype, [(delta.shape, delta.dtype) for delta in deltas]
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        weight, *slices = ctx.saved_tensors
+        slices = ctx.saved_tensors
         grad_x = None
         if ctx.needs_input_grad[0]:
-            ctx.columns.show_again(ctx.shown)
-            matrices = weight.transpose(1, 2).to(grad_output.dtype)
-            grad_x = ctx.product.multiply(grad_output, matrices).to(ctx.x_dtype)  # ∇xₛ = W[e(s)]ᵀ ∇yₛ
+            with ctx.loan as weight:
+                matrices = weight.transpose(1, 2).to(grad_output.dtype)
+                grad_x = ctx.product.multiply(grad_output, matrices).to(ctx.x_dtype)  # ∇xₛ = W[e(s)]ᵀ ∇yₛ
+        ctx.loan.finish()
         rows = list(ctx.product.rows_of_experts()) if any(x_slice is not None for x_slice in slices) else []
         grad_deltas: list[Tensor | None] = []
         for x_slice, scaling, (shape, dtype) in zip(slices, ctx.scalings, ctx.deltas, strict=True):
@@ -126,4 +125,4 @@ class PartialExperts(torch.autograd.Function):
             for expert, chosen in rows:
                 grad[expert] = column_gradient(grad_output[chosen], x_slice[chosen])  # ∇Δ[e] = s · ∇Y[e]ᵀ X[e, I]
             grad_deltas.append(grad.mul_(scaling))
-        return grad_x, None, None, None, None, None, None, *grad_deltas
+        return grad_x, None, None, None, None, *grad_deltas

@@ -71,14 +71,14 @@ def linear_updates(model: Any, target: str) -> list[LinearUpdate]:
 
 
 def _update(name: str, layer: Any, adapter: str) -> LinearUpdate:
-    term = layer._terms([adapter])[0]
+    update = layer.updates([adapter])[0]
     indices, delta = layer.whole_update(adapter)
     delta = delta.detach()
-    if term.pretrained is not None:
-        beside = term.pretrained.double() - layer.columns.pretrained_columns(indices).t().double()
-        delta = (delta.double() + beside / term.scaling).to(delta.dtype)
+    if update.pretrained is not None:
+        beside = update.pretrained.double() - layer.pretrained_columns(indices).t().double()
+        delta = (delta.double() + beside / update.scaling).to(delta.dtype)
     return LinearUpdate(
-        name, indices, delta, term.scaling, layer.in_features, transposed=isinstance(layer, Conv1DLinear)
+        name, indices, delta, update.scaling, layer.in_features, transposed=isinstance(layer, Conv1DLinear)
     )
 
 

@@ -8,7 +8,6 @@ from .experts import Experts
 from .kinds import LAYER_KINDS, LayerKind, layer_kind
 from .linear import Conv1DLinear, Linear
 from .quantized import QuantizedLinear
-from .writing import sync
 
 __all__ = [
     "LAYER_KINDS",
@@ -22,5 +21,4 @@ __all__ = [
     "PacaLayer",
     "QuantizedLinear",
     "layer_kind",
-    "sync",
 ]

@@ -9,6 +9,7 @@ gradients the module itself runs, over weights that hold their columns, fused pa
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,13 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import PacaError
-from ...method.columns.resident import Columns, Shown, Term
-from ...method.functional.attention import Extended, attend
+from ...method.functional.attention import MaskedKeyValues, attend
+from ...method.functional.linear import require_frozen
 from .base import PacaLayer
-from .forward import forward_replaced, has_hooks, over_terms
-from .linear import Linear
-
-WHOLE = slice(None)
+from .hooks import call_in_place_of
+from .linear import Linear, linear_over
 
 
 class Attention(PacaLayer):
@@ -37,7 +36,6 @@ class Attention(PacaLayer):
 
     connection_dim = 1
     converts_to_lora = False
-    reads_gathered = True
     weight_name = "in_proj_weight"
     base_forward = nn.MultiheadAttention.forward
 
@@ -49,7 +47,7 @@ class Attention(PacaLayer):
     @classmethod
     def problem(cls, base: Any) -> str | None:
         """Why an attention module cannot be adapted as it is: beside `PacaLayer.problem`, other layouts."""
-        if not cls._is_known(type(base)):
+        if not cls.knows(type(base)):
             return (
                 f"{type(base).__module__}.{type(base).__name__} has a forward of its own, in which trained columns "
                 "would not be used as they are. Leave it out with exclude_modules."
@@ -70,16 +68,6 @@ class Attention(PacaLayer):
         out, connections = self.base_weight.shape
         return connections, out
 
-    @property
-    def weight(self) -> Any:
-        """The packed weight as this layer multiplies with it."""
-        if not torch.compiler.is_compiling() and not self._waits_for_values():
-            self.show_columns()
-        return self.base_weight
-
-    def _has_own_forward(self, base: Any) -> bool:
-        return super()._has_own_forward(base) or base.__dict__["forward"] == self._attend
-
     def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """The attention module's own forward, over the columns of the active adapters.
 
@@ -92,6 +80,9 @@ class Attention(PacaLayer):
 
         Returns:
             The output, of the shape of `query`, and the weights of the heads or None.
+
+        Raises:
+            PacaError: If rows are to get different adapters, or the columns can't be in the weights.
         """
         if kwargs.pop("adapter_names", None) is not None:
             raise PacaError(
@@ -99,29 +90,30 @@ class Attention(PacaLayer):
                 "Run one batch per adapter, with set_adapter before each."
             )
         base = self.base_layer
-        if not self._has_own_forward(base):
+        if "forward" in base.__dict__:
             raise PacaError(
                 "The forward of an adapted torch.nn.MultiheadAttention was replaced (by offloading, say), so its "
                 "columns cannot be trained. Keep it on one device, or leave it out of target_modules."
             )
-        if not (torch.compiler.is_compiling() or self._is_differentiated(query, key, value)):
-            for part in (self, base.out_proj):
-                part.show_columns()
-            return base(query, key, value, *args, **kwargs)
-        if not has_hooks(base):
-            return self._attend(query, key, value, *args, **kwargs)
-        with forward_replaced(base, self._attend):
-            return base(query, key, value, *args, **kwargs)
+        if torch.compiler.is_compiling() or self._projections_are_differentiated(query, key, value):
+            return call_in_place_of(base, self._attend, query, key, value, *args, **kwargs)
+        with ExitStack() as stack:
+            parts = [part for part in (self, base.out_proj) if part.holds_columns()]
+            held = [stack.enter_context(part.lend_own()) is part.base_weight for part in parts]
+            if all(held):
+                return base(query, key, value, *args, **kwargs)
+        return call_in_place_of(base, self._attend, query, key, value, *args, **kwargs)
 
-    def _is_differentiated(self, *inputs: Tensor) -> bool:
+    def _projections_are_differentiated(self, *inputs: Tensor) -> bool:
         if not torch.is_grad_enabled() or inputs[0].is_nested:
             return False
         base = self.base_layer
         out = base.out_proj
-        active = set() if self._disable_adapters or self.merged_adapters else set(self.active_adapters)
-        deltas = [part.paca_delta[name] for part in (self, out) for name in active if name in part.paca_delta]
-        biases = (base.in_proj_bias, base.bias_k, base.bias_v, out.base_layer.bias)
-        return any(tensor is not None and tensor.requires_grad for tensor in (*inputs, *deltas, *biases))
+        updates = (*self.updates(), *out.updates())
+        tensors = (*inputs, base.in_proj_bias, base.bias_k, base.bias_v, out.base_layer.bias)
+        return any(tensor is not None and tensor.requires_grad for tensor in tensors) or any(
+            update.delta.requires_grad for update in updates
+        )
 
     def _attend(
         self,
@@ -138,7 +130,7 @@ class Attention(PacaLayer):
         base = self.base_layer
         is_batched: Callable[..., bool] = F._mha_shape_check  # type: ignore[attr-defined]
         batched = is_batched(query, key, value, key_padding_mask, attn_mask, base.num_heads)
-        mask, padding = _additive(attn_mask, key_padding_mask, query.dtype)
+        mask, padding = _as_numbers(attn_mask, key_padding_mask, query.dtype)
         if is_causal and mask is None:
             raise RuntimeError("is_causal is a hint on attn_mask, which is missing; pass the mask as well.")
         causal = is_causal and padding is None and not need_weights
@@ -148,7 +140,7 @@ class Attention(PacaLayer):
             padding = None if padding is None else padding[None]
         elif not base.batch_first:
             q, k, v = (tensor.transpose(0, 1) for tensor in (q, k, v))
-        keys = Extended(k, v, None if causal else mask, padding)
+        keys = MaskedKeyValues(k, v, None if causal else mask, padding)
         if base.bias_k is not None:
             keys = keys.with_one_more(base.bias_k, base.bias_v)
         if base.add_zero_attn:
@@ -166,42 +158,41 @@ class Attention(PacaLayer):
 
     def _projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values; in one product where they are made from one input."""
-        width = self.base_layer.embed_dim
         inputs: tuple[tuple[Tensor, int], ...]
         if key is not value:
             inputs = ((query, 1), (key, 1), (value, 1))
         elif query is not key:
             inputs = ((query, 1), (key, 2))
         else:
-            return super().forward(query, rows=WHOLE).split(width, dim=-1)
+            inputs = ((query, 3),)
+        loan, width = self._operand(), self.base_layer.embed_dim
         found: list[Tensor] = []
         for x, count in inputs:
             start = len(found) * width
-            y = super().forward(x, rows=slice(start, start + count * width))
+            y = self._project(x, loan, slice(start, start + count * width))
             found += y.split(width, dim=-1)
         return tuple(found)
 
-    def _matrix(self) -> Tensor:
-        return self.base_weight
+    def _operand(self) -> Any:
+        """What the products get for the weight; None if columns can't be in it."""
+        if not self.holds_columns():
+            return None
+        return self.base_weight if torch.compiler.is_compiling() else self.lend_own()
 
-    def _run_base(self, x: Tensor, *, rows: slice) -> Tensor:  # type: ignore[override]
+    def _project(self, x: Tensor, loan: Any, rows: slice) -> Tensor:
+        """The product with some rows of the weight, differentiable in their columns."""
         bias = self.base_layer.in_proj_bias
-        return F.linear(x, self.base_weight[rows], None if bias is None else bias[rows])
-
-    def _forward_over(  # type: ignore[override]
-        self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None, *, rows: slice
-    ) -> Tensor:
-        bias = self.base_layer.in_proj_bias
-        if rows.stop is None:
-            return over_terms(x, self.base_weight, bias, terms, columns, shown)
         bias = None if bias is None else bias[rows]
-        some = _of_rows(terms, rows)
-        if columns is None:
-            return over_terms(x, self.base_weight[rows], bias, some, None, None)
-        return over_terms(x, None, bias, some, Rows(columns, rows), shown)
-
-    def _forward_beside(self, x: Tensor, terms: tuple[Term, ...], *, rows: slice) -> Tensor:  # type: ignore[override]
-        return super()._forward_beside(x, terms if rows.stop is None else _of_rows(terms, rows), rows=rows)
+        updates = tuple(update._replace(delta=update.delta[rows]) for update in self.updates())
+        if loan is None:
+            y = F.linear(x, self.base_weight[rows], bias)
+            for update in () if self.merged_adapters else updates:
+                y = y + self._additive(x, update).to(y.dtype)
+            return y
+        require_frozen(self.base_weight)
+        return linear_over(
+            x, bias, loan[rows] if isinstance(loan, Tensor) else loan.viewed(lambda weight: weight[rows]), updates
+        )
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
@@ -237,36 +228,10 @@ for _name in (
     *("in_proj_bias", "out_proj", "bias_k", "bias_v", "add_zero_attn", "merge_masks"),
 ):
     setattr(Attention, _name, _forwarded(_name))
-Attention.in_proj_weight = Attention.weight  # type: ignore[attr-defined]
+Attention.in_proj_weight = PacaLayer.weight  # type: ignore[attr-defined]
 
 
-class Rows:
-    """The keeper of a weight's columns, for a product with some of the weight's rows.
-
-    Args:
-        columns: The keeper.
-        rows: The rows.
-    """
-
-    def __init__(self, columns: Columns, rows: slice) -> None:
-        self.columns = columns
-        self.rows = rows
-
-    def show_again(self, shown: Shown | None) -> None:
-        """Make the weight hold what it held in an earlier forward; see `Columns.show_again`."""
-        self.columns.show_again(shown)
-
-    def matrix(self, shown: Shown | None, dtype: torch.dtype) -> Tensor:
-        """The rows of the weight, which shows what it should."""
-        matrix: Tensor = self.columns.weight[self.rows]
-        return matrix
-
-
-def _of_rows(terms: tuple[Term, ...], rows: slice) -> tuple[Term, ...]:
-    return tuple(term._replace(delta=term.delta[rows]) for term in terms)
-
-
-def _additive(
+def _as_numbers(
     attn_mask: Tensor | None, key_padding_mask: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
     """Both masks as numbers to add to scores, checked as PyTorch checks them."""

@@ -33,7 +33,8 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
             return y
         dtype = compute_dtype(self, x)
         bias = None if self.bias is None else self.bias.to(dtype)
-        return partial_linear(x.to(dtype), None, bias, (), (), (), DequantizedColumns(self._matrix)).to(x.dtype)
+        loan = DequantizedColumns(self._matrix).lend(None, ())
+        return partial_linear(x.to(dtype), bias, loan, ()).to(x.dtype)
 
     def _matrix(self) -> Tensor:
         state = getattr(self.weight, "quant_state", None) or self.quant_state  # FSDP2 leaves plain bytes

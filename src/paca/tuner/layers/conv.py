@@ -15,9 +15,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...method.columns.resident import Columns, Shown, Term
-from ...method.columns.sharded import is_sharded
+from ...method.columns.resident import Columns, DepthwiseColumns
+from ...method.columns.update import ColumnUpdate
 from ...method.functional.convolution import Geometry, conv_update, is_depthwise, partial_conv
+from ...method.functional.linear import require_frozen
 from .base import PacaLayer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -85,7 +86,6 @@ class Convolution(PacaLayer):
 
     connection_dim = 1
     converts_to_lora = False
-    reads_gathered = True
     weight_dims = (3, 4, 5)
 
     def __init__(self, base_layer: Any) -> None:
@@ -97,7 +97,7 @@ class Convolution(PacaLayer):
     @classmethod
     def problem(cls, base: Any) -> str | None:
         """Why a convolution cannot be adapted as it is: beside `PacaLayer.problem`, a forward of its own."""
-        if not cls._is_known(type(base)):
+        if not cls.knows(type(base)):
             return (
                 f"{type(base).__module__}.{type(base).__name__} does more in its forward than convolve with its "
                 "weight, so trained channels would not be used as they are. Leave it out with exclude_modules."
@@ -110,7 +110,7 @@ class Convolution(PacaLayer):
         return base.groups if is_depthwise(base.weight.shape, base.groups) else base.weight.shape[1]
 
     @classmethod
-    def _is_known(cls, base_class: Any) -> bool:
+    def knows(cls, base_class: Any) -> bool:
         convolve = base_class._conv_forward
         return _full_name(base_class.forward) in PADDINGS and any(convolve is c._conv_forward for c in CONVOLUTIONS)
 
@@ -123,29 +123,24 @@ class Convolution(PacaLayer):
         return (*leading, *base.kernel_size)
 
     def _new_columns(self) -> Columns:
-        if self.depthwise and not is_sharded(self.base_weight):
-            return DepthwiseColumns(self.base_weight, self.base_layer.groups)
-        return super()._new_columns()
+        return DepthwiseColumns(self.base_layer.groups) if self.depthwise else super()._new_columns()
 
     def _padded(self, x: Tensor) -> tuple[Tensor, Geometry]:
         base = self.base_layer
         x, padding = self.pad(base, x)
         return x, Geometry(base.stride, padding, base.dilation, base.groups)
 
-    def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:
-        """`Y = X ∗ W + b` over a weight with adapted channels in it, differentiable in these."""
+    def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
         x, geometry = self._padded(x)
-        indices = tuple(term.indices for term in terms)
-        deltas = tuple(term.delta for term in terms)
-        scalings = tuple(term.scaling for term in terms)
         weight, bias = (self.base_layer._parameters[name] for name in ("weight", "bias"))
-        return partial_conv(x, weight, bias, geometry, indices, scalings, deltas, columns, shown)
+        require_frozen(weight)
+        return partial_conv(x, bias, loan, weight.shape, geometry, updates)
 
-    def _beside(self, x: Tensor, term: Term) -> Tensor:
-        x, geometry = self._padded(x.to(term.delta.dtype))
+    def _additive(self, x: Tensor, update: ColumnUpdate) -> Tensor:
+        x, geometry = self._padded(x.to(update.delta.dtype))
         base = self.base_layer
         shape = (base.out_channels, base.in_channels // base.groups, *base.kernel_size)
-        return conv_update(x, term.delta, term.indices, shape, geometry) * term.scaling
+        return conv_update(x, update.delta, update.indices, shape, geometry) * update.scaling
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """The dense update `s·Δ`, zero in all channels but the adapter's.
@@ -159,35 +154,11 @@ class Convolution(PacaLayer):
         indices, delta = self.whole_update(adapter)
         dense = delta.new_zeros(self._weight_shape())
         return (
-            self.columns.first(dense)
+            self.columns.rows(dense)
             .index_copy(0, indices, (delta * self.scaling[adapter]).movedim(self.delta_dim, 0))
             .movedim(0, self.connection_dim)
             .reshape(dense.shape)
         )
-
-
-class DepthwiseColumns(Columns):
-    """Keeps the filters of single channels of a depthwise convolution's weight, `(c·m, 1, *k)`.
-
-    Args:
-        weight: The weight.
-        channels: `c`.
-    """
-
-    def __init__(self, weight: Tensor, channels: int) -> None:
-        super().__init__(weight, connection_dim=0, delta_dim=0)
-        self.channels = channels
-
-    def first(self, weight: Tensor) -> Tensor:
-        """A view of the weight, or of a tensor like it, with the filters of each channel together.
-
-        Args:
-            weight: Of the weight's shape.
-
-        Returns:
-            Shape `(c, m, *k)`.
-        """
-        return weight.unflatten(0, (self.channels, -1)).squeeze(2)
 
 
 def _full_name(function: Any) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...method.columns.resident import Shown, Term
+from ...method.columns.update import ColumnUpdate
 from ...method.functional.embedding import embedding_update, partial_embedding
+from ...method.functional.linear import require_frozen
 from .base import PacaLayer
 from .quantized import comes_quantized
 
@@ -32,7 +33,7 @@ class Embedding(PacaLayer):
         """Why an embedding cannot be adapted as it is: beside `PacaLayer.problem`, what its forward does besides."""
         if comes_quantized(base):
             return "its table is quantized, and rows are trained in plain tables only."
-        if not cls._is_known(type(base)):
+        if not cls.knows(type(base)):
             return (
                 f"{type(base).__module__}.{type(base).__name__} does more in its forward than look rows up, so "
                 "trained rows would not be used as they are. Leave it out with exclude_modules."
@@ -45,8 +46,8 @@ class Embedding(PacaLayer):
         return super().problem(base)
 
     @classmethod
-    def _is_known(cls, base_class: Any) -> bool:
-        return super()._is_known(base_class) or scales_rows(base_class)
+    def knows(cls, base_class: Any) -> bool:
+        return super().knows(base_class) or scales_rows(base_class)
 
     def _features(self) -> tuple[int, int]:
         return self.base_layer.num_embeddings, self.base_layer.embedding_dim
@@ -54,25 +55,17 @@ class Embedding(PacaLayer):
     def _delta_shape(self, r: int) -> tuple[int, ...]:
         return r, self.out_features
 
-    def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:
-        """`Y = E[X]` over a table with adapted rows in it, differentiable in these."""
+    def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
         base = self.base_layer
-        trained = [term for term in terms if not term.retired]
-        y = partial_embedding(
-            x,
-            base._parameters["weight"],
-            base.padding_idx,
-            base.scale_grad_by_freq,
-            tuple(term.indices for term in trained),
-            tuple(term.scaling for term in trained),
-            tuple(term.delta for term in trained),
-        )
-        return self._scaled(y)
+        require_frozen(base._parameters["weight"])
+        if not isinstance(loan, Tensor):
+            updates = tuple(update for update in updates if not update.retired)
+        return self._scaled(partial_embedding(x, loan, base.padding_idx, base.scale_grad_by_freq, updates))
 
-    def _beside(self, x: Tensor, term: Term) -> Tensor:
+    def _additive(self, x: Tensor, update: ColumnUpdate) -> Tensor:
         base = self.base_layer
-        y = embedding_update(x, term.delta, term.indices, base.padding_idx, base.scale_grad_by_freq)
-        return self._scaled(y * term.scaling)
+        y = embedding_update(x, update.delta, update.indices, base.padding_idx, base.scale_grad_by_freq)
+        return self._scaled(y * update.scaling)
 
     def _scaled(self, y: Tensor) -> Tensor:
         if not scales_rows(type(self.base_layer)):

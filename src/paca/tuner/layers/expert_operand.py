@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import PacaError
-from ...method.columns.resident import Columns, Shown, Term
+from ...method.columns.update import ColumnUpdate
 from ...method.functional.experts import Batched, Grouped, PartialExperts
 from ...method.functional.linear import partial_linear
 
@@ -23,23 +23,19 @@ _BMMS = (torch.bmm, Tensor.bmm)
 
 
 class AdaptedExperts:
-    """A weight of several experts, with the columns that it shows.
+    """A weight of several experts, with the columns that are in it.
 
     Args:
-        matrices: The weight as `(experts, out, in)`; a view.
-        terms: The adapters whose columns it holds.
-        columns: Keeper of the columns.
-        shown: What it shows.
+        weight: The weight.
+        loan: Of the weight as `(experts, out, in)`.
+        updates: What the columns are made of.
     """
 
-    def __init__(self, matrices: Tensor, terms: tuple[Term, ...], columns: Columns, shown: Shown) -> None:
-        self.matrices = matrices
-        self.columns = columns
-        self.shown = shown
-        self.indices = tuple(term.indices for term in terms)
-        self.scalings = tuple(term.scaling for term in terms)
-        self.deltas = tuple(term.delta for term in terms)
-        self._of_experts: list[tuple[Tensor, ...]] | None = None
+    def __init__(self, weight: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> None:
+        self.weight = weight
+        self.loan = loan
+        self.updates = [update for update in updates if not update.retired]
+        self._of_experts: list[list[ColumnUpdate]] | None = None
 
     def one(self, x: Tensor, expert: int, bias: Tensor | None = None) -> Tensor:
         """All rows through one expert.
@@ -53,11 +49,13 @@ class AdaptedExperts:
             Shape `(..., out)`.
         """
         if self._of_experts is None:  # taken apart once, so that backward puts the gradients together once
-            self._of_experts = list(zip(*(delta.unbind(0) for delta in self.deltas), strict=True))
-        deltas = self._of_experts[expert] if self.deltas else ()
-        return partial_linear(
-            x, self.matrices[expert], bias, self.indices, self.scalings, deltas, self.columns, self.shown
-        )
+            deltas = [update.delta.unbind(0) for update in self.updates]
+            self._of_experts = [
+                [update._replace(delta=delta) for update, delta in zip(self.updates, of_expert, strict=True)]
+                for of_expert in zip(*deltas, strict=True)
+            ]
+        updates = self._of_experts[expert] if self.updates else []
+        return partial_linear(x, bias, self.loan.viewed(lambda weight: weight[expert]), updates)
 
     def each(self, x: Tensor, product: Grouped | Batched) -> Tensor:
         """Every row through an expert of its own.
@@ -69,9 +67,10 @@ class AdaptedExperts:
         Returns:
             Shape `(rows, out)`.
         """
-        return PartialExperts.apply(
-            x, self.matrices, product, self.columns, self.shown, self.indices, self.scalings, *self.deltas
-        )
+        indices = tuple(update.indices for update in self.updates)
+        scalings = tuple(update.scaling for update in self.updates)
+        deltas = (update.delta for update in self.updates)
+        return PartialExperts.apply(x, product, self.loan.viewed(lambda weight: weight), indices, scalings, *deltas)
 
 
 class ExpertOperand:
@@ -116,7 +115,7 @@ class ExpertOperand:
 
     def __getattr__(self, name: str) -> Any:
         if name in ("dtype", "device", "requires_grad", "data_ptr"):  # asked before a kernel is chosen
-            return getattr(self.experts.matrices, name)
+            return getattr(self.experts.weight, name)
         if name.startswith("__"):
             raise AttributeError(name)
         raise _unknown(f".{name}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ...errors import PacaError
-from ...method.columns.resident import PRETRAINED, Columns, Shown, Term
-from .base import PacaLayer
+from ...method.columns.lease import Lease
+from ...method.columns.update import ColumnUpdate
+from ...method.functional.linear import require_frozen
+from .base import PLAIN, PacaLayer
 from .expert_operand import AdaptedExperts, ExpertOperand
 
 # Those of transformers' implementations that multiply with the weight in PyTorch, where columns can get a gradient.
@@ -47,9 +50,6 @@ class Experts(PacaLayer):
     def _as_out_in(self, weight: Tensor) -> Tensor:
         return weight.transpose(1, 2) if self.in_first else weight
 
-    def _new_columns(self) -> Columns:
-        return Columns(self.base_weight, 1 if self.in_first else 2, self.delta_dim)
-
     @property
     def connection_dim(self) -> int:  # type: ignore[override]
         """The dimension of the weight that counts connections."""
@@ -58,15 +58,12 @@ class Experts(PacaLayer):
     def _delta_shape(self, r: int) -> tuple[int, ...]:
         return len(self.base_weight), self.out_features, r
 
-    def _weight_key(self) -> str:
-        depth, layer = 0, self
-        while isinstance(layer, PacaLayer):
-            depth, layer = depth + 1, layer.base_layer
-        return "base_layer." * depth + self.weight_name
-
     @torch.compiler.disable
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The experts' own forward, over the columns of the active adapters.
+        """The experts' own forward, over the columns of the active adapters on any of the module's weights.
+
+        A stand-in of the module finds in place of its weights what multiplies with their columns, so that nobody else
+        who calls the module meanwhile gets these.
 
         Args:
             hidden_states: Shape `(tokens, in)`.
@@ -79,63 +76,68 @@ class Experts(PacaLayer):
         Raises:
             PacaError: If rows are to get different adapters, or the module's implementation cannot be trained.
         """
-        if kwargs.get("adapter_names") is not None:
+        if kwargs.pop("adapter_names", None) is not None:
             raise PacaError(
                 "`adapter_names` cannot mix adapters in a batch here: an adapter is on expert weights, which all rows "
                 "share. Run one batch per adapter, with set_adapter before each."
             )
-        return super().forward(hidden_states, *args, **kwargs)
-
-    def _forward_resident(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
-        trains = torch.is_grad_enabled() and any(term.delta.requires_grad for term in terms)
-        return self._forward_over(x, terms, self.columns, self.columns.show(terms, trains), *args, **kwargs)
-
-    def _forward_as_it_is(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if not self._weight_holds_columns():
-            return self.base_layer(x, *args, **kwargs)
-        return self._forward_over(x, (), self.columns, self.columns.shown or PRETRAINED, *args, **kwargs)
-
-    def _forward_over(
-        self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None, *args: Any, **kwargs: Any
-    ) -> Tensor:
+        module = self.get_base_layer()
+        updates = {layer: layer.updates() for layer in self._nested()}
         trainable = self._implementation() in TRAINABLE_IMPLEMENTATIONS
-        if not torch.is_grad_enabled() or not (terms or trainable):
-            return self.base_layer(x, *args, **kwargs)
-        if not trainable:
+        in_place: dict[str, Any] = {}
+        with ExitStack() as stack:
+            for layer in updates:
+                if not layer.holds_columns():
+                    layer._refuse(updates[layer])
+                    continue
+                loan = layer.lend_own()
+                if torch.is_grad_enabled() and (updates[layer] or trainable):
+                    in_place[layer.weight_name] = ExpertOperand(layer._adapted(loan, updates[layer]), layer.in_first)
+                    continue
+                weight = stack.enter_context(loan)
+                if weight is not layer.base_weight:
+                    in_place[layer.weight_name] = weight
+            return (_stand_in(module, in_place) if in_place else module)(hidden_states, *args, **kwargs)
+
+    def _nested(self) -> list[Experts]:
+        """The layers around the module, this one first."""
+        layers: list[Experts] = []
+        layer: Any = self
+        while isinstance(layer, Experts):
+            layers.append(layer)
+            layer = layer.base_layer
+        return layers
+
+    def _adapted(self, loan: Any, updates: tuple[ColumnUpdate, ...]) -> AdaptedExperts:
+        if self._implementation() not in TRAINABLE_IMPLEMENTATIONS:
             raise PacaError(
                 f"The experts' implementation {self._implementation()!r} gives no gradient for columns. Before "
                 "training call model.set_experts_implementation('grouped_mm'); others that can be trained: "
                 f"{', '.join(map(repr, TRAINABLE_IMPLEMENTATIONS))}."
             )
-        experts = AdaptedExperts(self._as_out_in(self.columns.weight), terms, columns, shown or PRETRAINED)
-        # An instance's dictionary is looked at before its parameters are.
-        attributes = self.get_base_layer().__dict__
-        attributes[self.weight_name] = ExpertOperand(experts, self.in_first)
-        try:
-            return self.base_layer(x, *args, **kwargs)
-        finally:
-            del attributes[self.weight_name]
+        require_frozen(self.base_weight)
+        return AdaptedExperts(self.base_weight, loan.viewed(self._as_out_in), updates)
+
+    def _refuse(self, updates: tuple[ColumnUpdate, ...]) -> None:
+        if updates:
+            raise PacaError(
+                f"The expert weight {self.weight_name} was replaced after it was adapted (by offloading or sharding), "
+                "so it cannot hold its columns. Keep the experts on one device, or leave them out of target_parameters."
+            )
 
     def _implementation(self) -> str:
         module: Any = self.get_base_layer()
         return getattr(module.config, "_experts_implementation", None) or "eager"
 
-    def _forward_beside(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
-        self.columns.take_out()
-        if not terms:
-            return self.base_layer(x, *args, **kwargs)
-        raise PacaError(
-            f"The expert weight {self.weight_name} was replaced after it was adapted (by offloading or sharding), so "
-            "it cannot hold its columns. Keep the experts on one device, or leave them out of target_parameters."
-        )
-
-    def _weight_holds_columns(self) -> bool:
+    def holds_columns(self) -> bool:
+        """Whether the experts' module multiplies with a weight that columns can be put into."""
         module = self.get_base_layer()
-        return (
-            "forward" not in module.__dict__
-            and module._parameters[self.weight_name] is self.columns.weight
-            and not hasattr(self.columns.weight, "ds_id")
-        )
+        weight = module._parameters[self.weight_name]
+        return "forward" not in module.__dict__ and type(weight) in PLAIN and not hasattr(weight, "ds_id")
+
+    def lend(self, updates: tuple[ColumnUpdate, ...], lease: Lease | None = None) -> Any:
+        """As any layer's, of a weight of the innermost module."""
+        return self.columns.lend(self.base_weight, updates, lease=lease)
 
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
@@ -157,10 +159,12 @@ class Experts(PacaLayer):
             layer = layer.base_layer
         return layer
 
-    def __getstate__(self) -> dict[str, Any]:
-        if not self.merged_adapters:
-            self.columns.release()  # also where compiled code runs: this layer's forward is never compiled
-        return super().__getstate__()
+
+def _stand_in(module: nn.Module, attributes: dict[str, Any]) -> nn.Module:
+    """A module that is `module`, but for some attributes; an instance's own come before its parameters."""
+    stand_in = module.__class__.__new__(module.__class__)
+    stand_in.__dict__ = {**module.__dict__, **attributes}
+    return stand_in
 
 
 def is_experts(module: nn.Module) -> bool:

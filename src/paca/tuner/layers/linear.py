@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D as TransposedLinear
 
+from ...method.columns.update import ColumnUpdate
+from ...method.functional.linear import partial_linear, require_frozen
 from .base import PacaLayer
 
 
@@ -12,16 +17,15 @@ class Linear(PacaLayer):
     """`nn.Linear` with adapted columns; a connection is an input feature."""
 
     connection_dim = 1
-    reads_gathered = True
     base_forward = nn.Linear.forward
     reads_features_last = True
 
     def _features(self) -> tuple[int, int]:
         return self.base_layer.in_features, self.base_layer.out_features
 
-    def _matrix(self) -> Tensor:
-        weight: Tensor = self._modules["base_layer"]._parameters["weight"]  # type: ignore[union-attr, assignment]
-        return weight
+    def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
+        require_frozen(self.base_layer._parameters["weight"])
+        return linear_over(x, self.base_layer._parameters["bias"], loan, updates)
 
 
 class Conv1DLinear(PacaLayer):
@@ -35,5 +39,39 @@ class Conv1DLinear(PacaLayer):
         connections, length = self.base_layer.weight.shape
         return connections, length
 
-    def _matrix(self) -> Tensor:
-        return self.columns.weight.t()
+    def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
+        require_frozen(self.base_layer._parameters["weight"])
+        matrix = loan.t() if isinstance(loan, Tensor) else loan.viewed(Tensor.t)
+        return linear_over(x, self.base_layer._parameters["bias"], matrix, updates)
+
+
+def linear_over(x: Tensor, bias: Tensor | None, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
+    """`partial_linear`, with the slices of the input that other layers have gathered already.
+
+    Args:
+        x: Input, shape `(..., in)`.
+        bias: Shape `(out,)`.
+        loan: Of the weight as `(out, in)`; in compiled code the weight.
+        updates: Those whose columns are in it.
+
+    Returns:
+        Shape `(..., out)`.
+    """
+    if isinstance(loan, Tensor):
+        return partial_linear(x, bias, loan, updates)
+    trained = [update for update in updates if not update.retired]
+    gathered = _gather_together(x, trained) if any(update.gather is not None for update in trained) else ()
+    return partial_linear(x, bias, loan, trained, gathered)
+
+
+def _gather_together(x: Tensor, updates: list[ColumnUpdate]) -> tuple[Tensor | None, ...]:
+    """`X[..., I]` of the updates that share it with other layers; compiled code finds equal gathers by itself."""
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    return tuple(
+        update.gather(x, update.indices, dtype)
+        if update.gather is not None and update.delta.requires_grad and torch.is_grad_enabled()
+        else None
+        for update in updates
+    )

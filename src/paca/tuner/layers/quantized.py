@@ -16,16 +16,19 @@ from typing import Any
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend, resolve_quantization_backend
 from torch import Tensor, nn
 
 from ...errors import PacaError
 from ...method.columns.dequantized import DequantizedColumns
-from ...method.columns.resident import Shown, Term
 from ...method.columns.sharded import divided_problem, is_sharded
+from ...method.columns.update import ColumnUpdate
+from .additive import additive
 from .base import PacaLayer
 from .bnb_weight import compute_dtype, dequantized_4bit, packed_as_saved
-from .forward import over_terms
+from .hooks import call_in_place_of
+from .linear import linear_over
 
 # Packages whose layers or tensors PEFT knows. Asking PEFT imports all of them that are installed, so it is asked only
 # about a layer that comes from one.
@@ -111,6 +114,7 @@ class QuantizedLinear(PacaLayer):
     other_param_names = (*PacaLayer.other_param_names, "paca_columns")
     columns: DequantizedColumns
     reads_features_last = True
+    weight = BaseTunerLayer.weight
 
     def __init__(self, base_layer: nn.Module, get_apply_tensor_subclass: Callable[[], Any] | None = None) -> None:
         _keep_state(base_layer)
@@ -155,7 +159,6 @@ class QuantizedLinear(PacaLayer):
             del self.paca_columns[adapter_name]
         if columns is not None:
             self.paca_columns[adapter_name] = columns.to(self.weight_device())
-        self.columns.invalidate()
 
     def trained_from(self, adapter_name: str) -> tuple[Tensor, bool]:
         """The pretrained columns that an adapter's updates are added to.
@@ -168,7 +171,7 @@ class QuantizedLinear(PacaLayer):
         """
         if adapter_name in self.paca_columns:
             return self.paca_columns[adapter_name].t(), False
-        return self.columns.pretrained_columns(self.paca_indices[adapter_name]), True
+        return self.pretrained_columns(self.paca_indices[adapter_name]), True
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         super()._move_adapter_to_device_of_base_layer(adapter_name, device)
@@ -177,41 +180,67 @@ class QuantizedLinear(PacaLayer):
 
     def _dequantize(self) -> Tensor:
         """The pretrained matrix `(out, in)`, also while another one is merged."""
-        return dequantized_matrix(self.columns.kept or self.base_layer, self.backend)
+        return dequantized_matrix(self._written_over or self.base_layer, self.backend)
 
-    def _terms(self, adapter_names: list[str]) -> tuple[Term, ...]:
-        columns: Any = self._modules["paca_columns"]
-        found = columns._buffers
+    def pretrained_columns(self, indices: Tensor) -> Tensor:
+        """The dequantized values of some connections, connections first, also while adapters are merged.
+
+        Args:
+            indices: Shape `(n,)`.
+
+        Returns:
+            Shape `(n, out)`.
+        """
+        return self.columns.pretrained_columns(None, indices)
+
+    def updates(self, adapter_names: list[str] | None = None) -> tuple[ColumnUpdate, ...]:
+        """As any layer's, each with the better values of its columns, where it has them; none of what is merged."""
+        if adapter_names is None:
+            adapter_names = [] if self._disable_adapters or self.merged_adapters else self.active_adapters
+        better: Any = self._modules["paca_columns"]._buffers  # type: ignore[union-attr]
         names = [name for name in adapter_names if name in self.paca_delta]
-        terms = zip(names, super()._terms(names), strict=True)
-        return tuple(term._replace(pretrained=found.get(name)) for name, term in terms)
+        updates = zip(names, super().updates(names), strict=True)
+        return tuple(update._replace(pretrained=better.get(name)) for name, update in updates)
 
-    def _weight_holds_columns(self) -> bool:
+    def holds_columns(self) -> bool:
+        """Whether the matrix that the base layer multiplies with can be made here."""
         replaced = "forward" in self._modules["base_layer"].__dict__  # type: ignore[union-attr]
         return not replaced and not isinstance(self.backend, ForwardOnlyQuantizationBackend)
 
     @torch.compiler.disable
-    def _forward_resident(self, x: Tensor, terms: tuple[Term, ...], *args: Any, **kwargs: Any) -> Tensor:
-        return self._forward_over(x, terms, self.columns, self.columns.show(terms), *args, **kwargs)
+    def compute(self, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's own kernel where there is nothing to add; else a product with the dequantized matrix.
 
-    def _forward_as_it_is(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self.base_layer(x, *args, **kwargs)
+        Args:
+            updates: The updates; none for the pretrained or the merged layer.
+            x: Input, shape `(..., in)`.
+            *args: Passed on to the base layer.
+            **kwargs: Likewise.
 
-    def _multiply(self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None) -> Tensor:
+        Returns:
+            Shape `(..., out)`.
+        """
+        if not updates:
+            return self.base_layer(x, *args, **kwargs)
+        if not self.holds_columns():
+            return additive(self, updates, x, *args, **kwargs)
+        loan = self.columns.lend(None, updates)
+        return call_in_place_of(self.base_layer, lambda x: self._multiply(x, loan, updates), x, *args, **kwargs)
+
+    def lend_for_call(self, lease: Any) -> None:
+        """Nothing: the matrix is made for each product."""
+
+    def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
         dtype = compute_dtype(self.base_layer, x)
         bias = self.base_layer.bias
         bias = None if bias is None else bias.to(dtype)
-        y = over_terms(x.to(dtype), None, bias, terms, columns, shown)
-        return y.to(x.dtype)
+        return linear_over(x.to(dtype), bias, loan, updates).to(x.dtype)
 
-    def _beside(self, x: Tensor, term: Term) -> Tensor:
-        update = term.delta * term.scaling
-        if term.pretrained is not None:
-            update = update + (term.pretrained - self.columns.pretrained_columns(term.indices).t()).to(update.dtype)
-        return nn.functional.linear(x.index_select(-1, term.indices).to(update.dtype), update)
-
-    def _follow_change(self) -> None:
-        """Nothing to write."""
+    def _additive(self, x: Tensor, update: ColumnUpdate) -> Tensor:
+        delta = update.delta * update.scaling
+        if update.pretrained is not None:
+            delta = delta + (update.pretrained - self.pretrained_columns(update.indices).t()).to(delta.dtype)
+        return nn.functional.linear(x.index_select(-1, update.indices).to(delta.dtype), delta)
 
     def _weight_shape(self) -> torch.Size:
         return torch.Size((self.out_features, self.in_features))
@@ -227,8 +256,7 @@ class QuantizedLinear(PacaLayer):
             Shape `(out, in)`.
         """
         names = [name for name in adapter_names or self.active_adapters if name not in self.merged_adapters]
-        terms = self._terms([*self.merged_adapters, *names])
-        return self.columns.matrix(Shown(terms, ()), dtype)
+        return self.columns.matrix(self.updates([*self.merged_adapters, *names]), dtype)
 
     def check_merge(self, adapter_names: list[str] | None = None, safe_merge: bool = True) -> None:
         """All that `merge` checks, without merging.
@@ -259,11 +287,10 @@ class QuantizedLinear(PacaLayer):
         self.check_finite(adapter_names)
 
     @torch.no_grad()
-    def _merge_terms(self, terms: tuple[Term, ...]) -> None:
-        """Replace the base layer by one with the adapted weight packed; the original is kept, untouched."""
-        self._unmerge_terms()
-        original, shown = self.base_layer, self.columns.show(terms)
-        matrix = self.columns.matrix(shown, self.columns.dequantize().dtype)
+    def _merge_updates(self, updates: tuple[ColumnUpdate, ...]) -> None:
+        """Replace the base layer by one with the adapted weight quantized; the original is kept, untouched."""
+        original = self.base_layer
+        matrix = self.columns.matrix(updates, self.columns.dequantize().dtype)
         self.base_layer = _twin(original)
         try:
             self.backend.set_base_weight(self, matrix.clone())
@@ -278,22 +305,28 @@ class QuantizedLinear(PacaLayer):
             self.base_layer = original
             raise
         self.merge_error = float(error)
-        self.columns.adopt(original, shown)
+        self.__dict__["_written_over"] = original  # out of the module tree meanwhile
 
-    def _unmerge_terms(self) -> None:
-        if self.columns.kept is not None:
-            self.base_layer = self.columns.kept
-        self.columns.kept = self.columns.shown = self.merge_error = None
-        self.columns.pinned = False
+    def _unmerge_updates(self) -> None:
+        if self._written_over is not None:
+            self.base_layer = self._written_over
+        self.__dict__["_written_over"] = self.merge_error = None
+
+    def _would_be(self, updates: tuple[ColumnUpdate, ...]) -> Tensor:
+        return self.columns.would_be(None, updates)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PacaLayer:
+        if self._written_over is not None:
+            self._written_over._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def plain_weight(self) -> None:
+        """None: no columns are written into a quantized weight."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for layer in (self.base_layer, self.columns.kept):
+        for layer in (self.base_layer, self._written_over):
             _restore_class(layer)
-
-    def _adopt_weight(self, fn: Callable[[Tensor], Tensor] | None = None) -> None:
-        if fn is not None and self.columns.kept is not None:
-            self.columns.kept._apply(fn)  # it is out of the module tree meanwhile
 
 
 def dequantized_matrix(layer: Any, backend: Any = None) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import PacaError
-from ...method.columns.resident import PRETRAINED, Shown, Term
 from ...method.columns.sharded import divided_problem, is_sharded
-from ...method.columns.tensor_parallel import TensorParallelColumns, layout_problem
+from ...method.columns.tensor_parallel import TensorParallelColumns, is_tensor_parallel, layout_problem
+from ...method.columns.update import ColumnUpdate
 from ...method.functional.tensor_parallel import with_divided_gradient
 from .linear import Linear
 
@@ -23,7 +23,6 @@ class TensorParallelLinear(Linear):
     weight that holds the columns.
     """
 
-    reads_gathered = False
     columns: TensorParallelColumns
 
     @classmethod
@@ -41,7 +40,7 @@ class TensorParallelLinear(Linear):
         return layout_problem(base.weight)
 
     def _new_columns(self) -> TensorParallelColumns:
-        return TensorParallelColumns(self.base_weight)
+        return TensorParallelColumns()
 
     def update_layer(self, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter, its update divided over ranks.
@@ -76,8 +75,13 @@ class TensorParallelLinear(Linear):
             "out of PacaConfig, or load the model without tp_plan."
         )
 
-    def _weight_holds_columns(self) -> bool:
-        if self.base_weight is not self.columns.weight:
+    def holds_columns(self) -> bool:
+        """Whether the base layer multiplies with a weight that columns can be put into.
+
+        Raises:
+            PacaError: If something else has taken the place of the divided weight.
+        """
+        if not is_tensor_parallel(self.base_weight):
             raise PacaError(
                 "The weight of a layer that tensor parallelism has divided was replaced after it was adapted, as "
                 "fully_shard does. Use one of both: load the model without tp_plan to shard it with FSDP2."
@@ -98,17 +102,28 @@ class TensorParallelLinear(Linear):
         """
         return super().forward(x, *args, **kwargs)
 
-    def _forward_over(
-        self, x: Tensor, terms: tuple[Term, ...], columns: Any, shown: Shown | None, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        return with_divided_gradient(x, self._run_base(x, *args, **kwargs), terms, self.columns, shown or PRETRAINED)
+    def compute(self, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's forward with some updates, whose columns are in the weight.
 
-    def _forward_mixed(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
-        raise PacaError(
-            "adapter_names mixes adapters in one batch, which a model that tensor parallelism has divided cannot: its "
-            "weights hold one adapter's columns at a time. Pass rows with the same adapter together, after "
-            "set_adapter, or load the model without tp_plan."
-        )
+        Args:
+            updates: The updates; none for the pretrained layer.
+            x: Input, shape `(..., in)`, or what this rank has of it.
+            *args: Passed on to the base layer.
+            **kwargs: Likewise.
+
+        Returns:
+            Shape `(..., out)`, or this rank's part of it.
+        """
+        self.holds_columns()
+        loan, weight = self.lend(updates), self.base_weight
+
+        def forward(x: Tensor) -> Tensor:
+            return self.base_layer(x, *args, **kwargs)
+
+        if self._is_differentiated(x, updates):
+            return with_divided_gradient(x, forward, self.columns, weight, loan, updates)
+        with loan:
+            return forward(x)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """As any layer's; whole updates in the state dict are divided first.

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paca.tuner.layers.base import PacaLayer
 from paca.tuner.layers.bnb_weight import dequantized_4bit
 from paca.tuner.layers.quantized import QuantizedLinear
 
@@ -28,8 +27,6 @@ def materialize_fake(model: nn.Module) -> None:
             if buffer is not None:
                 module._buffers[name] = _fake(buffer, made)
     for module in model.modules():
-        if isinstance(module, PacaLayer):
-            module._adopt_weight()
         if isinstance(module, QuantizedLinear):
             module.columns.dequantize = _dequantizer(module.base_layer.weight)
 

@@ -172,16 +172,17 @@ def shown_share(model: nn.Module) -> float | None:
         The share of values of the trained connections that the weight shows changed; None where no plain weight is
         adapted by PaCA.
     """
-    from paca.method.columns.resident import Columns, connection_union
+    from paca.method.columns.resident import Columns
+    from paca.method.columns.update import connection_union
     from paca.tuner.layers.base import PacaLayer
 
     pairs = []
     for layer in model.modules():
         if isinstance(layer, PacaLayer) and isinstance(layer.columns, Columns):
-            terms = layer._terms(layer.active_adapters)
-            if terms:
-                indices = connection_union(terms)
-                pairs.append((layer.columns.pretrained_columns(indices), layer.columns.would_show(terms)))
+            updates = layer.updates(layer.active_adapters)
+            if updates:
+                before = layer.pretrained_columns(connection_union(updates))
+                pairs.append((before, layer.columns.would_be(layer.base_weight, updates)))
     return _share(pairs) if pairs else None
 
 

@@ -40,8 +40,7 @@ def untouched(trainer: Any) -> Iterator[None]:
                 tensor.grad = None
         for module in model.modules():
             if isinstance(module, PacaLayer):
-                module.sync()
-                module.columns.release()  # the memory layout of training too, which changes how products are rounded
+                module.give_back()  # products over the layout of training are rounded differently
         trainer.optimizer = trainer.lr_scheduler = None
         for name, value in counters.items():
             setattr(trainer, name, value)

@@ -1,0 +1,380 @@
+"""Columns are in a base weight only while somebody holds a lease on them.
+
+Between calls every base weight has its pretrained values, bit for bit. While a call needs its columns, they are in it,
+
+    W[:, I] = W₀[:, I] + s·Δ,
+
+so that forward and backward are the frozen layer's own GEMMs. A `Lease` says "these columns are in". It is held by the
+call on the stack and by the autograd contexts of its graph; when the last of them lets go of it, by the end of
+backward or because the graph is freed, `W₀[:, I]` is copied back. Each grant writes from `Δ` as it is then, so nothing
+has to tell that `Δ` has changed.
+
+`Stay` is one weight's part of a lease, `Loan` what an autograd function gets: `with loan as weight:` has the columns in
+the weight for one product.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from threading import RLock, get_ident
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .update import ColumnUpdate, adapted_columns, connection_union, same_updates
+
+if TYPE_CHECKING:
+    from .resident import Columns
+
+View = Callable[[Tensor], Tensor] | None
+
+# Taken for the moment of a write or a count, never during a product. Reentrant, since a lease may end wherever memory
+# is allocated: the garbage collector frees graphs that are part of a cycle.
+_LOCK = RLock()
+
+# The memory that holds columns now. One table for the process, because models may have weights in common, and only the
+# memory tells.
+_INSIDE: dict[tuple[int, int], Stay] = {}
+
+CHANGED = (
+    "The columns that this forward pass used were changed before its backward pass (an optimizer step, a load or a "
+    "merge in between), so its gradients can no longer be computed. Call backward() first."
+)
+
+
+class Lease:
+    """Columns are in some weights for as long as anybody holds this object.
+
+    As a context it pins them: no other thread may take them out meanwhile.
+    """
+
+    __slots__ = ("__weakref__", "callers", "stays")
+
+    def __init__(self) -> None:
+        self.stays: list[Stay] = []
+        self.callers: dict[int, int] = {}  # how often each thread has pinned the columns
+
+    def __enter__(self) -> Lease:
+        me = get_ident()
+        with _LOCK:
+            self.callers[me] = self.callers.get(me, 0) + 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        me = get_ident()
+        with _LOCK:
+            self.callers[me] -= 1
+            if not self.callers[me]:
+                del self.callers[me]
+
+    def retract(self) -> None:
+        """Take the columns out although somebody holds the lease; a backward pass may put them in again."""
+        with _LOCK:
+            for stay in self.stays:
+                stay.retract()
+
+    def __del__(self) -> None:
+        with _LOCK:
+            for stay in self.stays:
+                stay.put_back()
+
+
+class Stay:
+    """The columns of one weight under a lease: in the weight, or out of it for now.
+
+    Args:
+        lease: The lease.
+        columns: Knows the weight's layout.
+        weight: The weight.
+        updates: What its columns are made of; none for the pretrained weight.
+    """
+
+    __slots__ = ("__weakref__", "callers", "columns", "kept", "lease", "place", "rows", "updates", "weight", "written")
+
+    def __init__(self, lease: Lease, columns: Columns, weight: Any, updates: tuple[ColumnUpdate, ...]) -> None:
+        self.lease = weakref.ref(lease)
+        self.callers = lease.callers
+        self.columns = columns
+        self.weight = weight
+        self.updates = updates
+        self.place: tuple[int, int] | None = None  # the memory that holds the columns; None while they are out
+        self.rows: Any = None  # that memory, connections first
+        self.kept: list[tuple[Tensor, Tensor]] = []  # what was written over: indices, pretrained values
+        self.written: list[Tensor] | None = None  # what was in the weight, if the columns have been retracted
+
+    def put_in(self) -> bool:
+        """Write the columns, over those of another lease if need be.
+
+        Returns:
+            Whether they are in; not if another thread computes with other columns of this memory at the moment.
+
+        Raises:
+            RuntimeError: If they were in before and would be others now.
+        """
+        place = memory_of(self.weight)
+        if not clear(place):
+            return False
+        rows = self.columns.rows(self.weight)
+        self.kept = self._write(rows)
+        self.rows, self.place, self.written = rows, place, None
+        _INSIDE[place] = self
+        return True
+
+    @torch.no_grad()
+    def _write(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Write the columns into a weight that is pretrained; returns what was written over."""
+        kept: list[tuple[Tensor, Tensor]] = []
+        if self.columns.merged:
+            if same_updates(self.columns.merged, self.updates):
+                return kept
+            raise RuntimeError(CHANGED)
+        for indices, updates in self._groups():
+            pretrained = self.columns.read(rows, indices, updates[0].retired)
+            values = adapted_columns(pretrained.to(rows.device), indices, updates, self.columns.delta_dim)
+            if self.written is not None and not same_bits(values, self.written[len(kept)]):
+                _copy_back(rows, kept)
+                raise RuntimeError(CHANGED)
+            rows.index_copy_(0, indices, values)
+            kept.append((indices, pretrained))
+        return kept
+
+    def _groups(self) -> list[tuple[Tensor, tuple[ColumnUpdate, ...]]]:
+        """The updates in the order in which they are written: retired ones lie below those that are trained."""
+        parts = self.columns.parts(self.weight, self.updates)
+        below = tuple(update for update in parts if update.retired)
+        above = tuple(update for update in parts if not update.retired) if below else parts
+        return [(connection_union(group), group) for group in (below, above) if group]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Copy the pretrained values back."""
+        if self.place is not None:
+            _copy_back(self.rows, self.kept)
+            del _INSIDE[self.place]
+            self.columns.keep_buffer(self.kept)
+            self.place = self.rows = None
+            self.kept = []
+
+    @torch.no_grad()
+    def retract(self) -> None:
+        """Copy the pretrained values back, and remember what was there, in case a backward pass needs it again."""
+        if self.place is not None:
+            written = [self.rows.index_select(0, indices) for indices, _ in self.kept]
+            self.written = written or None
+            self.put_back()
+
+    def is_pinned_elsewhere(self) -> bool:
+        """Whether another thread computes with the columns."""
+        me = get_ident()
+        return any(thread != me for thread in self.callers)
+
+    @torch.no_grad()
+    def is_current(self) -> bool:
+        """Whether the weight holds what the updates of now would write."""
+        if self.place is None:
+            return False
+        if not self.kept:
+            return True
+        (indices, pretrained), (_, updates) = self.kept[-1], self._groups()[-1]
+        values = adapted_columns(pretrained.to(self.rows.device), indices, updates, self.columns.delta_dim)
+        return same_bits(values, self.rows.index_select(0, indices))
+
+    @torch.no_grad()
+    def private_copy(self) -> Tensor:
+        """A copy of the weight with these columns, while the weight itself holds another thread's."""
+        copy: Tensor = torch.Tensor.detach(self.weight).clone()
+        rows = self.columns.rows(copy)
+        inside = _INSIDE.get(memory_of(self.weight))
+        if inside is not None:
+            _copy_back(rows, inside.kept)
+        self._write(rows)
+        return copy
+
+
+class Loan:
+    """Columns for the products of one layer in one forward pass, and for those of its backward.
+
+    As a context it has the columns in the weight, and yields the weight.
+
+    Args:
+        lease: Holds the columns in the weight from forward to backward.
+        stay: The weight's part of it.
+        view: Makes what is multiplied with out of the weight: some rows of it, say.
+    """
+
+    __slots__ = ("_pinned", "_view", "lease", "stay")
+
+    def __init__(self, lease: Lease, stay: Stay, view: View = None) -> None:
+        self.lease: Lease | None = lease
+        self.stay = stay
+        self._view = view
+        self._pinned = False
+
+    def viewed(self, view: Callable[[Tensor], Tensor]) -> Loan:
+        """Another loan of the same columns, for a product with a view of the weight."""
+        return self if self.lease is None else Loan(self.lease, self.stay, _both(self._view, view))
+
+    def matrix(self, dtype: torch.dtype) -> Loan:
+        """The same; a weight of another kind would be made in this dtype."""
+        return self
+
+    def __enter__(self) -> Tensor:
+        weight = self._adapted()
+        return weight if self._view is None else self._view(weight)
+
+    def _adapted(self) -> Tensor:
+        stay, lease = self.stay, self.lease
+        if stay.place is not None and get_ident() in stay.callers:
+            return stay.weight  # part of a call that has pinned them
+        if lease is None:
+            raise RuntimeError(CHANGED)
+        with _LOCK:
+            if stay.place is None and not stay.put_in():
+                return stay.private_copy()
+            lease.__enter__()
+        self._pinned = True
+        return stay.weight
+
+    def __exit__(self, *_: object) -> None:
+        if self._pinned and self.lease is not None:
+            self._pinned = False
+            self.lease.__exit__()
+
+    def finish(self) -> None:
+        """Let go of the columns: backward has passed."""
+        if torch._C._autograd._get_current_graph_task_keep_graph():  # type: ignore[attr-defined]
+            with _LOCK:
+                if not self.stay.is_pinned_elsewhere():
+                    self.stay.retract()  # a second backward pass puts them in again
+        else:
+            self.lease = None
+
+
+class MomentaryLoan:
+    """Columns that are in the weight for the moment of a product, and out again after it.
+
+    For memory that others look at between a forward and its backward: a weight that a second module has as well, or
+    one that FSDP2 has gathered and may free and gather again.
+
+    Args:
+        columns: Knows the weight's layout.
+        weight: The weight.
+        updates: What its columns are made of.
+        view: Makes what is multiplied with out of the weight.
+    """
+
+    def __init__(self, columns: Columns, weight: Any, updates: tuple[ColumnUpdate, ...], view: View = None) -> None:
+        self.columns = columns
+        self.weight = weight
+        self.updates = updates
+        self.versions = versions(updates)
+        self._view = view
+        self._loan: Loan | None = None
+
+    def viewed(self, view: Callable[[Tensor], Tensor]) -> MomentaryLoan:
+        """Another loan of the same columns, for a product with a view of the weight."""
+        return MomentaryLoan(self.columns, self.weight, self.updates, _both(self._view, view))
+
+    def matrix(self, dtype: torch.dtype) -> MomentaryLoan:
+        """The same; a weight of another kind would be made in this dtype."""
+        return self
+
+    def __enter__(self) -> Tensor:
+        if versions(self.updates) != self.versions:
+            raise RuntimeError(CHANGED)
+        lease = Lease()
+        stay = Stay(lease, self.columns, self.weight, self.updates)
+        lease.stays.append(stay)
+        self._loan = Loan(lease, stay, self._view)
+        return self._loan.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        if self._loan is not None:
+            self._loan.__exit__()
+            self._loan = None
+
+    def finish(self) -> None:
+        """Nothing to let go of."""
+
+
+def _both(first: View, second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return second if first is None else lambda weight: second(first(weight))
+
+
+def clear(place: tuple[int, int]) -> bool:
+    """Have some memory hold its pretrained values, unless another thread computes with what is in it.
+
+    Args:
+        place: See `memory_of`.
+
+    Returns:
+        Whether it holds them.
+    """
+    inside = _INSIDE.get(place)
+    if inside is None:
+        return True
+    if inside.is_pinned_elsewhere():
+        return False
+    inside.retract()
+    return True
+
+
+def make_pretrained(weight: Any) -> None:
+    """Take the columns out of a weight that somebody is about to read or to write as a whole.
+
+    Args:
+        weight: Any tensor, or None.
+    """
+    if weight is None or not _INSIDE:
+        return
+    with _LOCK:
+        inside = _INSIDE.get(memory_of(weight))
+        if inside is not None:
+            inside.retract()
+
+
+def memory_of(weight: Any) -> tuple[int, int]:
+    """What identifies the memory of a weight; the same for all tensors over it."""
+    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    return local.untyped_storage()._cdata, local.storage_offset()
+
+
+def versions(updates: tuple[ColumnUpdate, ...]) -> list[tuple[int, int]]:
+    """Counts of the changes to the updates' parameters: those in place, and optimizer steps."""
+    deltas = [update.delta for update in updates]
+    return [(0 if delta.is_inference() else delta._version, _STEPS.setdefault(delta, 0)) for delta in deltas]
+
+
+# A fused optimizer step changes parameters in place and does not count it. Where no columns stay in a weight from a
+# forward to its backward, only the count tells that they would be others then.
+_STEPS: Any = WeakIdKeyDictionary()
+
+
+@torch.compiler.disable
+def _count_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    if _STEPS:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in _STEPS:
+                    _STEPS[parameter] += 1
+
+
+register_optimizer_step_post_hook(_count_steps)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal bit for bit; NaN equals NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+        return False
+    if torch.equal(one, other):
+        return True
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
+
+
+def _copy_back(rows: Tensor, kept: list[tuple[Tensor, Tensor]]) -> None:
+    for indices, values in reversed(kept):
+        rows.index_copy_(0, indices, values.to(rows.device))

@@ -1,0 +1,104 @@
+"""Products over adapted weights as operators that `torch.compile` takes as they are.
+
+A write that the compiler sees costs a copy of the whole weight: what is changed in place becomes a new tensor, and a
+second change of it in one graph is not made in place again (torch 2.14). Each operator here has the columns in the
+weight for the moment of its product. When it returns, the weight is what it was, so it declares that it changes
+nothing; and it reads `Δ` as it is when it runs.
+"""
+
+# ruff: noqa: ANN001, ANN201, ANN202 - the schemas say the types, in the operators' own language
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..columns.lease import MomentaryLoan
+from ..columns.resident import Columns, DepthwiseColumns
+from ..columns.update import ColumnUpdate
+
+_UPDATES = "Tensor[] indices, Tensor[] deltas, float[] scalings"
+_GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
+
+
+def _operator(name: str, arguments: str) -> Any:
+    return torch.library.custom_op(f"paca::{name}", mutates_args=(), schema=f"({arguments}, {_UPDATES}) -> Tensor")
+
+
+def _adapted(columns, weight, indices, deltas, scalings) -> MomentaryLoan:
+    updates = tuple(ColumnUpdate(*parts) for parts in zip(indices, deltas, scalings, strict=True))
+    return MomentaryLoan(columns, weight, updates)
+
+
+@_operator("linear", "Tensor x, Tensor weight, Tensor? bias")
+def linear_op(x, weight, bias, indices, deltas, scalings):
+    """`X Wᵀ + b`, with `W` of shape `(out, in)`."""
+    with _adapted(Columns(1, 1), weight, indices, deltas, scalings) as adapted:
+        return F.linear(x, adapted.to(x.dtype), None if bias is None else bias.to(x.dtype))
+
+
+@linear_op.register_fake
+def _(x, weight, bias, indices, deltas, scalings):
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@_operator("linear_input_gradient", "Tensor grad_output, Tensor weight")
+def linear_input_gradient_op(grad_output, weight, indices, deltas, scalings):
+    """`∇Y W`."""
+    with _adapted(Columns(1, 1), weight, indices, deltas, scalings) as adapted:
+        return grad_output @ adapted.to(grad_output.dtype)
+
+
+@linear_input_gradient_op.register_fake
+def _(grad_output, weight, indices, deltas, scalings):
+    return grad_output.new_empty(*grad_output.shape[:-1], weight.shape[1])
+
+
+@_operator("convolution", f"Tensor x, Tensor weight, Tensor? bias, {_GEOMETRY}")
+def convolution_op(x, weight, bias, stride, padding, dilation, groups, indices, deltas, scalings):
+    """`X ∗ W + b`, with `W` of shape `(out, in/g, *k)`."""
+    with _adapted(_channels(weight, groups), weight, indices, deltas, scalings) as adapted:
+        return _convolve(x, adapted, bias, stride, padding, dilation, groups)
+
+
+@convolution_op.register_fake
+def _(x, weight, bias, stride, padding, dilation, groups, indices, deltas, scalings):
+    return _convolve(x, weight, bias, stride, padding, dilation, groups)
+
+
+@_operator("convolution_input_gradient", f"Tensor grad_output, Tensor x, Tensor weight, {_GEOMETRY}")
+def convolution_input_gradient_op(
+    grad_output, x, weight, stride, padding, dilation, groups, indices, deltas, scalings
+):
+    """The gradient of a convolution for its input, of which only the shape of `x` is needed."""
+    with _adapted(_channels(weight, groups), weight, indices, deltas, scalings) as adapted:
+        options = (None, stride, padding, dilation, False, [0] * len(stride), groups, [True, False, False])
+        return torch.ops.aten.convolution_backward(grad_output, x, adapted.to(grad_output.dtype), *options)[0]
+
+
+@convolution_input_gradient_op.register_fake
+def _(grad_output, x, weight, stride, padding, dilation, groups, indices, deltas, scalings):
+    return grad_output.new_empty(x.shape)
+
+
+@_operator("embedding", "Tensor ids, Tensor weight")
+def embedding_op(ids, weight, indices, deltas, scalings):
+    """`E[T]`, with `E` of shape `(vocab, d)`."""
+    with _adapted(Columns(0, 0), weight, indices, deltas, scalings) as adapted:
+        return F.embedding(ids, adapted)
+
+
+@embedding_op.register_fake
+def _(ids, weight, indices, deltas, scalings):
+    return weight.new_empty(*ids.shape, weight.shape[1])
+
+
+def _channels(weight, groups):
+    return DepthwiseColumns(groups) if groups > 1 and weight.shape[1] == 1 else Columns(1, 1)
+
+
+def _convolve(x, weight, bias, stride, padding, dilation, groups):
+    convolve = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
+    bias = None if bias is None else bias.to(x.dtype)
+    return convolve(x, weight.to(x.dtype), bias, stride, padding, dilation, groups)

@@ -1,0 +1,54 @@
+"""Calling a base layer's hooks around another computation than its forward."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as nn_module
+
+_OWN_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+def call_in_place_of(base: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`forward(*args, **kwargs)`, with the hooks of `base` called before and after it.
+
+    Another module with the same hooks runs it, so that nobody else who calls `base` meanwhile gets this forward.
+
+    Args:
+        base: The module whose hooks are meant.
+        forward: What to compute in place of its forward.
+        *args: The input.
+        **kwargs: Likewise.
+
+    Returns:
+        What `forward` returns, or what a hook makes of it.
+    """
+    if not has_hooks(base):
+        return forward(*args, **kwargs)
+    stand_in = base.__class__.__new__(base.__class__)
+    stand_in.__dict__ = {**base.__dict__, "forward": forward}
+    if not torch.compiler.is_compiling():
+        for name in _OWN_HOOKS:
+            hooks = base.__dict__[name]
+            stand_in.__dict__[name] = OrderedDict((key, _of(hook, base)) for key, hook in hooks.items())
+    return stand_in(*args, **kwargs)
+
+
+def _of(hook: Callable[..., Any], base: nn.Module) -> Callable[..., Any]:
+    """The hook, told of the module that it was registered on."""
+    return lambda _, *args, **kwargs: hook(base, *args, **kwargs)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called before or after the module's forward or backward."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or nn_module._has_any_global_hook()
+    )
