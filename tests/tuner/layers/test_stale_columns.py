@@ -343,6 +343,7 @@ def test_switching_adapters_between_forward_and_backward(kind):
     assert not torch.allclose(got, wanted)
 
 
+@pytest.mark.parametrize("way", ["connection-major", "row-major"], indirect=True)
 def test_backward_after_an_optimizer_step_is_refused():
     _, model = adapted()
     loss = model(inputs()).square().sum()
@@ -350,6 +351,20 @@ def test_backward_after_an_optimizer_step_is_refused():
     torch.optim.AdamW(trained(model), lr=0.1, fused=True).step()
     with pytest.raises(RuntimeError, match=r"were changed before its backward pass .*Call backward\(\) first"):
         loss.backward()
+
+
+@pytest.mark.parametrize("way", ["in products only"], indirect=True)
+def test_backward_after_an_optimizer_step_is_that_of_its_forward():
+    """Where columns are in the weight during products only, those of the forward are kept."""
+    plain, model = adapted()
+    x = inputs().requires_grad_()
+    loss = model(x).square().sum()
+    (wanted,) = torch.autograd.grad(reference(plain, model, x).square().sum(), x)
+    for parameter in trained(model):
+        parameter.grad = torch.ones_like(parameter)
+    torch.optim.AdamW(trained(model), lr=0.1, fused=True).step()
+    loss.backward()
+    torch.testing.assert_close(x.grad, wanted, rtol=0, atol=1e-12)
 
 
 def test_backward_after_unload_leaves_the_base_model_alone():

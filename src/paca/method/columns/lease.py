@@ -9,8 +9,8 @@ call on the stack and by the autograd contexts of its graph; when the last of th
 backward or because the graph is freed, `W₀[:, I]` is copied back. Each grant writes from `Δ` as it is then, so nothing
 has to tell that `Δ` has changed.
 
-`Stay` is one weight's part of a lease, `Loan` what an autograd function gets: `with loan as weight:` has the columns in
-the weight for one product.
+`Stay` is one weight's part of a lease, `Loan` what an autograd function gets: `with loan as weight:` has the columns
+in the weight for one product.
 """
 
 from __future__ import annotations
@@ -91,11 +91,19 @@ class Stay:
         columns: Knows the weight's layout.
         weight: The weight.
         updates: What its columns are made of; none for the pretrained weight.
+        fixed: Their values, if they have been computed already.
     """
 
-    __slots__ = ("__weakref__", "callers", "columns", "kept", "lease", "place", "rows", "updates", "weight", "written")
+    __slots__ = ("callers", "columns", "fixed", "kept", "lease", "place", "rows", "updates", "weight", "written")
 
-    def __init__(self, lease: Lease, columns: Columns, weight: Any, updates: tuple[ColumnUpdate, ...]) -> None:
+    def __init__(
+        self,
+        lease: Lease,
+        columns: Columns,
+        weight: Any,
+        updates: tuple[ColumnUpdate, ...],
+        fixed: list[Tensor] | None = None,
+    ) -> None:
         self.lease = weakref.ref(lease)
         self.callers = lease.callers
         self.columns = columns
@@ -105,6 +113,7 @@ class Stay:
         self.rows: Any = None  # that memory, connections first
         self.kept: list[tuple[Tensor, Tensor]] = []  # what was written over: indices, pretrained values
         self.written: list[Tensor] | None = None  # what was in the weight, if the columns have been retracted
+        self.fixed = fixed
 
     def put_in(self) -> bool:
         """Write the columns, over those of another lease if need be.
@@ -134,7 +143,10 @@ class Stay:
             raise RuntimeError(CHANGED)
         for indices, updates in self._groups():
             pretrained = self.columns.read(rows, indices, updates[0].retired)
-            values = adapted_columns(pretrained.to(rows.device), indices, updates, self.columns.delta_dim)
+            if self.fixed is None:
+                values = adapted_columns(pretrained.to(rows.device), indices, updates, self.columns.delta_dim)
+            else:
+                values = self.fixed[len(kept)]
             if self.written is not None and not same_bits(values, self.written[len(kept)]):
                 _copy_back(rows, kept)
                 raise RuntimeError(CHANGED)
@@ -163,9 +175,13 @@ class Stay:
     def retract(self) -> None:
         """Copy the pretrained values back, and remember what was there, in case a backward pass needs it again."""
         if self.place is not None:
-            written = [self.rows.index_select(0, indices) for indices, _ in self.kept]
-            self.written = written or None
+            self.written = self.read() or None
             self.put_back()
+
+    @torch.no_grad()
+    def read(self) -> list[Tensor]:
+        """What is in the weight where something was written over."""
+        return [self.rows.index_select(0, indices) for indices, _ in self.kept]
 
     def is_pinned_elsewhere(self) -> bool:
         """Whether another thread computes with the columns."""
@@ -258,39 +274,49 @@ class MomentaryLoan:
     """Columns that are in the weight for the moment of a product, and out again after it.
 
     For memory that others look at between a forward and its backward: a weight that a second module has as well, or
-    one that FSDP2 has gathered and may free and gather again.
+    one that FSDP2 has gathered and may free and gather again. Backward needs the columns of its forward, whatever has
+    become of the updates; so these are kept.
 
     Args:
         columns: Knows the weight's layout.
         weight: The weight.
         updates: What its columns are made of.
         view: Makes what is multiplied with out of the weight.
+        fixed: The columns' values, once they have been computed; shared by the loans of one forward.
     """
 
-    def __init__(self, columns: Columns, weight: Any, updates: tuple[ColumnUpdate, ...], view: View = None) -> None:
+    def __init__(
+        self,
+        columns: Columns,
+        weight: Any,
+        updates: tuple[ColumnUpdate, ...],
+        view: View = None,
+        fixed: list[Tensor] | None = None,
+    ) -> None:
         self.columns = columns
         self.weight = weight
         self.updates = updates
-        self.versions = versions(updates)
+        self.fixed: list[Tensor] = [] if fixed is None else fixed
         self._view = view
         self._loan: Loan | None = None
 
     def viewed(self, view: Callable[[Tensor], Tensor]) -> MomentaryLoan:
         """Another loan of the same columns, for a product with a view of the weight."""
-        return MomentaryLoan(self.columns, self.weight, self.updates, _both(self._view, view))
+        return MomentaryLoan(self.columns, self.weight, self.updates, _both(self._view, view), self.fixed)
 
     def matrix(self, dtype: torch.dtype) -> MomentaryLoan:
         """The same; a weight of another kind would be made in this dtype."""
         return self
 
     def __enter__(self) -> Tensor:
-        if versions(self.updates) != self.versions:
-            raise RuntimeError(CHANGED)
         lease = Lease()
-        stay = Stay(lease, self.columns, self.weight, self.updates)
+        stay = Stay(lease, self.columns, self.weight, self.updates, self.fixed or None)
         lease.stays.append(stay)
         self._loan = Loan(lease, stay, self._view)
-        return self._loan.__enter__()
+        weight = self._loan.__enter__()
+        if not self.fixed and stay.place is not None:
+            self.fixed += stay.read()
+        return weight
 
     def __exit__(self, *_: object) -> None:
         if self._loan is not None:
@@ -298,7 +324,7 @@ class MomentaryLoan:
             self._loan = None
 
     def finish(self) -> None:
-        """Nothing to let go of."""
+        """Let go of the columns: backward has passed."""
 
 
 def _both(first: View, second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -1,9 +1,9 @@
 """Weights that FSDP2 (`fully_shard`) has sharded over ranks.
 
-FSDP2 cuts every parameter on its first dimension, a weight `(out, in)` and an update `Δ` `(out, r)` at the same rows, and
-gathers both when a layer's turn comes. The gathered copies are the call's own: columns are put into them for a product
-(`MomentaryLoan`) and into the shards never, so that these are pretrained whatever runs. Merging alone writes into
-shards, each rank its own rows:
+FSDP2 cuts every parameter on its first dimension, a weight `(out, in)` and an update `Δ` `(out, r)` at the same rows,
+and gathers both when a layer's turn comes. The gathered copies are the call's own: columns are put into them for a
+product (`MomentaryLoan`) and into the shards never, so that these are pretrained whatever runs. Merging alone writes
+into shards, each rank its own rows:
 
     W_rank[:, I] = W₀_rank[:, I] + s·Δ_rank
 """

@@ -221,7 +221,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         """Whether the base layer computes what this kind computes, from a weight that columns can be put into.
 
         Not so for a subclass with a forward of its own, and where an engine replaces forward or weight (accelerate's
-        offloading, ZeRO-3). There the update is added to the base layer's output.
+        offloading, FSDP1, ZeRO-3). There the update is added to the base layer's output.
         """
         base: Any = self._modules["base_layer"]
         weight = base._parameters.get(self.weight_name)
@@ -230,6 +230,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
             and "forward" not in base.__dict__
             and self.knows(type(base))
             and not hasattr(weight, "ds_id")
+            and ("_fsdp_use_orig_params" not in base.__dict__ or is_gathered(base, self.weight_name))
         )
 
     def plain_weight(self) -> Any:
@@ -265,9 +266,9 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         loan = self.lend(self.updates())
         if loan is None:
             raise PacaError(
-                f"{self.weight_name} of {type(self.base_layer).__name__} lies in memory that other processes share, so "
-                "it cannot hold trained columns. Give the layer memory of its own (weight.data = weight.data.clone()), "
-                "or leave it out with exclude_modules."
+                f"{self.weight_name} of {type(self.base_layer).__name__} lies in memory that other processes share, "
+                "so it cannot hold trained columns. Give the layer memory of its own (weight.data = "
+                "weight.data.clone()), or leave it out with exclude_modules."
             )
         return loan
 
@@ -556,8 +557,8 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         columns = columns if dtype is None else columns.to(dtype)
         if not columns.isfinite().all():
             raise PacaError(
-                f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: it holds NaN "
-                f"or infinite values, or values beyond {columns.dtype}. Nothing was merged."
+                f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: it holds "
+                f"NaN or infinite values, or values beyond {columns.dtype}. Nothing was merged."
             )
 
     def _would_be(self, updates: tuple[ColumnUpdate, ...]) -> Tensor:

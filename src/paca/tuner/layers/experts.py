@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import PacaError
 from ...method.columns.lease import Lease
+from ...method.columns.sharded import is_gathered
 from ...method.columns.update import ColumnUpdate
 from ...method.functional.linear import require_frozen
 from .base import PLAIN, PacaLayer
@@ -122,7 +123,8 @@ class Experts(PacaLayer):
         if updates:
             raise PacaError(
                 f"The expert weight {self.weight_name} was replaced after it was adapted (by offloading or sharding), "
-                "so it cannot hold its columns. Keep the experts on one device, or leave them out of target_parameters."
+                "so it cannot hold its columns. Keep the experts on one device, or leave them out of "
+                "target_parameters."
             )
 
     def _implementation(self) -> str:
@@ -133,7 +135,12 @@ class Experts(PacaLayer):
         """Whether the experts' module multiplies with a weight that columns can be put into."""
         module = self.get_base_layer()
         weight = module._parameters[self.weight_name]
-        return "forward" not in module.__dict__ and type(weight) in PLAIN and not hasattr(weight, "ds_id")
+        return (
+            "forward" not in module.__dict__
+            and type(weight) in PLAIN
+            and not hasattr(weight, "ds_id")
+            and not is_gathered(module, self.weight_name)
+        )
 
     def lend(self, updates: tuple[ColumnUpdate, ...], lease: Lease | None = None) -> Any:
         """As any layer's, of a weight of the innermost module."""

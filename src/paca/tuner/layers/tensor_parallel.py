@@ -81,7 +81,8 @@ class TensorParallelLinear(Linear):
         Raises:
             PacaError: If something else has taken the place of the divided weight.
         """
-        if not is_tensor_parallel(self.base_weight):
+        weight = self.base_weight
+        if not is_tensor_parallel(weight) or layout_problem(weight):
             raise PacaError(
                 "The weight of a layer that tensor parallelism has divided was replaced after it was adapted, as "
                 "fully_shard does. Use one of both: load the model without tp_plan to shard it with FSDP2."
@@ -100,6 +101,12 @@ class TensorParallelLinear(Linear):
         Returns:
             Shape `(..., out)`, or this rank's part of it.
         """
+        if kwargs.get("adapter_names") is not None:
+            raise PacaError(
+                "adapter_names mixes adapters in one batch, which a model that tensor parallelism has divided cannot: "
+                "its weights hold one adapter's columns at a time. Pass rows with the same adapter together, after "
+                "set_adapter, or load the model without tp_plan."
+            )
         return super().forward(x, *args, **kwargs)
 
     def compute(self, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
