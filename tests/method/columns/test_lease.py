@@ -208,9 +208,7 @@ def test_a_second_keeper_of_one_memory_takes_turns_with_the_first():
 def test_a_twin_over_the_same_memory_meets_columns_during_products_only(twin):
     weight, columns = make()
     before = weight.clone()
-    other = {"detach": weight.detach, "data": lambda: weight.data, "parameter": lambda: weight.detach().view(-1)}[
-        twin
-    ]()
+    other = {"detach": weight.detach, "data": lambda: weight.data, "view": lambda: weight.detach().view(-1)}[twin]()
     updates = (update(1, 4),)
     loan = columns.lend(weight, updates)
     assert torch.equal(other.flatten(), before.flatten())

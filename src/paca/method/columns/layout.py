@@ -45,7 +45,7 @@ class ConnectionMajorParameter(nn.Parameter):
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        self.__class__ = nn.Parameter
+        self.__class__ = nn.Parameter  # type: ignore[assignment]
         _DATA.__set__(self, value)
 
 
@@ -83,5 +83,5 @@ def lay_out_row_major(weight: Any) -> None:
     """
     if isinstance(weight, ConnectionMajorParameter):
         make_pretrained(weight)
-        weight.__class__ = nn.Parameter
+        weight.__class__ = nn.Parameter  # type: ignore[assignment]
         weight.data = weight.data.contiguous()

@@ -183,7 +183,8 @@ class Attention(PacaLayer):
         """The product with some rows of the weight, differentiable in their columns."""
         bias = self.base_layer.in_proj_bias
         bias = None if bias is None else bias[rows]
-        updates = tuple(update._replace(delta=update.delta[rows]) for update in self.updates())
+        merged = self.merged_adapters and torch.compiler.is_compiling()  # the weight is taken as it is
+        updates = tuple(update._replace(delta=update.delta[rows]) for update in (() if merged else self.updates()))
         if loan is None:
             y = F.linear(x, self.base_weight[rows], bias)
             for update in () if self.merged_adapters else updates:

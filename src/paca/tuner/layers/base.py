@@ -49,6 +49,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
 
     base_layer: Any
     get_base_layer: Callable[[], Any]
+    set_adapter: Callable[..., None]
     active_adapters: list[str]
     _active_adapter: str | list[str]
 
@@ -169,7 +170,8 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         if not self.holds_columns():
             return additive(self, updates, x, *args, **kwargs)
         if torch.compiler.is_compiling():
-            return self._multiply(x, self.base_weight, updates)
+            weight, updates = self.base_weight, () if self.merged_adapters else updates
+            return call_in_place_of(self.base_layer, lambda x: self._multiply(x, weight, updates), x, *args, **kwargs)
         loan = self.lend(updates)
         if loan is None:
             return additive(self, updates, x, *args, **kwargs)

@@ -29,13 +29,23 @@ def call_in_place_of(base: nn.Module, forward: Callable[..., Any], *args: Any, *
     """
     if not has_hooks(base):
         return forward(*args, **kwargs)
+    if torch.compiler.is_compiling():
+        return _traced(base, forward, *args, **kwargs)
     stand_in = base.__class__.__new__(base.__class__)
     stand_in.__dict__ = {**base.__dict__, "forward": forward}
-    if not torch.compiler.is_compiling():
-        for name in _OWN_HOOKS:
-            hooks = base.__dict__[name]
-            stand_in.__dict__[name] = OrderedDict((key, _of(hook, base)) for key, hook in hooks.items())
+    for name in _OWN_HOOKS:
+        hooks = base.__dict__[name]
+        stand_in.__dict__[name] = OrderedDict((key, _of(hook, base)) for key, hook in hooks.items())
     return stand_in(*args, **kwargs)
+
+
+def _traced(base: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The same while it is compiled, which happens in one thread; a stand-in can't be traced."""
+    base.__dict__["forward"] = forward  # as `base.forward = forward`, but its deletion can be compiled
+    try:
+        return base(*args, **kwargs)
+    finally:
+        del base.__dict__["forward"]
 
 
 def _of(hook: Callable[..., Any], base: nn.Module) -> Callable[..., Any]:
