@@ -144,8 +144,6 @@ def peak_of(base: PreTrainedModel, tokens: int, rank: int, moves: int, moving: b
                 model(**batch).loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-    with torch.no_grad():
-        model(**batch)  # shows the columns that the last step has outdated
     return Peak(tracker.peak_bytes, aside(model))
 
 
@@ -154,9 +152,7 @@ def aside(model: nn.Module) -> int:
     found = 0
     for layer in model.modules():
         if isinstance(layer, PacaLayer) and layer.retired:
-            kept = [retired.delta for retired in layer.retired.values()]
-            kept += [] if layer.columns.under is None else [layer.columns.under.values]
-            found += sum(tensor.numel() * tensor.element_size() for tensor in kept)
+            found += 2 * sum(one.delta.numel() * one.delta.element_size() for one in layer.retired.values())
     return found
 
 

@@ -34,13 +34,12 @@ class DequantizedColumns:
     def __init__(self, dequantize: Callable[[], Tensor]) -> None:
         self.dequantize = dequantize
 
-    def lend(self, weight: Any, updates: tuple[ColumnUpdate, ...], **_: Any) -> MatrixLoan:
+    def lend(self, weight: Any, updates: tuple[ColumnUpdate, ...]) -> MatrixLoan:
         """Matrices for the products of one forward pass and of its backward.
 
         Args:
             weight: Not looked at: `dequantize` knows it.
             updates: What the columns are made of.
-            **_: What `Columns.lend` takes besides.
 
         Returns:
             A context that makes the matrix.

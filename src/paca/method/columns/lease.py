@@ -18,7 +18,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from threading import RLock, get_ident
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,9 +26,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .update import ColumnUpdate, adapted_columns, connection_union, same_updates
-
-if TYPE_CHECKING:
-    from .resident import Columns
 
 View = Callable[[Tensor], Tensor] | None
 
@@ -39,6 +36,26 @@ _LOCK = RLock()
 # The memory that holds columns now. One table for the process, because models may have weights in common, and only the
 # memory tells.
 _INSIDE: dict[tuple[int, int], Stay] = {}
+
+
+class Layout(Protocol):
+    """How the columns of a weight lie in it; see `resident.Columns`."""
+
+    delta_dim: int
+    merged: tuple[ColumnUpdate, ...]
+
+    def rows(self, weight: Any) -> Tensor:
+        """A weight's memory, connections first."""
+
+    def parts(self, weight: Any, updates: tuple[ColumnUpdate, ...]) -> tuple[ColumnUpdate, ...]:
+        """The updates as this process's part of the weight needs them."""
+
+    def read(self, rows: Tensor, indices: Tensor, retired: bool = False) -> Tensor:
+        """Copies of some columns."""
+
+    def keep_buffer(self, kept: list[tuple[Tensor, Tensor]]) -> None:
+        """Keep the memory of copies that are not needed any more."""
+
 
 CHANGED = (
     "The columns that this forward pass used were changed before its backward pass (an optimizer step, a load or a "
@@ -99,7 +116,7 @@ class Stay:
     def __init__(
         self,
         lease: Lease,
-        columns: Columns,
+        columns: Layout,
         weight: Any,
         updates: tuple[ColumnUpdate, ...],
         fixed: list[Tensor] | None = None,
@@ -287,7 +304,7 @@ class MomentaryLoan:
 
     def __init__(
         self,
-        columns: Columns,
+        columns: Layout,
         weight: Any,
         updates: tuple[ColumnUpdate, ...],
         view: View = None,

@@ -8,7 +8,7 @@ processes share, and for a batch whose rows have different adapters.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,8 @@ from ...errors import PacaError
 from ...method.columns.sharded import is_sharded, require_not_flattened
 from ...method.columns.update import ColumnUpdate
 
-if TYPE_CHECKING:
-    from .base import PacaLayer
 
-
-def additive(layer: PacaLayer, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def additive(layer: Any, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The base layer's own forward, and the updates added to what it returns.
 
     Args:
@@ -41,7 +38,7 @@ def additive(layer: PacaLayer, updates: tuple[ColumnUpdate, ...], x: Tensor, *ar
     return y
 
 
-def _base_forward(layer: PacaLayer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _base_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The base layer's own forward, over its weight without columns."""
     base, weight = layer.base_layer, layer.plain_weight()
     loan = None
@@ -56,7 +53,7 @@ def _base_forward(layer: PacaLayer, x: Tensor, *args: Any, **kwargs: Any) -> Ten
 
 
 @torch.compiler.disable
-def mixed_batch(layer: PacaLayer, adapter_names: list[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def mixed_batch(layer: Any, adapter_names: list[str], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Every row of the batch with an adapter of its own: the base GEMM once, each adapter's update added to its rows.
 
     Args:

@@ -262,6 +262,9 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
     def lend_own(self) -> Any:
         """`lend` what the next forward uses, for a layer that cannot do without.
 
+        Returns:
+            A loan.
+
         Raises:
             PacaError: If the weight's memory may not be written.
         """

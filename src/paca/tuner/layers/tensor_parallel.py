@@ -78,6 +78,9 @@ class TensorParallelLinear(Linear):
     def holds_columns(self) -> bool:
         """Whether the base layer multiplies with a weight that columns can be put into.
 
+        Returns:
+            True.
+
         Raises:
             PacaError: If something else has taken the place of the divided weight.
         """
