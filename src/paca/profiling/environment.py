@@ -11,14 +11,7 @@ import torch
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of Python and of packages.
-
-    Args:
-        packages: Names of distributions.
-
-    Returns:
-        By name; without those that are not installed, such as a checkout on the path.
-    """
+    """The versions of Python and of the installed ones among these distributions, by name."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -29,14 +22,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Describe the machine.
-
-    Args:
-        device: What the steps run on.
-
-    Returns:
-        Processor, cores, threads, load, and the accelerator's name.
-    """
+    """Describe the machine: processor, cores, threads, load, and the accelerator's name."""
     return {
         "cpu": cpu_name(),
         "cores": os.cpu_count(),

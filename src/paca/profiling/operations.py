@@ -70,11 +70,7 @@ class Operations:
 
 
 class OperationCounter(TorchDispatchMode):
-    """Counts operations by phase inside a `with` block.
-
-    Args:
-        phase: Names the phase that runs now.
-    """
+    """Counts operations inside a `with` block by the phase that `phase` names at that moment."""
 
     def __init__(self, phase: Callable[[], str]) -> None:
         super().__init__()
@@ -103,12 +99,7 @@ def _done(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> float:
 
 
 def start_gradients_at(model: nn.Module, names: Collection[str]) -> None:
-    """Let gradients flow through a frozen model as far down as a method needs them.
-
-    Args:
-        model: Its parameters are frozen.
-        names: Modules that the method trains something of; their outputs come to require gradients.
-    """
+    """Let the outputs of the named modules of a frozen model require gradients, as far down as a method needs them."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for name, module in model.named_modules():

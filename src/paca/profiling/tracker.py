@@ -29,11 +29,7 @@ class StorageTracker(TorchDispatchMode):
     """
 
     def __init__(self, include: Iterable[Tensor] = ()) -> None:
-        """Start counting at zero bytes, or at what `include` stands on.
-
-        Args:
-            include: Tensors that exist already and are to be counted too.
-        """
+        """Start counting at zero bytes, or at what the existing tensors in `include` stand on."""
         super().__init__()
         self._live_bytes = 0
         self._peak_bytes = 0

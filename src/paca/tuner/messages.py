@@ -33,16 +33,7 @@ def not_found(wanted: Iterable[str], names: Mapping[str, nn.Module]) -> str:
 
 
 def raise_together(problems: list[str], header: str, most: int = 10) -> None:
-    """Raise one error that lists the problems.
-
-    Args:
-        problems: One line each; none is no error.
-        header: What could not be done.
-        most: How many to list; the rest is counted.
-
-    Raises:
-        PacaError: If there is a problem.
-    """
+    """Raise one PacaError under this header that lists the problems, at most `most`; without problems do nothing."""
     if not problems:
         return
     more = [f"… and {len(problems) - most} more."] if len(problems) > most else []

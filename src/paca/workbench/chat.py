@@ -130,14 +130,8 @@ class Conversation:
 def converse(conversation: Conversation, lines: Iterable[str], write: Write, terminal: bool = False) -> None:
     """Answer line after line, until there are no more or `/quit` is typed.
 
-    Args:
-        conversation: The model, and what was said so far.
-        lines: What is typed.
-        write: Shows text.
-        terminal: Whether a person sits there: a mistake is then shown and the conversation goes on.
-
-    Raises:
-        PacaError: In a pipe, on the first line that can't be answered.
+    On a terminal a mistake is shown and the conversation goes on; in a pipe the first line that can't be answered
+    raises its PacaError.
     """
     for line in _read(lines):
         text = line.strip()

@@ -34,14 +34,9 @@ def padded(delta: Tensor, rank: int) -> Tensor:
 
 
 def write_lora(model: Any, folder: Path) -> None:
-    """Write the active adapter as a LoRA that plain PEFT loads.
+    """Write the active adapter of a `PeftModel` as a LoRA that plain PEFT loads.
 
-    Args:
-        model: A `PeftModel` whose active adapter is a PaCA.
-        folder: Where the two files go.
-
-    Raises:
-        PacaError: If the adapter trains other layers than linear ones, or biases.
+    A PacaError names the layers that are not linear, and the biases, that the adapter trains.
     """
     from peft import LoraConfig
 

@@ -38,15 +38,7 @@ def padded_indices(indices: Tensor, in_features: int, rank: int) -> tuple[Tensor
 
 
 def write_peft(model: Any, folder: Path) -> None:
-    """Write the active adapter as PEFT 0.22's PaCA.
-
-    Args:
-        model: A `PeftModel` whose active adapter is a PaCA.
-        folder: Where the two files go.
-
-    Raises:
-        PacaError: If PEFT's PaCA can't express the adapter.
-    """
+    """Write the active adapter of a `PeftModel` as PEFT 0.22's PaCA; a PacaError says what that cannot express."""
     updates = linear_updates(model, "peft")
     rank, scaling, alpha = common_rank(updates)
     problems = [f"{u.name} stores its weight as (in, out)" for u in updates if u.transposed]

@@ -76,16 +76,9 @@ def with_parts(targets: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 def target_problems(
     model: nn.Module, targets: Mapping[str, nn.Module], ranks: Mapping[str, int], clamp_rank: bool = False
 ) -> list[str]:
-    """Reasons why these layers cannot be adapted at these ranks.
+    """Reasons why these layers, adapted already or not, cannot be adapted at these ranks.
 
-    Args:
-        model: The base model.
-        targets: The layers by name, adapted already or not.
-        ranks: Their ranks by name.
-        clamp_rank: Whether a rank that is too large will be capped.
-
-    Returns:
-        One line each.
+    With `clamp_rank`, a rank that is too large will be capped, so it is no reason.
     """
     tied = tied_owners(model)
     problems = []
@@ -150,15 +143,9 @@ def connections(module: nn.Module) -> int:
 
 
 def layer_problems(config: PacaConfig, sizes: Mapping[str, int], ranks: Mapping[str, int]) -> list[str]:
-    """Reasons why connections cannot be chosen in these layers as the configuration asks.
+    """Reasons why connections cannot be chosen in these layers as the configuration asks, one sentence each.
 
-    Args:
-        config: The configuration.
-        sizes: How many connections each layer has, by name.
-        ranks: The layers' ranks by name.
-
-    Returns:
-        One sentence each.
+    `sizes` says how many connections each layer has; `ranks`, how many are to be chosen.
     """
     problems = []
     if config.selection == INDICES and config.selection_indices is not None:

@@ -20,14 +20,7 @@ def parameter_problems(
 ) -> list[str]:
     """Reasons why these fused expert weights cannot be adapted at these ranks, one line each.
 
-    Args:
-        model: The model.
-        wanted: What `target_parameters` lists.
-        ranks: The ranks of the weights that were found, by their names.
-        clamp_rank: Whether a rank that is too large will be capped.
-
-    Returns:
-        The reasons.
+    `wanted` is what `target_parameters` lists; with `clamp_rank`, a rank that is too large will be capped.
     """
     parameters = expert_parameters(model)
     names = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}

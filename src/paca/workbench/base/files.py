@@ -13,12 +13,7 @@ from paca.workbench.base.messages import one_line, shown
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in `path`'s place.
-
-    Args:
-        path: The file to make or replace.
-        write: Called with the temporary path; must leave a file there.
-    """
+    """Let `write` fill a temporary file beside `path`, then put it in `path`'s place."""
     temporary = _temporary(path)
     write(temporary)
     _sync(temporary)
@@ -27,32 +22,17 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step.
-
-    Args:
-        path: The file to make or replace.
-        text: Its new content.
-    """
+    """Replace `path` by `text` in one step."""
     write_file(path, lambda temporary: _write_text(temporary, text))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` by `value` as indented JSON in one step.
-
-    Args:
-        path: The file to make or replace.
-        value: Anything that `json` can write.
-    """
+    """Replace `path` by `value` as indented JSON in one step."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder beside `path`, then put it in `path`'s place.
-
-    Args:
-        path: The folder to make or replace.
-        write: Called with the temporary folder, which is empty.
-    """
+    """Let `write` fill a temporary folder beside `path`, then put it in `path`'s place."""
     temporary = _temporary(path)
     discard(temporary)
     temporary.mkdir(parents=True)
@@ -70,18 +50,9 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def is_ours(folder: Path, mark: str, writer: str) -> bool:
-    """Tell whether an output folder was written by us, and refuse one that somebody else has put files into.
+    """Whether an output folder bears our mark, the first file that we write; False for one that is empty or missing.
 
-    Args:
-        folder: It need not exist.
-        mark: The file that tells: the first one that we write.
-        writer: What writes it, such as `comparison`, for the message.
-
-    Returns:
-        Whether the folder bears the mark; otherwise there is nothing in it.
-
-    Raises:
-        PacaError: If no folder can be there, or it holds other files and no mark.
+    A PacaError, which names `writer`, refuses a folder with other files and no mark, and a path where none can be.
     """
     try:
         found = folder.lstat()
@@ -106,14 +77,7 @@ def is_ours(folder: Path, mark: str, writer: str) -> bool:
 
 @contextlib.contextmanager
 def borrowed_folder(path: Path) -> Iterator[Path]:
-    """Have a folder for a `with` block; what did not exist before, and is empty, is gone after it.
-
-    Args:
-        path: The folder.
-
-    Yields:
-        Path: The same, which exists.
-    """
+    """Have a folder for a `with` block; what did not exist before, and is empty, is gone after it."""
     made = [parent for parent in (path, *path.parents) if not parent.exists()]
     path.mkdir(parents=True, exist_ok=True)
     try:
@@ -125,22 +89,14 @@ def borrowed_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until every file below `folder` is on the disk.
-
-    Args:
-        folder: The folder to walk through.
-    """
+    """Wait until every file below `folder` is on the disk."""
     for path in folder.rglob("*"):
         _sync(path)
     _sync(folder)
 
 
 def discard(path: Path) -> None:
-    """Delete a file or a folder with its content; nothing to do where there is none.
-
-    Args:
-        path: What to delete.
-    """
+    """Delete a file or a folder with its content; nothing to do where there is none."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

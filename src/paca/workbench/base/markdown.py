@@ -4,16 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 
 
 def table(columns: Sequence[str], rows: Iterable[Iterable[str]], text: Collection[str] = ()) -> str:
-    """Write a table; its first column is aligned to the left and the others, which hold numbers, to the right.
-
-    Args:
-        columns: Their titles.
-        rows: The cells of each row.
-        text: Titles of further columns that are aligned to the left.
-
-    Returns:
-        Lines without a line break at the end.
-    """
+    """Write a table; its first column and those named in `text` are aligned to the left, the others to the right."""
     return "\n".join(table_lines(columns, rows, text))
 
 

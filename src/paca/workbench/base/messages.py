@@ -12,41 +12,19 @@ _SHORT.maxlevel = 3
 
 
 def shown(value: Any) -> str:
-    """Write a value for a message: like `repr`, but short, however large or deeply nested the value is.
-
-    Args:
-        value: Anything.
-
-    Returns:
-        One line.
-    """
+    """Write a value for a message on one line: like `repr`, but short, however large or deeply nested the value is."""
     text = _SHORT.repr(value)
     return text if len(text) <= 120 else text[:117] + "..."
 
 
 def one_line(error: BaseException) -> str:
-    """Say what an exception says, on one line.
-
-    Args:
-        error: The exception, often of another library.
-
-    Returns:
-        Its text with white space run together and cut at 300 characters; its type's name where it says nothing.
-    """
+    """Say what an exception says, on one line of at most 300 characters; its type's name where it says nothing."""
     text = " ".join(str(error).split())
     return (text[:300] + "…" if len(text) > 300 else text) or type(error).__name__
 
 
 def string_problem(name: str, value: Any) -> str | None:
-    """Say why a value is no text that a tokenizer takes.
-
-    Args:
-        name: The field that holds it.
-        value: The value.
-
-    Returns:
-        What is wrong, or None for good text.
-    """
+    """Say why the value of the field `name` is no text that a tokenizer takes; None for good text."""
     if not isinstance(value, str):
         return f"{name!r} must be a string, got {type(value).__name__}"
     try:
@@ -63,28 +41,12 @@ def problem_list(problems: Sequence[str], most: int = 5, separator: str = "; ") 
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near.
-
-    Args:
-        word: What was typed.
-        known: What could have been meant.
-
-    Returns:
-        Text to append to an error message.
-    """
+    """Return `; did you mean 'x'?` for the known word nearest to `word`, or nothing when none is near."""
     near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def listing(known: Iterable[str], most: int = 12) -> str:
-    """Return `; known: a, b, c` when the known words are few enough to read.
-
-    Args:
-        known: The words.
-        most: More than this many are not listed.
-
-    Returns:
-        Text to append to an error message.
-    """
+    """Return `; known: a, b, c` when the known words are few enough to read, or nothing."""
     words = sorted(known)
     return f"; known: {', '.join(words)}" if len(words) <= most else ""

@@ -30,12 +30,7 @@ def option(help: str, default: Any = dataclasses.MISSING, *, least: int | None =
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
-    """Declare the fields of a dataclass as options: `judge_url` as `--judge-url`.
-
-    Args:
-        parser: Takes the options.
-        cls: Its fields are made by `option`.
-    """
+    """Declare the fields of a dataclass, made by `option`, as options: `judge_url` as `--judge-url`."""
     groups: dict[str | None, Any] = {None: parser}
     for spec in dataclasses.fields(cls):
         declared = {key: value for key, value in spec.metadata.items() if key not in ("least", "group", "positional")}
@@ -71,34 +66,14 @@ def too_small(options: Any) -> list[str]:
 
 
 def positive(text: str) -> int:
-    """Read a whole number above zero, as the `type` of an option.
-
-    Args:
-        text: What was typed.
-
-    Returns:
-        The number.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is none.
-    """
+    """Read a whole number above zero, as the `type` of an option."""
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
     return int(text)
 
 
 def size(text: str) -> int:
-    """Read a number of bytes, as the `type` of an option.
-
-    Args:
-        text: Such as `4GB`, `512MiB` or `1000000`.
-
-    Returns:
-        Bytes.
-
-    Raises:
-        argparse.ArgumentTypeError: If it is none.
-    """
+    """Read a number of bytes, such as `4GB`, `512MiB` or `1000000`, as the `type` of an option."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
     unit = _UNITS.get(match[2].upper()) if match else None
     number = float(match[1]) * unit if match and unit else 0.0

@@ -5,14 +5,7 @@ from typing import Any
 
 
 def draw_losses(axes: Any, metrics: Mapping[str, Any], unit: str, label: str) -> None:
-    """Draw the training loss, and the held-out loss before, on the way and after.
-
-    Args:
-        axes: matplotlib's.
-        metrics: What metrics.json holds.
-        unit: What the loss is counted per.
-        label: Of the held-out loss.
-    """
+    """Draw metrics.json's training loss per `unit`, and the held-out loss before, during and after training."""
     if metrics["loss_curve"]:
         axes.plot(*zip(*metrics["loss_curve"], strict=True), label="training, mean since the last point")
     on_the_way = [tuple(point) for point in metrics["eval_curve"]]

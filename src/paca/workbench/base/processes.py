@@ -25,16 +25,9 @@ def rank() -> int:
 
 
 def on_main(act: Callable[[], Result]) -> Result:
-    """Do something on rank 0 alone, while the others wait for it.
+    """Run something on rank 0 alone, and return its result, or raise its error, on every rank.
 
-    Args:
-        act: What to do; its result is sent to all ranks, so it has to be small and can be pickled.
-
-    Returns:
-        What it returned, on every rank.
-
-    Raises:
-        Exception: What it raised, on every rank: no rank goes on alone.
+    The result is sent to all ranks, so it has to be small and picklable.
     """
     if world_size() == 1:
         return act()
@@ -68,15 +61,7 @@ def shared_out(batches: Any) -> Iterator[tuple[Any, bool]]:
 
 
 def summed(values: list[float], device: Any = "cpu") -> list[float]:
-    """Sum numbers over all ranks.
-
-    Args:
-        values: This rank's.
-        device: Where the process group can sum tensors.
-
-    Returns:
-        The sums, on every rank.
-    """
+    """Sum numbers over all ranks, on a device where the process group can sum tensors."""
     if world_size() == 1:
         return values
     import torch

@@ -35,11 +35,7 @@ def show_losses(trainer: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the user something on standard error, above any bar; of several processes one speaks.
-
-    Args:
-        text: One line.
-    """
+    """Tell the user one line on standard error, above any bar; of several processes only one speaks."""
     if rank() == 0:
         tqdm.write(text, file=sys.stderr)
 

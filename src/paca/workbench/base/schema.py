@@ -12,16 +12,7 @@ from paca.workbench.base.messages import listing, one_line, shown, suggestion
 
 
 def unknown_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> list[str]:
-    """Describe every key of `given` that is not in `known`.
-
-    Args:
-        where: Dotted name of the mapping in the recipe, empty for the top level.
-        given: The mapping to check.
-        known: The keys that may occur.
-
-    Returns:
-        One message per unknown key.
-    """
+    """Describe every key of the mapping named `where` (empty for the top level) that is not known."""
     known = set(known)
     return [
         f"{dotted(where, key)} = {shown(given[key])}: there is no such key"
@@ -32,16 +23,7 @@ def unknown_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> 
 
 
 def wrong_types(where: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> list[str]:
-    """Describe every value of `given` that does not fit its annotation.
-
-    Args:
-        where: Dotted name of the mapping in the recipe, empty for the top level.
-        given: The mapping to check.
-        hints: Resolved annotations by key; keys without one are not checked.
-
-    Returns:
-        One message per value that does not fit.
-    """
+    """Describe every value that does not fit its annotation; keys without one are not checked."""
     return [
         f"{dotted(where, key)} = {shown(value)}: expected {describe(hints[key])}, got {type(value).__name__}"
         for key, value in given.items()
@@ -57,18 +39,10 @@ def class_problems(
     make: Callable[[], Any],
     further: Iterable[str] = (),
 ) -> list[str]:
-    """Say what is wrong with keys that become a dataclass of another library.
+    """Say what is wrong with keys that become a dataclass of another library, one message per problem.
 
-    Args:
-        where: Dotted name of the mapping in the recipe.
-        given: The keys and values.
-        cls: The dataclass.
-        refused: Fields of it that are not to be set, and what to do instead.
-        make: Makes the instance, whose own checks are heard where nothing else is wrong.
-        further: What is known to be wrong besides.
-
-    Returns:
-        One message per problem.
+    `refused` says what to do instead of setting some of its fields. `make` makes the instance: its own checks are
+    heard only where nothing else is wrong.
     """
     problems = [
         f"{where}.{key} = {shown(given[key])}: not to be set here; {instead}"
@@ -87,14 +61,9 @@ def class_problems(
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Tell whether a value read from YAML can be meant by an annotation.
+    """Tell whether a value read from YAML can be meant by an annotation; False only where it certainly is not.
 
-    Args:
-        value: A scalar, list or mapping.
-        hint: A resolved annotation. One that YAML cannot express (a class, a callable) fits everything.
-
-    Returns:
-        False only where the value is certainly wrong.
+    An annotation that YAML cannot express (a class, a callable) fits everything.
     """
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
@@ -119,14 +88,7 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def describe(hint: Any) -> str:
-    """Write an annotation as a user would say it.
-
-    Args:
-        hint: A resolved annotation.
-
-    Returns:
-        For instance `int or None`.
-    """
+    """Write a resolved annotation as a user would say it, for instance `int or None`."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(describe(option) for option in get_args(hint))
@@ -140,27 +102,14 @@ def describe(hint: Any) -> str:
 
 
 def dotted(where: str, key: str) -> str:
-    """Join the name of a mapping and a key as an override spells it.
-
-    Args:
-        where: Dotted name of the mapping, empty for the top level.
-        key: A key of it.
-
-    Returns:
-        For instance `training.max_steps`.
-    """
+    """Join the dotted name of a mapping, empty for the top level, and a key: `training.max_steps`."""
     return f"{where}.{key}" if where else str(key)
 
 
 def describe_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List what differs between two recipes as `Recipe.to_dict` spells them.
+    """List what differs between two recipes' `to_dict()`, one line per dotted key with both values.
 
-    Args:
-        old: The recipe that a run was started with.
-        new: The recipe that is asked for now.
-
-    Returns:
-        One line per dotted key, with both values; `output_dir` is not compared, since a run's folder may be moved.
+    `output_dir` is not compared, since a run's folder may be moved.
     """
     before, after = _flatten(old), _flatten(new)
     keys = [key for key in {**before, **after} if key != "output_dir"]

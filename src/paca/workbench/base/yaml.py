@@ -30,17 +30,7 @@ def _yaml() -> YAML:
 
 
 def parse(text: str) -> Any:
-    """Read one YAML document or scalar.
-
-    Args:
-        text: A recipe file's content, or the right side of an override.
-
-    Returns:
-        Mappings, lists and scalars.
-
-    Raises:
-        ValueError: If `text` is not YAML; says why and where, on one line.
-    """
+    """Read one YAML document or scalar; a ValueError says on one line why and where the text is not YAML."""
     try:
         return _yaml().load(text)
     except (YAMLError, RecursionError) as error:
@@ -48,14 +38,7 @@ def parse(text: str) -> Any:
 
 
 def dump(value: Any) -> str:
-    """Write mappings, lists and scalars so that `parse` reads the same back.
-
-    Args:
-        value: What to write.
-
-    Returns:
-        A YAML document, keys in their own order.
-    """
+    """Write mappings, lists and scalars, keys in their own order, so that `parse` reads the same back."""
     written = io.StringIO()
     _yaml().dump(value, written)
     return written.getvalue()

@@ -48,11 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 def environment(given: Mapping[str, str]) -> dict[str, str]:
     """Make an environment in which Python imports paca when it starts.
 
-    Args:
-        given: The environment to start from.
-
-    Returns:
-        The same with two folders on PYTHONPATH: the start-up module's first, this package's last.
+    It has two more folders on PYTHONPATH: the start-up module's first, this package's last.
     """
     package = Path(paca.__file__).resolve().parent
     parts = [

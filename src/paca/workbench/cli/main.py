@@ -30,13 +30,9 @@ VISION_PACKAGES = ("PIL", "timm", "torchvision")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+    """Run the command on the words after `paca`, by default those of the process.
 
-    Args:
-        argv: The words after `paca`; those of the process when omitted.
-
-    Returns:
-        0 for success, 2 for a mistake in what was asked or a missing library, 130 after Ctrl-C.
+    Returns 0 for success, 2 for a mistake in what was asked or a missing library, 130 after Ctrl-C.
     """
     arguments = build_parser().parse_args(argv)
     try:

@@ -37,15 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def first_sentence(text: str, width: int = 90) -> str:
-    """Take the first sentence of the comment that a recipe opens with.
-
-    Args:
-        text: The file's content.
-        width: The longest line to return; what is longer ends in an ellipsis.
-
-    Returns:
-        One line; empty where the file opens without a comment.
-    """
+    """Take the first sentence of the comment that a recipe opens with, shortened to `width`; empty without one."""
     comment = []
     for line in text.splitlines():
         if not line.startswith("#") or not line.strip("# "):

@@ -34,14 +34,8 @@ class Chosen:
 def choose_methods(text: str) -> list[Chosen]:
     """Find the methods that a user names; the frozen floor is always among them, first.
 
-    Args:
-        text: Names separated by commas; a name may have arguments of the method's PEFT config in parentheses.
-
-    Returns:
-        The methods, each once.
-
-    Raises:
-        PacaError: With all problems at once: unknown names with the near ones, unknown arguments.
+    Names are separated by commas; each may have arguments of the method's PEFT config in parentheses. A PacaError
+    names all unknown methods, with near names, and all unknown arguments at once.
     """
     problems: list[str] = []
     chosen = {FLOOR: Chosen(FLOOR, METHODS[FLOOR])}

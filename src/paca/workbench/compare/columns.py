@@ -81,15 +81,7 @@ def shown_columns(results: Mapping[str, Any]) -> list[Column]:
 
 
 def cell(row: Mapping[str, Any], column: Column) -> str:
-    """Write a method's value in a column.
-
-    Args:
-        row: The method's.
-        column: The column.
-
-    Returns:
-        The value, with its spread where there is one; a dash where there is no value.
-    """
+    """Write a method's value in a column, with its spread where there is one; a dash where there is no value."""
     value = row.get(column.key)
     if value is None:
         return "–"

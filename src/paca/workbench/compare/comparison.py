@@ -73,13 +73,7 @@ class Comparison:
 
 
 class Runner:
-    """Runs units that are not finished, on as many workers as there are.
-
-    Args:
-        folder: Where units are kept.
-        workers: What runs them.
-        progress: What is told.
-    """
+    """Runs units that are not finished, on as many workers as there are."""
 
     def __init__(self, folder: Path, workers: Sequence[Worker], progress: Progress) -> None:
         self.folder, self.progress = folder, progress
@@ -89,14 +83,7 @@ class Runner:
             self._free.put(worker)
 
     def run(self, units: Iterable[Unit]) -> list[dict[str, Any]]:
-        """Run units, or read what they found before.
-
-        Args:
-            units: In the order of their results.
-
-        Returns:
-            The results; those of failures have `error`.
-        """
+        """Run units, or read what they found before; the results, in order, have `error` where a unit failed."""
         units = list(units)
         self.progress.expect(len(units))
         if self._threads == 1:
@@ -119,14 +106,7 @@ class Runner:
 
 
 def compare(comparison: Comparison, folder: Path, workers: Sequence[Worker], progress: Progress) -> None:
-    """Measure all methods on the recipe; a method that fails has its error stored, and the others go on.
-
-    Args:
-        comparison: What is compared.
-        folder: A folder that `open_folder` made ready.
-        workers: What runs the units.
-        progress: What is told.
-    """
+    """Measure all methods on the recipe; a method that fails has its error stored, and the others go on."""
     runner = Runner(folder, workers, progress)
     entries = ranked_entries(comparison, runner)
     profiles = runner.run(Unit(PROFILE, (entry,), {"limit": comparison.memory_limit}) for entry in entries)
@@ -148,15 +128,7 @@ def compare(comparison: Comparison, folder: Path, workers: Sequence[Worker], pro
 def explore(
     comparison: Comparison, kinds: Iterable[str], folder: Path, workers: Sequence[Worker], progress: Progress
 ) -> None:
-    """Carry out the experiments that train nothing: throughput, longest sequence, operations.
-
-    Args:
-        comparison: What is compared.
-        kinds: Of the experiments.
-        folder: A folder that `open_folder` made ready.
-        workers: What runs the units.
-        progress: What is told.
-    """
+    """Carry out the experiments that train nothing: throughput, longest sequence, operations."""
     runner = Runner(folder, workers, progress)
     entries = ranked_entries(comparison, runner)
     limit = comparison.memory_limit or available_bytes()
@@ -173,15 +145,7 @@ def explore(
 
 
 def ranked_entries(comparison: Comparison, runner: Runner) -> list[Entry]:
-    """Give each method its rank, target modules and arguments.
-
-    Args:
-        comparison: What is compared.
-        runner: Counts parameters, if they are to be matched.
-
-    Returns:
-        The methods with their settings, in order.
-    """
+    """Give each method its rank, target modules and arguments."""
     recipe, own = comparison.recipe, dict(comparison.recipe.method.config)
     rank = own.pop("r", _DEFAULT_RANK)
     own.pop("random_seed", None)  # seeds are what the runs differ in
@@ -211,13 +175,7 @@ def ranked_entries(comparison: Comparison, runner: Runner) -> list[Entry]:
 def tuned_rates(comparison: Comparison, runner: Runner, entries: Sequence[Entry]) -> dict[str, float | None]:
     """Find a learning rate for each method, with the same budget for each that is tuned.
 
-    Args:
-        comparison: What is compared.
-        runner: Trains the short runs.
-        entries: The methods.
-
-    Returns:
-        The rates; none for a method that trains nothing, and no entry for one whose every try failed.
+    None for a method that trains nothing, and no entry for one whose every try failed.
     """
     recipe = comparison.recipe
     tried: list[Unit] = []

@@ -23,14 +23,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def describe_failure(error: BaseException) -> dict[str, Any]:
-    """Spell an error for a table's row and for JSON.
-
-    Args:
-        error: What a unit raised.
-
-    Returns:
-        `error`, one line; `out_of_memory`.
-    """
+    """Describe an error for a table's row and for JSON: `error`, one line, and `out_of_memory`."""
     text = " ".join(str(error).split()) or type(error).__name__
     lacking = is_out_of_memory(error)
     if lacking:

@@ -39,14 +39,7 @@ _PHASES = {
 
 
 def charts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Make the charts for which there is something to show.
-
-    Args:
-        results: What results.json holds.
-
-    Returns:
-        `id`, `title`, `text` and `figure` of each, the figure as plotly's JSON.
-    """
+    """Make the charts for which results.json has data: `id`, `title`, `text` and `figure`, plotly's JSON, of each."""
     rows = results["methods"]
     made = (
         ("loss-step", "Loss by step", "Held out; the band spans the seeds.", _curves(rows, "step", "optimizer step")),

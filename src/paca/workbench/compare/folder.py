@@ -18,15 +18,9 @@ _OURS = (UNITS, UPSTREAM, RESULTS, MARKDOWN, HTML, COMPARISON)
 
 
 def open_folder(folder: Path, spec: Mapping[str, Any], overwrite: bool = False) -> None:
-    """Make a folder ready for a comparison, or refuse.
+    """Make a folder ready for a comparison, or refuse one that holds anything else with a PacaError.
 
-    Args:
-        folder: Where the units and the report go.
-        spec: The recipe and what else all units have to agree in.
-        overwrite: Delete what another comparison left there.
-
-    Raises:
-        PacaError: If another recipe's comparison is in the folder, or something that no comparison wrote.
+    `spec` is the recipe and what else all units have to agree in; `overwrite` deletes another comparison.
     """
     known = folder / COMPARISON
     if is_ours(folder, COMPARISON, "comparison"):
@@ -45,15 +39,7 @@ def open_folder(folder: Path, spec: Mapping[str, Any], overwrite: bool = False) 
 
 
 def finished(folder: Path, unit: Unit) -> dict[str, Any] | None:
-    """Read what a unit found, if it was run before and did not fail.
-
-    Args:
-        folder: The comparison's.
-        unit: The unit.
-
-    Returns:
-        Its result; None if it has to be run, because it never was, failed, or was run with other values.
-    """
+    """Read a unit's result; None if it has to be run: it never was, it failed, or it ran with other values."""
     path = _path(folder, unit)
     if not path.exists():
         return None
@@ -64,25 +50,12 @@ def finished(folder: Path, unit: Unit) -> dict[str, Any] | None:
 
 
 def store(folder: Path, unit: Unit, result: Mapping[str, Any]) -> None:
-    """Keep what a unit found; the file appears at once, when it is complete.
-
-    Args:
-        folder: The comparison's.
-        unit: The unit.
-        result: What JSON can write.
-    """
+    """Keep what a unit found; the file appears at once, when it is complete."""
     write_json(_path(folder, unit), {"job": unit.identity(), "result": dict(result)})
 
 
 def stored_units(folder: Path) -> list[dict[str, Any]]:
-    """Read all units of a comparison, failed ones too.
-
-    Args:
-        folder: The comparison's.
-
-    Returns:
-        `job` and `result` of each, by the name of their files.
-    """
+    """Read `job` and `result` of all units of a comparison, failed ones too, sorted by file name."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / UNITS).glob("[!.]*.json"))]
 
 

@@ -23,14 +23,7 @@ _CARDS = {
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """Write the report.
-
-    Args:
-        results: What results.json holds; finite numbers only.
-
-    Returns:
-        HTML.
-    """
+    """Write the report as HTML; `results` is what results.json holds, finite numbers only."""
     pages = Environment(
         loader=PackageLoader("paca.workbench.compare", "page"),
         autoescape=True,

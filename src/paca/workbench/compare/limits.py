@@ -32,16 +32,9 @@ class LimitedTracker(StorageTracker):
 
 
 def fits(workload: Workload, unit: Unit, size: tuple[int, int], needed: dict[str, int]) -> bool:
-    """Try whether a training step stays within the limit.
+    """Whether two training steps of this many sequences and tokens stay within the unit's limit of bytes.
 
-    Args:
-        workload: The recipe.
-        unit: With `limit`, bytes.
-        size: Sequences and tokens.
-        needed: The peak is put here, by `str(size)`.
-
-    Returns:
-        Whether two steps, the second with the optimizer's state there, stay within it.
+    The second step has the optimizer's state; the peak is put into `needed`, by `str(size)`.
     """
     try:
         step = workload.step(unit.entry, share=True, size=size)

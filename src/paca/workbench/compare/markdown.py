@@ -8,14 +8,7 @@ from paca.workbench.compare.columns import cell, shown_columns
 
 
 def document(results: Mapping[str, Any]) -> str:
-    """Write the report.
-
-    Args:
-        results: What results.json holds.
-
-    Returns:
-        Markdown.
-    """
+    """Write the report as Markdown; `results` is what results.json holds."""
     recipe = results["recipe"]
     parts = [
         f"# {recipe['model']['name']} on {source_name(recipe['data']['train'])}",

@@ -104,15 +104,7 @@ def _to_floor(times: Sequence[float], floors: Sequence[Sequence[float]]) -> dict
 
 
 def paired_ratios(times: Sequence[float], references: Sequence[Sequence[float]]) -> list[float]:
-    """Compare times with references that were taken in the same round, so that a slow spell of the machine cancels.
-
-    Args:
-        times: One per round.
-        references: Of each round, those whose mean it is compared with.
-
-    Returns:
-        The ratio of each round.
-    """
+    """Divide each time by the mean of its round's references, so that a slow spell of the machine cancels."""
     return [time / statistics.fmean(same) for time, same in zip(times, references, strict=True)]
 
 
@@ -188,15 +180,9 @@ def trained_parameters(workload: Workload, entry: Entry, rank: int) -> int:
 
 
 def nearest_rank(wanted: int, count: Callable[[int], int], most: int = _LARGEST_RANK) -> int:
-    """Find the rank whose count is nearest to what is wanted; a higher rank must not count less.
+    """Find the rank, up to `most`, whose count of parameters is nearest to `wanted`; of two, the lower.
 
-    Args:
-        wanted: Parameters.
-        count: Parameters at a rank.
-        most: The highest rank to try.
-
-    Returns:
-        The rank; the lower of two that are equally near.
+    A higher rank must not count less.
     """
     count = functools.cache(count)
     low = max(1, largest_that_fits(lambda rank: count(rank) - wanted, 1, most - 1))

@@ -11,11 +11,7 @@ from rich.progress import Progress as Bars
 
 
 class Progress:
-    """Bars on a terminal, lines elsewhere; a context.
-
-    Args:
-        stream: Where to; standard error when omitted.
-    """
+    """Bars on a terminal, lines elsewhere; a context. Writes to standard error when `stream` is omitted."""
 
     def __init__(self, stream: Any = None) -> None:
         self.console = Console(file=stream or sys.stderr, highlight=False)

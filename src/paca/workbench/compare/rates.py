@@ -11,18 +11,7 @@ FACTOR = 2.0  # between neighbours of a grid
 
 
 def read_rates(words: Iterable[str], labels: Sequence[str]) -> dict[str, list[float]]:
-    """Read `--rates`: `paca=5e-3 lora=1e-3,2e-3`.
-
-    Args:
-        words: One per method.
-        labels: The methods that are compared.
-
-    Returns:
-        The rates by method.
-
-    Raises:
-        PacaError: With all problems at once.
-    """
+    """Read `--rates`, such as `paca=5e-3 lora=1e-3,2e-3`; a PacaError has all problems at once."""
     rates: dict[str, list[float]] = {}
     problems = []
     for word in words:
@@ -47,29 +36,14 @@ def read_rates(words: Iterable[str], labels: Sequence[str]) -> dict[str, list[fl
 
 
 def grid(centre: float, number: int) -> list[float]:
-    """Rates around one, each twice the one before.
-
-    Args:
-        centre: The rate in the middle, or just below it.
-        number: How many.
-
-    Returns:
-        The rates, from the lowest on, rounded to three digits.
-    """
+    """The given number of rates around `centre`, ascending, each twice the one before, rounded to three digits."""
     return [float(f"{centre * FACTOR ** (index - (number - 1) // 2):.3g}") for index in range(number)]
 
 
 def rates_of(chosen: Chosen, given: Mapping[str, list[float]], sweep: int, own: float | None) -> list[float]:
-    """The rates that a method is tried at; a single one is not tried but used.
+    """The rates that a method is tried at: given ones, else a sweep, else a single one, which is used untried.
 
-    Args:
-        chosen: The method.
-        given: What `--rates` says.
-        sweep: How many rates to try where none are given; 0 for none.
-        own: The recipe's rate, if this is the recipe's method.
-
-    Returns:
-        At least one rate.
+    `own` is the recipe's rate, if this is the recipe's method.
     """
     if chosen.label in given:
         return given[chosen.label]

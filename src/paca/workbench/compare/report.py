@@ -19,14 +19,7 @@ from paca.workbench.training.report import versions
 
 
 def write_report(folder: Path) -> dict[str, Any]:
-    """Sum up the units in a folder, and write the report there.
-
-    Args:
-        folder: A comparison's.
-
-    Returns:
-        What results.json holds.
-    """
+    """Sum up a comparison's units and write the report into its folder; returns what results.json holds."""
     units = stored_units(folder)
     spec = yaml.parse((folder / COMPARISON).read_text(encoding="utf-8"))
     results: dict[str, Any] = finite({**summarize(units), **spec, "versions": versions()})

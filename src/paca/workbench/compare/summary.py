@@ -108,11 +108,7 @@ def _learnt(units: Sequence[Mapping[str, Any]]) -> Row:
 def pareto(rows: Iterable[Row]) -> list[str]:
     """Find the methods that no other beats in both peak memory and held-out loss.
 
-    Args:
-        rows: Of methods; those that lack either are passed over.
-
-    Returns:
-        Their names, from the least memory to the most.
+    Rows that lack either are passed over; names are ordered from the least memory to the most.
     """
     points = [row for row in rows if _is_number(row.get("loss")) and _is_number(row.get("peak_bytes"))]
     front: list[Row] = []
@@ -123,14 +119,7 @@ def pareto(rows: Iterable[Row]) -> list[str]:
 
 
 def best(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """Find the best methods of each column; those that tie, all of them.
-
-    Args:
-        rows: Of methods.
-
-    Returns:
-        Names by column, where at least two methods have a value.
-    """
+    """Find the best methods of each column in which at least two have a value; those that tie, all of them."""
     found = {}
     learning = [row for row in rows if row["method"] != FLOOR]  # the floor takes no part
     for column in COLUMNS:

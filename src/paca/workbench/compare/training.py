@@ -18,11 +18,7 @@ from paca.workbench.training.stages import train
 
 
 class StepCounter(TrainerCallback):
-    """Tells how far a run is.
-
-    Args:
-        watch: Told.
-    """
+    """Tells `watch` how far a run is."""
 
     def __init__(self, watch: Watch) -> None:
         self.watch = watch
@@ -33,12 +29,9 @@ class StepCounter(TrainerCallback):
 
 
 class CurveRecorder(StepCounter):
-    """Measures the held-out loss on the way, and keeps a clock that stands still meanwhile.
+    """Measures the held-out loss `points` times after the first step, the last at the end.
 
-    Args:
-        trainer: Whose model is measured.
-        points: How many measurements after the first step, the one at the end among them.
-        watch: Told how far the run is.
+    Its clock stands still meanwhile.
     """
 
     def __init__(self, trainer: Any, points: int, watch: Watch) -> None:
@@ -123,14 +116,7 @@ def full_run(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
 
 
 def file_bytes(model: Any) -> int:
-    """How large what a method has trained is on the disk: an adapter's file, or all trained weights.
-
-    Args:
-        model: With a method on it.
-
-    Returns:
-        Bytes; 0 where nothing is trained.
-    """
+    """Bytes on disk of what a method has trained: an adapter's file, or all trained weights."""
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):

@@ -9,17 +9,7 @@ BUILT_IN = "a short story"
 
 
 def unrelated_text(path: str | None) -> str:
-    """Read the text that has nothing to do with the task.
-
-    Args:
-        path: A text file; None for the story that comes with paca.
-
-    Returns:
-        The text.
-
-    Raises:
-        PacaError: If the file can't be read or holds nothing.
-    """
+    """Read the text file that has nothing to do with the task; None for the story that comes with paca."""
     if path is None:
         return resources.files("paca.workbench.compare").joinpath("unrelated.txt").read_text(encoding="utf-8")
     try:

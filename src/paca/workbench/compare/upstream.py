@@ -15,15 +15,7 @@ from paca.workbench.compare.units import PROFILE, RUN
 
 
 def upstream_results(units: Iterable[Mapping[str, Any]], results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Spell every run as PEFT's board does.
-
-    Args:
-        units: `job` and `result` of each.
-        results: What results.json holds.
-
-    Returns:
-        One result per method and seed, by file name without suffix.
-    """
+    """Convert every run to the format of PEFT's board; one result per method and seed, by file name."""
     units = list(units)
     peaks = {
         unit["job"]["methods"][0]["method"]: unit["result"].get("peak_bytes", 0)

@@ -50,12 +50,7 @@ class Worker(Protocol):
 
 
 class InProcessWorker:
-    """Runs units in this process.
-
-    Args:
-        recipe: The work.
-        unrelated: A text file; None for the built-in.
-    """
+    """Runs units in this process."""
 
     def __init__(self, recipe: Recipe, unrelated: str | None = None) -> None:
         self._workload = Workload(recipe, unrelated)
@@ -70,13 +65,7 @@ class InProcessWorker:
 
 
 class SubprocessWorker:
-    """Runs units in a child process, which is started again if it was killed.
-
-    Args:
-        recipe: The work.
-        unrelated: A text file; None for the built-in.
-        gpu: The only GPU that the child sees; None for all that this process sees.
-    """
+    """Runs units in a child process, which is started again if it was killed; it sees the given GPU, or all."""
 
     def __init__(self, recipe: Recipe, unrelated: str | None = None, gpu: str | None = None) -> None:
         self._arguments = (recipe, unrelated, gpu)

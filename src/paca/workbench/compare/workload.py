@@ -33,9 +33,7 @@ _TUNING_SEQUENCES = 16
 class Workload:
     """A recipe, loaded once per process and used by all units that run in it.
 
-    Args:
-        recipe: Whose model and data are used, with its training keys.
-        unrelated: A text file that has nothing to do with the task; None for the built-in.
+    `unrelated` is a text file that has nothing to do with the task; None for the built-in story.
     """
 
     def __init__(self, recipe: Recipe, unrelated: str | None = None) -> None:
@@ -91,14 +89,9 @@ class Workload:
         return self._bases[key]
 
     def model(self, entry: Entry, share: bool = False) -> Any:
-        """A copy of the base model with a method put onto it.
+        """A copy of the base model, in training mode, with a method put onto it.
 
-        Args:
-            entry: The method.
-            share: Let the copy stand on the base's own weights where the method never writes to them.
-
-        Returns:
-            The model in training mode.
+        With `share`, the copy stands on the base's own weights where the method never writes to them.
         """
         base = self.base(entry.chosen.method)
         shared = share and (entry.chosen.method.keeps_base or not entry.chosen.method.trains)
@@ -106,15 +99,7 @@ class Workload:
         return entry.chosen.method.put_on(copy.deepcopy(base, memo), entry.setting).train()
 
     def arguments(self, seed: int, changes: Mapping[str, Any] | None = None) -> Any:
-        """The recipe's `SFTConfig`, without checkpoints and bars.
-
-        Args:
-            seed: Of the order of the data.
-            changes: `training` keys that win over the recipe's.
-
-        Returns:
-            The arguments.
-        """
+        """The recipe's `SFTConfig`, without checkpoints and bars; `changes` win over its `training` keys."""
         training = {**self.recipe.training, **_PLAIN, **(changes or {})}
         for key in ("save_steps", "eval_steps"):
             training.pop(key, None)
@@ -123,20 +108,11 @@ class Workload:
     def trainer(
         self, entry: Entry, seed: int, changes: Mapping[str, Any] | None = None, train: Any = None, share: bool = False
     ) -> Any:
-        """Put a method, the data and the recipe's arguments into TRL's trainer.
+        """Put a method, the data and the recipe's arguments into TRL's `SFTTrainer`.
 
-        Args:
-            entry: The method.
-            seed: Of the adapter's first values and of the order of the data.
-            changes: `training` keys that win over the recipe's.
-            train: Training sequences; the recipe's when omitted.
-            share: As in `model`.
-
-        Returns:
-            An `SFTTrainer`.
-
-        Raises:
-            PacaError: If the method can't be put onto the model, or the arguments do not go together.
+        `seed` sets the adapter's first values and the order of the data; `changes` and `share` are as in `arguments`
+        and `model`. A PacaError says why the method can't be put onto the model, or which arguments do not go
+        together.
         """
         from transformers import PrinterCallback, set_seed
         from trl import SFTTrainer
@@ -159,15 +135,10 @@ class Workload:
         return trainer
 
     def step(self, entry: Entry, share: bool = False, size: tuple[int, int] | None = None) -> TrainingStep:
-        """A training step of a method on one batch, the same for all methods.
+        """A training step with the recipe's optimizer and precision on one batch, the same for all methods.
 
-        Args:
-            entry: The method.
-            share: As in `model`.
-            size: Sequences and tokens of a batch of random ids; the first batch of the training data when omitted.
-
-        Returns:
-            The step, with the recipe's optimizer and precision.
+        `size` gives the sequences and tokens of a batch of random ids; without it, the first batch of the training
+        data is taken.
         """
         trainer = self.trainer(replace(entry, setting=entry.setting.anywhere()), self.recipe.seed, share=share)
         model, arguments = trainer.model, trainer.args

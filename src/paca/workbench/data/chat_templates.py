@@ -21,14 +21,9 @@ TEMPLATES = {"plain": _PLAIN}
 
 
 def set_chat_template(tokenizer: Any, template: str | None) -> None:
-    """Give a tokenizer the chat template that a recipe names.
+    """Give a tokenizer the chat template that a recipe names: one of `TEMPLATES` or a file; None keeps its own.
 
-    Args:
-        tokenizer: Changed.
-        template: A name in `TEMPLATES`, a file, or None to leave the tokenizer's own.
-
-    Raises:
-        PacaError: If the file can't be read, or the tokenizer has no EOS token to close an answer with.
+    A PacaError if the file can't be read, or the tokenizer has no EOS token to close an answer with.
     """
     if template is None:
         return

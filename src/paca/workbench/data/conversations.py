@@ -16,16 +16,9 @@ Messages = Sequence[dict[str, str]]
 
 
 def training_template(tokenizer: Any) -> str | None:
-    """Choose a chat template with `{% generation %}` markers, if there is one for this tokenizer.
+    """Choose a chat template with `{% generation %}` markers: the tokenizer's own, or TRL's training version of it.
 
-    Args:
-        tokenizer: The model's tokenizer.
-
-    Returns:
-        The model's own template, TRL's training version of it, or None where turns have to be found by their text.
-
-    Raises:
-        PacaError: If the tokenizer has no chat template at all.
+    None where turns have to be found by their text; a PacaError if the tokenizer has no chat template at all.
     """
     from trl.chat_template_utils import get_training_chat_template
 
@@ -41,19 +34,9 @@ def training_template(tokenizer: Any) -> str | None:
 
 
 def encode_conversation(tokenizer: Any, messages: Messages, template: str | None) -> dict[str, list[int]]:
-    """Turn a conversation into one training sequence.
+    """Turn a conversation into `input_ids` and `labels`: the ids in the assistant's turns, EOS tokens too, else -100.
 
-    Args:
-        tokenizer: A fast tokenizer with a chat template.
-        messages: The turns.
-        template: What `training_template` chose.
-
-    Returns:
-        `input_ids`, and `labels`, which are the ids in the assistant's turns, their EOS tokens included, and -100
-        elsewhere.
-
-    Raises:
-        PacaError: If the assistant's turns cannot be told from the rest.
+    `template` is what `training_template` chose. A PacaError if the assistant's turns cannot be told from the rest.
     """
     if template is not None:
         encoded = apply_template(
@@ -67,15 +50,9 @@ def encode_conversation(tokenizer: Any, messages: Messages, template: str | None
 
 
 def encode_completion(tokenizer: Any, prompt: str, completion: str) -> dict[str, list[int]]:
-    """Turn a prompt and its completion into one training sequence, without a chat template.
+    """Turn a prompt and its completion into `input_ids` and `labels`, without a chat template.
 
-    Args:
-        tokenizer: A fast tokenizer.
-        prompt: Carries no loss.
-        completion: Is learned, with the EOS token that is put behind it.
-
-    Returns:
-        `input_ids`, and `labels`. A token that reaches from the prompt into the completion is learned.
+    The completion carries loss, with the EOS token behind it; so does a token that reaches into it from the prompt.
     """
     encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
     ids, mask = list(encoded["input_ids"]), [end > len(prompt) for _, end in encoded["offset_mapping"]]
@@ -88,18 +65,10 @@ def encode_completion(tokenizer: Any, prompt: str, completion: str) -> dict[str,
 
 
 def assistant_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
-    """Render a conversation and find the assistant's turns in it.
+    """Render a conversation; return its text, and where each of the assistant's turns starts and ends.
 
-    Args:
-        tokenizer: Has a chat template.
-        messages: The turns; the first is not the assistant's.
-
-    Returns:
-        The text, and for each turn of the assistant where it starts and ends: from after the prompt that asks for it
-        to its EOS token, without the white space that the template puts between turns.
-
-    Raises:
-        PacaError: If the template rewrites earlier turns, so that a turn cannot be found by what precedes it.
+    A turn goes from after the prompt that asks for it to its EOS token, without the white space that the template puts
+    between turns. A PacaError if the template rewrites earlier turns, so that what precedes a turn does not find it.
     """
     text = _render(tokenizer, messages)
     spans = []

@@ -54,18 +54,7 @@ class Place:
 
 
 def read_sources(sources: Sequence[str], place: Place) -> list[Documents]:
-    """Read sources of a recipe's data section, each by itself.
-
-    Args:
-        sources: A built-in's name, a file, a folder, or the name of a data set on the Hub, each.
-        place: Where to look, and how to read.
-
-    Returns:
-        One for each source, with at least one row.
-
-    Raises:
-        PacaError: If something is missing or cannot be read.
-    """
+    """Read each source of a recipe's data section by itself; a PacaError says what is missing or cannot be read."""
     parts = [_read_one(name, place) for name in sources]
     empty = next((name for name, part in zip(sources, parts, strict=True) if not part.rows), None)
     if empty is not None:
@@ -74,18 +63,7 @@ def read_sources(sources: Sequence[str], place: Place) -> list[Documents]:
 
 
 def joined(sources: Sequence[str], parts: list[Documents]) -> Documents:
-    """Put sources one after another.
-
-    Args:
-        sources: Their names.
-        parts: What they hold.
-
-    Returns:
-        All rows.
-
-    Raises:
-        PacaError: If some hold text and others conversations.
-    """
+    """Join the rows of several sources; a PacaError if some hold text and others conversations."""
     if len({part.is_text for part in parts}) > 1:
         raise PacaError(
             f"The data {sources!r} mixes conversations with plain text. Say in which proportion with data.weights, "
@@ -95,14 +73,7 @@ def joined(sources: Sequence[str], parts: list[Documents]) -> Documents:
 
 
 def near_files(path: Path) -> str:
-    """Return `; near: 'a.txt'` for files in `path`'s folder whose names are close, or say that the folder is missing.
-
-    Args:
-        path: A file that does not exist.
-
-    Returns:
-        Text to append to an error message.
-    """
+    """Return `; near: 'a.txt'` for files with names close to a missing one, or say that the folder is missing."""
     folder = path.parent
     if not os.path.isdir(folder):
         return f"; there is no folder {str(folder)!r} either"

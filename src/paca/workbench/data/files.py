@@ -21,17 +21,7 @@ UNSAFE_SUFFIXES = {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib",
 
 
 def read_text(path: Path) -> str:
-    """Read a file of text.
-
-    Args:
-        path: An existing file.
-
-    Returns:
-        Its text, without a byte order mark.
-
-    Raises:
-        PacaError: If it can't be read, is empty, or is no UTF-8.
-    """
+    """Read a UTF-8 file without its byte order mark; a PacaError if it can't be read, is empty, or is no UTF-8."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -44,14 +34,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json_lines(path: Path) -> Placed:
-    """Read one JSON value per line.
-
-    Args:
-        path: The file.
-
-    Returns:
-        `file:line`, and the value or a `BadRow`, of each.
-    """
+    """Read one JSON value per line: `file:line`, and the value or a `BadRow`, of each."""
     lines = enumerate(read_text(path).split("\n"), start=1)
     return ((f"{path}:{number}", _parsed(line)) for number, line in lines if line.strip())
 
@@ -67,17 +50,7 @@ def _parsed(line: str) -> Any:
 
 
 def read_json_list(path: Path) -> Placed:
-    """Read a JSON file that holds one list of rows, or one row per line.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Each row's place, and the row.
-
-    Raises:
-        PacaError: If it holds something else.
-    """
+    """Read the place and the row of each entry of a JSON file, which holds one list of rows, or one row per line."""
     text = read_text(path)
     value = _parsed(text)
     if isinstance(value, BadRow) and "Extra data" in value.problem:
@@ -92,14 +65,8 @@ def read_json_list(path: Path) -> Placed:
 def read_csv(path: Path) -> Placed:
     """Read a CSV file with a header, or one of MMLU's, which have none.
 
-    Args:
-        path: The file.
-
-    Returns:
-        `file, row number`, and the row as a mapping or a `BadRow`, of each.
-
-    Raises:
-        PacaError: If it has neither known columns nor MMLU's six.
+    Gives `file, row number`, and the row as a mapping or a `BadRow`, of each. A PacaError if the file has neither
+    known columns nor MMLU's six.
     """
     try:
         rows = list(csv.reader(io.StringIO(read_text(path), newline=""), strict=True))
@@ -126,17 +93,7 @@ def _record(header: list[str], row: list[str]) -> Any:
 
 
 def read_parquet(path: Path) -> Placed:
-    """Read a Parquet file.
-
-    Args:
-        path: The file.
-
-    Returns:
-        `file, row number`, and the row, of each.
-
-    Raises:
-        PacaError: If it is damaged.
-    """
+    """Read `file, row number`, and the row, of each row of a Parquet file; a PacaError if it is damaged."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -51,14 +51,7 @@ class Format:
 
 
 def messages_problem(messages: Any) -> str | None:
-    """Say why a value is no conversation that can be learned from.
-
-    Args:
-        messages: A list of `{'role': …, 'content': …}`.
-
-    Returns:
-        What is wrong, or None.
-    """
+    """Say why a value is no list of `{'role': …, 'content': …}` that can be learned from; None for a good one."""
     if not isinstance(messages, list) or not messages:
         return f"'messages' must be a list of {{'role': …, 'content': …}}, got {shown(messages)}"
     for position, message in enumerate(messages, start=1):
@@ -165,29 +158,15 @@ FORMATS = {kind.name: kind for kind in _ALL}
 
 
 def recognised(row: Mapping[str, Any]) -> Format | None:
-    """Tell a row's format by its fields.
-
-    Args:
-        row: The row.
-
-    Returns:
-        The format, or None where it has the fields of none.
-    """
+    """Tell a row's format by its fields; None where it has the fields of none."""
     return next((kind for kind in _ALL if all(name in row for name in kind.fields)), None)
 
 
 def convert_rows(rows: Iterable[tuple[str, Any]], name: str | None = None) -> list[Row]:
-    """Read rows of one source, all of one format.
+    """Read rows of one source, all in the format `name`, by default that of the first row.
 
-    Args:
-        rows: Pairs of a place, such as `file:3`, and the value that was found there.
-        name: The format; that of the first row when omitted.
-
-    Returns:
-        Rows with `text`, `messages`, or `prompt` and `completion`.
-
-    Raises:
-        PacaError: With the first few rows that can't be trained on.
+    Each comes with its place, such as `file:3`. The rows returned have `text`, `messages`, or `prompt` and
+    `completion`; a PacaError has the first few that can't be trained on.
     """
     kind, kept, problems = FORMATS[name] if name else None, [], []
     for place, row in rows:

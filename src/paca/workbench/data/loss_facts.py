@@ -25,14 +25,9 @@ class LossFacts:
 
 
 def count_loss(sequences: Iterable[Mapping[str, Sequence[int]]], ends: Collection[int]) -> LossFacts:
-    """Count tokens, and those that carry loss.
+    """Count tokens, those that carry loss, and sequences that learn one of these EOS token ids.
 
-    Args:
-        sequences: Each with `labels`.
-        ends: EOS token ids.
-
-    Returns:
-        The counts. The first token of a sequence is predicted by nothing, so it carries no loss.
+    The first token of a sequence is predicted by nothing, so it carries no loss.
     """
     number = tokens = learned = ending = 0
     for sequence in sequences:

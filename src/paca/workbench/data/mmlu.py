@@ -12,25 +12,14 @@ PARTS = ("_dev", "_val", "_test", "_train")
 
 
 def subject_of(path: Path) -> str:
-    """Read a subject off the name of one of the authors' files.
-
-    Args:
-        path: For instance `abstract_algebra_dev.csv`.
-
-    Returns:
-        `abstract_algebra`; empty where the name does not end like theirs, as that of `auxiliary_train`'s parts.
-    """
+    """Read a subject off the name of one of the authors' files: `abstract_algebra_dev.csv`; empty for other names."""
     return next((path.stem.removesuffix(part) for part in PARTS if path.stem.endswith(part)), "")
 
 
 def question_problem(row: Mapping[str, Any]) -> str | None:
-    """Say why a row is no multiple-choice question.
+    """Say why a row is no multiple-choice question; None for a good one.
 
-    Args:
-        row: With `question`, `answer` (a letter, or a number from 0), and `choices` or `A`, `B`, `C` and `D`.
-
-    Returns:
-        What is wrong, or None.
+    It needs `question`, `answer` (a letter, or a number from 0), and `choices` or `A`, `B`, `C` and `D`.
     """
     choices = choices_of(row)
     if not isinstance(choices, Sequence) or isinstance(choices, str) or len(choices) != len(LETTERS):
@@ -43,13 +32,9 @@ def question_problem(row: Mapping[str, Any]) -> str | None:
 
 
 def question_row(row: Mapping[str, Any]) -> dict[str, str]:
-    """Write a question as a prompt and the completion that is learned.
+    """Write a question as a `prompt`, which ends in `Answer:`, and the `completion`, a space and a letter.
 
-    Args:
-        row: A row without problems; with `subject`, it opens with the line that a scored prompt opens with.
-
-    Returns:
-        `prompt`, which ends in `Answer:`, and `completion`, a space and a letter.
+    With `subject`, the prompt opens with the line that a scored prompt opens with.
     """
     lines = [row["question"].strip()]
     lines += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices_of(row), strict=True)]
@@ -60,26 +45,12 @@ def question_row(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def choices_of(row: Mapping[str, Any]) -> Any:
-    """Take the four choices from whichever columns hold them.
-
-    Args:
-        row: With `choices`, or `A`, `B`, `C` and `D`.
-
-    Returns:
-        A list of four texts, unless the row has problems.
-    """
+    """Take the four choices from `choices`, or from `A`, `B`, `C` and `D`."""
     return row["choices"] if "choices" in row else [row.get(letter) for letter in LETTERS]
 
 
 def letter_of(answer: Any) -> str | None:
-    """Read an answer.
-
-    Args:
-        answer: A letter, or a number from 0.
-
-    Returns:
-        The letter; None where it is neither.
-    """
+    """Read an answer, a letter or a number from 0, as its letter; None where it is neither."""
     if isinstance(answer, str):
         return answer.strip() if answer.strip() in tuple(LETTERS) else None
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(LETTERS):

@@ -10,14 +10,7 @@ Message = Mapping[str, Any]
 
 
 def tree_problem(row: Mapping[str, Any]) -> str | None:
-    """Say why a row is no conversation tree.
-
-    Args:
-        row: With `prompt`, a message with nested `replies`.
-
-    Returns:
-        What is wrong, or None.
-    """
+    """Say why a row is no conversation tree: `prompt`, a message with nested `replies`; None for a good one."""
     waiting = [row["prompt"]]
     while waiting:
         message = waiting.pop()
@@ -32,14 +25,7 @@ def tree_problem(row: Mapping[str, Any]) -> str | None:
 
 
 def message_problem(message: Any) -> str | None:
-    """Say why a value is no message of a tree.
-
-    Args:
-        message: With `text`, `role` and, if reviewers ranked it among its siblings, `rank`.
-
-    Returns:
-        What is wrong, or None.
-    """
+    """Say why a value is no message of a tree, with `text`, `role` and perhaps a `rank` among its siblings."""
     if not isinstance(message, Mapping) or message.get("role") not in ROLES:
         return f"a message must have the 'role' {' or '.join(map(repr, ROLES))}, got {shown(message)}"
     if not isinstance(message.get("rank"), (int, float, type(None))):
@@ -48,14 +34,9 @@ def message_problem(message: Any) -> str | None:
 
 
 def best_path(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Follow the best-ranked reply from a tree's prompt to the last answer of the assistant.
+    """Follow the best-ranked reply from a tree's prompt to the last answer of the assistant; None without an answer.
 
-    Args:
-        row: A tree without problems. Replies without a rank come last, ties in the order of the file; deleted and
-            synthetic messages are passed over.
-
-    Returns:
-        `messages`, or None where there is no such answer.
+    Replies without a rank come last, ties in the order of the file; deleted and synthetic messages are passed over.
     """
     message, path = row["prompt"], []
     while message is not None and _is_kept(message):
@@ -68,13 +49,9 @@ def best_path(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def gather_trees(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Put messages that are listed one by one, as the data set on the Hub lists them, into trees.
+    """Put messages that are listed one by one, as on the Hub, into trees, in the order of their prompts.
 
-    Args:
-        messages: Each with `message_id` and `parent_id`, which is null for a prompt.
-
-    Returns:
-        Trees, in the order of their prompts.
+    Each has `message_id` and `parent_id`, which is null for a prompt.
     """
     nodes = {message["message_id"]: {**message, "replies": []} for message in messages}
     trees = []

@@ -62,14 +62,7 @@ class TrainingData:
 def read_data(section: DataSection) -> RawData:
     """Read all documents of a recipe, so that a mistake in them shows before a model is loaded.
 
-    Args:
-        section: The recipe's data section.
-
-    Returns:
-        The documents.
-
-    Raises:
-        PacaError: If something is missing or cannot be parsed, or if training and held-out data differ in kind.
+    A PacaError says what is missing or cannot be parsed, or that training and held-out data differ in kind.
     """
     names = _listed(section.train)
     parts = read_sources(names, Place(section.path, section.subset, section.train_split, section.format))
@@ -94,20 +87,10 @@ def _listed(source: str | list[str]) -> list[str]:
 def prepare_data(
     raw: RawData, section: DataSection, tokenizer: Any, length: int | None, seed: int = 42
 ) -> TrainingData:
-    """Split, tokenize, cut and mix.
+    """Split, tokenize, cut and mix documents into training and held-out sequences.
 
-    Args:
-        raw: The documents.
-        section: The recipe's data section.
-        tokenizer: The model's tokenizer.
-        length: Tokens per sequence, `training.max_length`.
-        seed: Of the order in which sources are mixed by `data.weights`.
-
-    Returns:
-        Training and held-out sequences. Text is cut into blocks of `length`; all other rows keep their bounds.
-
-    Raises:
-        PacaError: If nothing is left to train on or to hold out.
+    Text is cut into blocks of `length` tokens; all other rows keep their bounds. `seed` sets the order in which
+    sources are mixed by `data.weights`. A PacaError if nothing is left to train on or to hold out.
     """
     from datasets import Dataset
 
@@ -148,30 +131,14 @@ def _mixed(parts: list[Sequences], weights: list[float] | None, seed: int) -> An
 
 
 def hold_out(items: Sequence[Item], every: int | None) -> tuple[list[Item], list[Item]]:
-    """Split off the first of each `every` items.
-
-    Args:
-        items: What to split.
-        every: 10 holds out the 1st, 11th, 21st; None holds out nothing.
-
-    Returns:
-        What is kept, and what is held out.
-    """
+    """Return items without the first of each `every`, and those: 10 holds out the 1st, 11th, 21st; None nothing."""
     held = [every is not None and index % every == 0 for index in range(len(items))]
     kept = [item for item, out in zip(items, held, strict=True) if not out]
     return kept, [item for item, out in zip(items, held, strict=True) if out]
 
 
 def spread(items: Sequence[Item], most: int | None) -> list[Item]:
-    """Choose at most `most` items at even distances.
-
-    Args:
-        items: What to choose from.
-        most: How many; None for all.
-
-    Returns:
-        The chosen items, in order.
-    """
+    """Choose at most `most` items at even distances, in order; None chooses all."""
     if most is None or len(items) <= most:
         return list(items)
     return [items[index * len(items) // most] for index in range(most)]
@@ -180,17 +147,10 @@ def spread(items: Sequence[Item], most: int | None) -> list[Item]:
 def encode(
     is_text: bool, rows: Iterable[Row], tokenizer: Any, length: int | None, counted: Counted | None = None
 ) -> Sequences:
-    """Tokenize rows and cut them.
+    """Tokenize rows of one kind and cut them; `input_ids` and `labels` of each sequence that carries loss.
 
-    Args:
-        is_text: Whether the rows are plain text, which is cut into blocks; other rows keep their bounds.
-        rows: Of one kind.
-        tokenizer: The model's tokenizer.
-        length: Tokens per sequence.
-        counted: Told what became of the rows.
-
-    Returns:
-        `input_ids` and `labels` of each sequence in which something carries loss.
+    Plain text is cut into blocks of `length` tokens; other rows keep their bounds. `counted` is told what became of
+    the rows.
     """
     counted = Counted() if counted is None else counted
     if is_text:
@@ -207,15 +167,7 @@ def encode(
 
 
 def encode_rows(rows: Iterable[Row], tokenizer: Any) -> Sequences:
-    """Tokenize conversations, and prompts with completions, at their full length.
-
-    Args:
-        rows: Each with `messages`, or with `prompt` and `completion`.
-        tokenizer: The model's tokenizer.
-
-    Returns:
-        `input_ids` and `labels` of each.
-    """
+    """Tokenize conversations, and prompts with completions, at their full length: `input_ids` and `labels` of each."""
     sequences, template = [], None
     for number, row in enumerate(rows):
         if "messages" not in row:

@@ -14,15 +14,7 @@ WIDTH = 40
 
 
 def pieces(sequence: Mapping[str, Sequence[int]], tokenizer: Any) -> Iterator[tuple[str, bool]]:
-    """Cut a sequence where what carries loss begins or ends.
-
-    Args:
-        sequence: With `input_ids` and `labels`.
-        tokenizer: Turns the ids into text again.
-
-    Yields:
-        tuple[str, bool]: Text, and whether it is learned.
-    """
+    """Cut a sequence where what carries loss begins or ends; yield each text, and whether it is learned."""
     learned = [label != IGNORED for label in sequence["labels"]]
     if learned:
         learned[0] = False  # nothing predicts the first token
@@ -31,16 +23,7 @@ def pieces(sequence: Mapping[str, Sequence[int]], tokenizer: Any) -> Iterator[tu
 
 
 def render(sequence: Mapping[str, Sequence[int]], tokenizer: Any, colour: bool) -> Any:
-    """Write a sequence for the terminal.
-
-    Args:
-        sequence: With `input_ids` and `labels`.
-        tokenizer: Turns the ids into text again.
-        colour: Whether colours can be seen; brackets mark what is learned otherwise.
-
-    Returns:
-        A `rich.text.Text`.
-    """
+    """Write a sequence as a `rich.text.Text`; without colours, brackets mark what is learned."""
     from rich.text import Text
 
     text = Text()
@@ -51,16 +34,7 @@ def render(sequence: Mapping[str, Sequence[int]], tokenizer: Any, colour: bool) 
 
 
 def histogram(lengths: Sequence[int], limit: int | None, bins: int = 10) -> list[str]:
-    """Draw how long rows are.
-
-    Args:
-        lengths: Tokens of each row before it was cut.
-        limit: `training.max_length`.
-        bins: The most lines.
-
-    Returns:
-        One line for each range of lengths; a mark behind those in which rows are cut.
-    """
+    """Draw how long rows were before they were cut, in at most `bins` lines; a mark is behind lengths that are cut."""
     longest = max(lengths)
     width = max(-(-longest // bins), 1)
     counts = [0] * (-(-longest // width) or 1)
@@ -77,16 +51,7 @@ def histogram(lengths: Sequence[int], limit: int | None, bins: int = 10) -> list
 
 
 def summary(data: TrainingData, tokenizer: Any, limit: int | None) -> list[str]:
-    """Sum up what is trained on.
-
-    Args:
-        data: What a recipe's data was encoded to.
-        tokenizer: The model's tokenizer.
-        limit: `training.max_length`.
-
-    Returns:
-        Two lines.
-    """
+    """Sum up in two lines what is trained on; `limit` is `training.max_length`."""
     facts = count_loss(data.train, eos_token_ids(tokenizer))
     counted = data.counted
     share = counted.cut / max(len(counted.lengths), 1)

@@ -40,14 +40,7 @@ class DataSection:
 
 
 def data_problems(section: DataSection) -> list[str]:
-    """Say what is wrong with the values of a recipe's `data` section.
-
-    Args:
-        section: The section, its types checked already.
-
-    Returns:
-        One message per problem.
-    """
+    """Say what is wrong with the values of a recipe's `data` section, whose types are checked already."""
     problems = []
     if section.holdout_every is not None and section.holdout_every < 2:
         problems.append(f"data.holdout_every = {section.holdout_every}: expected at least 2; 10 holds out every tenth")

@@ -24,10 +24,9 @@ class EvaluatedModel:
         self.merged = merged and self.source.adapter is not None
 
     def identity(self) -> dict[str, Any]:
-        """Say which model it is, so that results of another are never taken for its own.
+        """Identify the model, so that results of another are never taken for its own.
 
-        Returns:
-            The base model, the adapter's digest, precision, quantization, and whether it is merged.
+        Has the base model, the adapter's digest, precision, quantization, and whether it is merged.
         """
         adapter = self.source.adapter
         return {
@@ -66,13 +65,9 @@ class EvaluatedModel:
 
 
 def slug(name: str) -> str:
-    """Turn any name into one that is safe for a file.
+    """Turn a name such as `org/model:7b` into one that is safe for a file.
 
-    Args:
-        name: For instance `org/model:7b`.
-
-    Returns:
-        Letters, digits, `-`, `_` and `.`, the last not in front; a digest is added where something was replaced.
+    It has letters, digits, `-`, `_` and `.`, the last not in front; a digest is added where something was replaced.
     """
     plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "-" for letter in name)
     plain = plain.strip(".-")[:60]
@@ -80,14 +75,7 @@ def slug(name: str) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Digest a file's bytes.
-
-    Args:
-        path: The file.
-
-    Returns:
-        16 hexadecimal digits.
-    """
+    """Digest a file's bytes to 16 hexadecimal digits."""
     return _digest([path])
 
 

@@ -46,16 +46,9 @@ class Evaluation:
 
 
 def prepare(request: Request) -> list[Evaluation]:
-    """Make the evaluations that are asked for ready.
+    """Prepare the evaluations that are asked for, in order, each once; MT-Bench makes two.
 
-    Args:
-        request: What is asked for.
-
-    Returns:
-        In their order, each once; MT-Bench makes two.
-
-    Raises:
-        PacaError: If one is unknown, or its data are missing or not whole.
+    A PacaError if one is unknown, or its data are missing or incomplete.
     """
     names = list(dict.fromkeys(request.tasks))
     others = [name for name in names if name not in OWN]

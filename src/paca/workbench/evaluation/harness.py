@@ -16,18 +16,7 @@ ANSWERS = "answers.jsonl"
 
 
 def index_tasks(names: list[str], folder: str | None = None) -> Any:
-    """Find tasks: among a user's task files first, then among the harness's own.
-
-    Args:
-        names: Of tasks or groups.
-        folder: With a user's task files.
-
-    Returns:
-        The harness's `TaskManager`, which knows them all.
-
-    Raises:
-        PacaError: If a task is unknown.
-    """
+    """Make the harness's `TaskManager`, a user's task files first; a PacaError if a task is unknown."""
     from lm_eval.tasks import TaskManager
 
     with quiet_harness():
@@ -49,21 +38,10 @@ def index_tasks(names: list[str], folder: str | None = None) -> Any:
 def score(
     evaluated: EvaluatedModel, name: str, manager: Any, request: Request, shots: int | None, folder: Path
 ) -> dict[str, Any]:
-    """Score a model on a task or a group of tasks.
+    """Score a model on a task or a group: `tasks` and `groups`, each with metrics and number of questions, by name.
 
-    Args:
-        evaluated: The model.
-        name: The task or group.
-        manager: Knows it.
-        request: How many questions, in which form, how many at a time.
-        shots: Examples in the prompt; the task's own number when omitted.
-        folder: Where answers are kept as they come.
-
-    Returns:
-        `tasks` and `groups`, each with its metrics and its number of questions, by name.
-
-    Raises:
-        PacaError: If its data can't be had, or the model can't be asked.
+    `shots` is the number of examples in the prompt, by default the task's own; answers are kept in `folder` as they
+    come. A PacaError if the data can't be had, or the model can't be asked.
     """
     import lm_eval
 
@@ -124,14 +102,7 @@ def quiet_harness() -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_in_one_line(name: str) -> Iterator[None]:
-    """Turn whatever a task's files or data do wrong into one message, inside a `with` block.
-
-    Args:
-        name: The task.
-
-    Raises:
-        PacaError: In place of any other exception.
-    """
+    """Turn any exception from a task's files or data inside a `with` block into one PacaError."""
     try:
         yield
     except PacaError:

@@ -27,13 +27,7 @@ class RememberingLM(HFLM):
         self.cache_hook = self  # the harness calls `add_partial` as soon as an answer is there
 
     def add_partial(self, kind: str, arguments: tuple[Any, ...], answer: Any) -> None:
-        """Keep an answer.
-
-        Args:
-            kind: The request's kind.
-            arguments: The request's arguments.
-            answer: What the model answered.
-        """
+        """Keep an answer to a request."""
         if not _is_drawn(kind, arguments):
             self._journal.add(_key(kind, arguments), answer)
 

@@ -37,12 +37,7 @@ class Journal:
         return len(self._values)
 
     def add(self, key: str, value: Any) -> None:
-        """Keep a result; it is in the operating system's hands, and outlives this process, on return.
-
-        Args:
-            key: What it is the result of.
-            value: Anything that JSON holds.
-        """
+        """Keep the result of `key`; it is in the operating system's hands, and outlives this process, on return."""
         line = json.dumps({"key": key, "value": value}, ensure_ascii=False, allow_nan=True) + "\n"
         with self.path.open("ab") as file:
             file.write(line.encode("utf-8", "surrogatepass"))

@@ -56,30 +56,16 @@ def read_subjects(place: str) -> Subjects:
 
 
 def load_subject(place: str, subject: str, **_: Any) -> Any:
-    """Give the harness the questions of one subject. Task files name this function.
-
-    Args:
-        place: As for `read_subjects`.
-        subject: Its name.
-
-    Returns:
-        A `datasets.DatasetDict`.
-    """
+    """Give the harness one subject's questions as a `datasets.DatasetDict`. Task files name this function."""
     from datasets import Dataset, DatasetDict
 
     return DatasetDict({split: Dataset.from_list(rows) for split, rows in read_subjects(place)[subject].items()})
 
 
 def check_subjects(subjects: Subjects, shots: int, place: str) -> None:
-    """Refuse questions that the harness could not ask.
+    """Refuse questions that the harness could not ask with a PacaError.
 
-    Args:
-        subjects: What was read.
-        shots: Examples in each prompt.
-        place: Where it was read.
-
-    Raises:
-        PacaError: If there are none, a subject is not one of MMLU's, or has too few examples.
+    There are none, a subject is not one of MMLU's, or has fewer examples than `shots`, those in each prompt.
     """
     if not subjects:
         raise PacaError(f"There are no test questions of MMLU in {place!r}.")
@@ -95,23 +81,12 @@ def check_subjects(subjects: Subjects, shots: int, place: str) -> None:
 
 
 def digest(subjects: Subjects) -> str:
-    """Digest questions, so that results of others are never taken for theirs.
-
-    Args:
-        subjects: What was read.
-
-    Returns:
-        16 hexadecimal digits.
-    """
+    """Digest questions to 16 hexadecimal digits, so that results of others are never taken for theirs."""
     return hashlib.sha256(json.dumps(subjects, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def categories() -> dict[str, list[str]]:
-    """Read from the harness's task files which subjects make up each category.
-
-    Returns:
-        Subjects by category.
-    """
+    """Read from the harness's task files which subjects make up each category."""
     found: dict[str, list[str]] = {category: [] for category in CATEGORIES}
     for path in sorted(_harness_folder().glob("mmlu_*.yaml")):
         config = yaml.parse(path.read_text(encoding="utf-8"))
@@ -120,12 +95,9 @@ def categories() -> dict[str, list[str]]:
 
 
 def write_task_files(folder: Path, place: str, subjects: Iterable[str]) -> None:
-    """Write task files for the harness that include its own and take the questions from local files.
+    """Write task files that include the harness's own and take these subjects' questions from local files.
 
-    Args:
-        folder: Where they go; `lm_eval --include_path` reads them, too.
-        place: As for `read_subjects`.
-        subjects: Those that have questions there.
+    `lm_eval --include_path` reads them, too; `place` is as for `read_subjects`.
     """
     folder.mkdir(exist_ok=True)
     wanted = set(subjects)

@@ -23,20 +23,10 @@ SUMS = "sums.jsonl"
 def measure_perplexity(
     evaluated: EvaluatedModel, documents: Documents, length: int, batch_size: int, folder: Path
 ) -> dict[str, Any]:
-    """Measure a model on documents.
+    """Measure `loss`, `perplexity`, `tokens` and `sequences` of a model on documents.
 
-    Args:
-        evaluated: The model.
-        documents: Text, cut into blocks; or conversations, in which the assistant's turns carry loss.
-        length: Tokens per block; longer conversations are cut.
-        batch_size: Sequences per forward pass.
-        folder: Where sums are kept as they come.
-
-    Returns:
-        `loss`, `perplexity`, `tokens` and `sequences`.
-
-    Raises:
-        PacaError: If the model can't read so many tokens, or nothing carries loss.
+    Text is cut into blocks of `length` tokens; in conversations, cut at that length, the assistant's turns carry loss.
+    Sums are kept in `folder` as they come. A PacaError if the context is too short, or nothing carries loss.
     """
     if length > context_length(evaluated.model):
         raise PacaError(f"--length {length}: the model reads {context_length(evaluated.model)} tokens at most.")
@@ -61,15 +51,7 @@ def measure_perplexity(
 
 @torch.no_grad()
 def summed_loss(model: Any, sequences: Sequence[dict[str, list[int]]]) -> tuple[float, int]:
-    """Sum the loss over the tokens that carry it.
-
-    Args:
-        model: Any causal language model.
-        sequences: `input_ids` and `labels` of each.
-
-    Returns:
-        Nats, and the number of tokens.
-    """
+    """Sum the loss, in nats, over the tokens that carry it, and count these."""
     ids, labels = ([torch.tensor(sequence[key]) for sequence in sequences] for key in ("input_ids", "labels"))
     mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True).to(model.device)
     padded = pad_sequence(ids, batch_first=True).to(model.device)

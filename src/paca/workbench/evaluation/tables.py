@@ -8,15 +8,7 @@ Result = Mapping[str, Any]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Write rows in aligned columns, the first to the left and numbers to the right.
-
-    Args:
-        header: Names of the columns.
-        rows: Texts, whole numbers, fractions, or None for what there is not.
-
-    Returns:
-        One line each.
-    """
+    """Write rows in aligned columns, the first to the left and numbers to the right."""
     cells = [list(header), *([_shown(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     return [
@@ -26,14 +18,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
 
 
 def harness_table(result: Result) -> list[str]:
-    """Show a task's or a group's scores; tasks of a group only while they are few.
-
-    Args:
-        result: What `harness.score` returned.
-
-    Returns:
-        Lines.
-    """
+    """Show the scores from `harness.score`; tasks of a group only while they are few."""
     groups, tasks = result["groups"], result["tasks"]
     shown = {**groups, **(tasks if not groups or len(tasks) <= MOST_ROWS else {})}
     metrics = list(
@@ -52,14 +37,7 @@ def harness_table(result: Result) -> list[str]:
 
 
 def perplexity_table(result: Result) -> list[str]:
-    """Show a measurement on texts.
-
-    Args:
-        result: What `perplexity.measure_perplexity` returned.
-
-    Returns:
-        One line.
-    """
+    """Show a measurement on texts in one line."""
     return [
         f"perplexity {result['perplexity']:.3f} (loss {result['loss']:.4f} over {result['tokens']:,} tokens in "
         f"{result['sequences']:,} sequences)"
@@ -67,14 +45,7 @@ def perplexity_table(result: Result) -> list[str]:
 
 
 def answers_table(result: Result) -> list[str]:
-    """Say how many questions were answered.
-
-    Args:
-        result: What `answers.answer_all` returned.
-
-    Returns:
-        One line or two.
-    """
+    """Say how many questions were answered, and how many turns had no room."""
     lines = [f"{result['answered']} questions of two turns answered"]
     if result["without_room"]:
         lines.append(f"{result['without_room']} turns have no answer: the model could read no more")
@@ -82,14 +53,7 @@ def answers_table(result: Result) -> list[str]:
 
 
 def scores_table(result: Result) -> list[str]:
-    """Show a judge's scores by category.
-
-    Args:
-        result: What `judge.scores` returned.
-
-    Returns:
-        Lines; one more where verdicts had no rating.
-    """
+    """Show a judge's scores by category; one more line where verdicts had no rating."""
     columns = ("score", "turn_1", "turn_2", "verdicts", "malformed")
     entries = {**result["categories"], "average": result["average"]}
     rows = [[name, *(entry[column] for column in columns)] for name, entry in entries.items()]

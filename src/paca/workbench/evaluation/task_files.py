@@ -12,12 +12,7 @@ def check_folder(folder: Path, trust: bool) -> None:
     What a task file says can be run in many ways: `!function` names Python, a metric may be a script, and templates
     are rendered in a Jinja that is no sandbox. So no file is looked through for what it might do.
 
-    Args:
-        folder: The folder with YAML files.
-        trust: It is trusted.
-
-    Raises:
-        PacaError: If it is not, if there is no such folder, or if it holds no task files.
+    A PacaError if it is not trusted, if there is no such folder, or if it holds no task files.
     """
     if not folder.is_dir():
         raise PacaError(f"--include {str(folder)!r}: there is no such folder.")
@@ -31,14 +26,7 @@ def check_folder(folder: Path, trust: bool) -> None:
 
 
 def digest(folder: Path) -> str:
-    """Digest all task files, and the Python beside them.
-
-    Args:
-        folder: The folder with YAML files.
-
-    Returns:
-        16 hexadecimal digits.
-    """
+    """Digest all task files, and the Python beside them, to 16 hexadecimal digits."""
     found = hashlib.sha256()
     for path in [*_files(folder), *sorted(folder.rglob("*.py"))]:
         found.update(str(path.relative_to(folder)).encode() + path.read_bytes())

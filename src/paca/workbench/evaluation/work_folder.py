@@ -14,18 +14,10 @@ RESULT = "result.json"  # written last, whole
 
 
 def open_work(folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> dict[str, Any] | None:
-    """Make a folder ready for an evaluation, which goes on if it was begun there with the same settings.
+    """Make a folder ready for an evaluation, which is resumed if it was begun there with the same settings.
 
-    Args:
-        folder: The evaluation's own folder.
-        settings: All that the result depends on, as JSON holds it.
-        overwrite: Delete what an earlier evaluation left there.
-
-    Returns:
-        The result, if the evaluation is finished.
-
-    Raises:
-        PacaError: If the folder holds an evaluation with other settings, or something else.
+    Returns the result if it is finished. `overwrite` deletes an earlier evaluation; without it, a PacaError refuses a
+    folder that holds one with other settings, or something else.
     """
     begun = is_ours(folder, SETTINGS, "evaluation")
     if begun and not overwrite:
@@ -38,12 +30,7 @@ def open_work(folder: Path, settings: Mapping[str, Any], overwrite: bool = False
 
 
 def finish(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write what came of an evaluation.
-
-    Args:
-        folder: The evaluation's own folder.
-        result: As JSON holds it.
-    """
+    """Write the result of an evaluation into its own folder."""
     write_json(folder / RESULT, result)
 
 

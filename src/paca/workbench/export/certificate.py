@@ -98,15 +98,7 @@ class Reference:
 
 
 def facts(model: Any, tokenizer: Any) -> Facts:
-    """Read what a model and its tokenizer say about themselves.
-
-    Args:
-        model: A `PeftModel` or a plain one.
-        tokenizer: Its tokenizer.
-
-    Returns:
-        The facts.
-    """
+    """Read what a model, adapted or plain, and its tokenizer say about themselves."""
     adapted = hasattr(model, "get_base_model")
     base = model.get_base_model() if adapted else model
     replaced = (f".{model.base_model.prefix}", ".original_module.") if adapted else ()  # adapters, and copied modules
@@ -193,14 +185,9 @@ def facts_checks(found: Facts, expected: Facts) -> list[Check]:
 
 
 def tensor_check(state: Mapping[str, Tensor], digests: Mapping[str, str]) -> Check:
-    """Compare every tensor of a reloaded model with what was to be written, bit for bit.
+    """Compare every tensor of a reloaded model with the digests of what was to be written, bit for bit.
 
-    Args:
-        state: The reloaded model's `state_dict`.
-        digests: Of what was to be written; the second name of a tied tensor may be missing.
-
-    Returns:
-        The check; what was found names the first few tensors that differ.
+    The second name of a tied tensor may be missing. What was found names the first few tensors that differ.
     """
     differing = [name for name, value in digests.items() if name not in state or digest(state[name]) != value]
     shown = "all equal" if not differing else f"{len(differing)} differ: {first_few(differing, 3)}"

@@ -89,17 +89,9 @@ class Method:
         return method_config(self.peft, {**self.config_fields(wanted), **setting.arguments})
 
     def put_on(self, model: Any, setting: AdapterSetting) -> Any:
-        """Put the method onto a model.
+        """Put the method onto a causal language model, in place, and return the model to train.
 
-        Args:
-            model: A causal language model; changed in place.
-            setting: What the method is given.
-
-        Returns:
-            The model to train.
-
-        Raises:
-            PacaError: If the base is to be trained and its weights are quantized.
+        A PacaError if the base is to be trained and its weights are quantized.
         """
         from peft import get_peft_model
 

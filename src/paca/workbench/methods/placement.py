@@ -5,16 +5,10 @@ from typing import Any
 
 
 def anywhere(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Take out what needs data, or another checkpoint, to find connections and the values they start from.
+    """Remove config fields that need data, or another checkpoint, to find connections and their initial values.
 
     A step takes as many bytes and operations wherever its connections are: to count them, nothing has to be read.
-
-    Args:
-        fields: Of a method's configuration.
-
-    Returns:
-        The fields without `column_source`, and without a `selection` other than `indices`, which says how many there
-        are.
+    Removed are `column_source`, and a `selection` other than `indices`, which says how many there are.
     """
     left_out = {"column_source"} if fields.get("selection") == "indices" else {"column_source", "selection"}
     return {name: value for name, value in fields.items() if name not in left_out}

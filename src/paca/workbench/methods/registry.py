@@ -27,15 +27,7 @@ REFUSED_METHOD_KEYS = {
 
 
 def method_config(name: str, config: Mapping[str, Any]) -> Any:
-    """Make a PEFT config.
-
-    Args:
-        name: A method's name, such as `paca` or `lora`.
-        config: Its fields.
-
-    Returns:
-        An instance of that method's config class.
-    """
+    """Make a PEFT config by the name of its method, such as `paca` or `lora`."""
     from peft import TaskType
 
     return known_methods()[name](**config, task_type=TaskType.CAUSAL_LM)
@@ -50,15 +42,7 @@ def known_methods() -> dict[str, Any]:
 
 
 def method_problems(name: str, config: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with a recipe's `method` keys.
-
-    Args:
-        name: The method's name.
-        config: Its fields.
-
-    Returns:
-        One message per problem.
-    """
+    """Say what is wrong with a recipe's `method` keys, one message per problem."""
     methods = known_methods()
     if name not in methods:
         hint = suggestion(name, methods) or listing(methods, most=100)
@@ -68,15 +52,7 @@ def method_problems(name: str, config: Mapping[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def refusals_explained(method: str, model: str) -> Iterator[None]:
-    """Have an error of PEFT's name the method and the model.
-
-    Args:
-        method: The method that is applied inside the `with`.
-        model: The name of the model that it is applied to.
-
-    Raises:
-        PacaError: In place of a plain `ValueError`.
-    """
+    """Turn a plain `ValueError` of PEFT's into a PacaError that names the method and the model."""
     try:
         yield
     except PacaError:

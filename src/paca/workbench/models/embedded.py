@@ -22,14 +22,7 @@ class EmbeddedModel:
     pattern: str = "*.gguf"
 
     def file(self) -> Path:
-        """Find the weights' file.
-
-        Returns:
-            Its path.
-
-        Raises:
-            PacaError: If the package is not installed.
-        """
+        """Find the path of the weights' file; a PacaError if the package is not installed."""
         spec = importlib.util.find_spec(self.package)
         files = sorted(Path(spec.origin).parent.glob(self.pattern)) if spec is not None and spec.origin else []
         if not files:

@@ -12,12 +12,7 @@ from paca.workbench.models.load import EMBEDDED, load_model
 def columns_of_embedded(config: Any) -> Iterator[Any]:
     """Have a `column_source` that names an embedded model be a checkpoint of it, for as long as an adapter is made.
 
-    Args:
-        config: An adapter's configuration, of any method. Afterwards it bears the model's name again, which is the
-            same on every machine.
-
-    Yields:
-        Any: The configuration.
+    Afterwards the configuration has the model's name again, which is the same on every machine.
     """
     name = getattr(config, "column_source", None)
     if name not in EMBEDDED:

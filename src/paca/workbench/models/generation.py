@@ -40,45 +40,22 @@ class Sampling:
 
 
 def context_length(model: Any) -> int:
-    """How many tokens a model can read.
-
-    Args:
-        model: Any causal language model.
-
-    Returns:
-        Its number of positions, or 2³¹ where it has no bound.
-    """
+    """How many tokens a model can read: its number of positions, or 2³¹ where it has no bound."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
 def encode_prompt(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
-    """Write a conversation that asks for the next answer.
+    """Encode a conversation that asks for the next answer: `input_ids` and `attention_mask`, shape `(1, tokens)`.
 
-    Args:
-        tokenizer: With a chat template.
-        messages: The turns so far.
-
-    Returns:
-        `input_ids` and `attention_mask`, shape `(1, tokens)`.
-
-    Raises:
-        PacaError: If the template refuses the turns, as some refuse a system message.
+    A PacaError if the template refuses the turns, as some refuse a system message.
     """
     return apply_template(tokenizer, messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
 
 def generate(model: Any, tokenizer: Any, inputs: Any, sampling: Sampling, write: Write = lambda _: None) -> str:
-    """Let a model go on from a prompt.
+    """Let a model continue a prompt, and return the text without special tokens.
 
-    Args:
-        model: A `PeftModel` or a plain one.
-        tokenizer: Its tokenizer.
-        inputs: `input_ids` and `attention_mask`, shape `(1, tokens)`.
-        sampling: How tokens are sampled.
-        write: Called with each piece of text as soon as it is there.
-
-    Returns:
-        The text, without special tokens.
+    The inputs have `input_ids` and `attention_mask`, shape `(1, tokens)`; `write` gets each piece of text at once.
     """
     from transformers import TextStreamer
 

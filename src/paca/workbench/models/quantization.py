@@ -17,14 +17,7 @@ QUANTIZATIONS: dict[str, dict[str, Any]] = {
 
 
 def quantization_problems(quantization: str | Mapping[str, Any] | None) -> list[str]:
-    """Say what is wrong with a recipe's `model.quantization`.
-
-    Args:
-        quantization: The value.
-
-    Returns:
-        One message per problem.
-    """
+    """Say what is wrong with a recipe's `model.quantization`, one message per problem."""
     if quantization is None:
         return []
     where = "model.quantization"
@@ -50,15 +43,9 @@ def quantization_problems(quantization: str | Mapping[str, Any] | None) -> list[
 
 
 def quantization_config(quantization: str | Mapping[str, Any], dtype: str) -> Any:
-    """Make transformers' configuration.
+    """Make a `BitsAndBytesConfig` from a name in `QUANTIZATIONS`, or from its arguments.
 
-    Args:
-        quantization: A name in `QUANTIZATIONS`, or arguments of `BitsAndBytesConfig`.
-        dtype: The recipe's `model.dtype`, in which 4-bit layers compute unless the arguments say otherwise; `auto`
-            is bfloat16.
-
-    Returns:
-        A `BitsAndBytesConfig`.
+    4-bit layers compute in the recipe's `model.dtype`, `auto` being bfloat16, unless the arguments say otherwise.
     """
     from transformers import BitsAndBytesConfig
 

@@ -36,14 +36,7 @@ class ModelSection:
 
 
 def model_problems(section: ModelSection) -> list[str]:
-    """Say what is wrong with the values of a recipe's `model` section.
-
-    Args:
-        section: The section, its types checked already.
-
-    Returns:
-        One message per problem.
-    """
+    """Say what is wrong with the values of a recipe's `model` section, whose types are checked already."""
     problems = quantization_problems(section.quantization)
     if not section.name or "\0" in section.name or len(section.name) > LONGEST_NAME:
         problems.append(f"model.name = {shown(section.name)}: expected a name or a folder")

@@ -11,12 +11,9 @@ from paca.tuner.layers.quantized import QuantizedLinear
 
 
 def materialize_fake(model: nn.Module) -> None:
-    """Replace all parameters and buffers by fake ones; to be called under a `FakeTensorMode`.
+    """Replace a meta model's parameters and buffers by fake ones under a `FakeTensorMode`; tied ones stay tied.
 
     `Module.to` cannot do this: it swaps fake tensors in place, which modules that hold references forbid.
-
-    Args:
-        model: With its tensors on the meta device; tied ones stay tied.
     """
     made: dict[int, Tensor] = {}
     for module in model.modules():

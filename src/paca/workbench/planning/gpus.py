@@ -37,15 +37,7 @@ class Gpu:
         return int(self.gigabytes * 2**30)
 
     def seconds_at_least(self, operations: int, dtype: torch.dtype) -> float | None:
-        """The time that so many operations take at the peak rate: a lower bound, which no step reaches.
-
-        Args:
-            operations: Of a step.
-            dtype: What matrices are multiplied in.
-
-        Returns:
-            Seconds; None if the rate is not known.
-        """
+        """Seconds that the operations of a step take at the peak rate: a lower bound; None if the rate is unknown."""
         rate = self.single if dtype is torch.float32 else self.half
         return None if rate is None else operations / (rate * 1e12)
 
@@ -67,17 +59,7 @@ GPUS: dict[str, Gpu] = {
 
 
 def find_gpu(name: str) -> Gpu:
-    """Find a GPU.
-
-    Args:
-        name: A name in `GPUS`, or a size such as `80GB`.
-
-    Returns:
-        The GPU.
-
-    Raises:
-        PacaError: If it is neither.
-    """
+    """Find a GPU by a name in `GPUS` or a size such as `80GB`; a PacaError if it is neither."""
     typed = name.lower()
     if typed in GPUS:
         return GPUS[typed]

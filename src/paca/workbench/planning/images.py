@@ -9,16 +9,7 @@ from paca.workbench.planning.setting import TrainingSetting
 
 
 def build(config: Any, dtype: torch.dtype, device: str) -> Any:
-    """Build an image classifier with random weights, or none.
-
-    Args:
-        config: transformers' configuration; timm's networks have one that wraps them.
-        dtype: Of the weights.
-        device: `meta`, or a real one.
-
-    Returns:
-        The model.
-    """
+    """Build an image classifier with random weights, or on `meta`; timm's networks have a config that wraps them."""
     from transformers import AutoModelForImageClassification
 
     with torch.device(device):
@@ -28,15 +19,9 @@ def build(config: Any, dtype: torch.dtype, device: str) -> Any:
 
 
 def batch(model: nn.Module, setting: TrainingSetting) -> dict[str, Tensor]:
-    """Make a batch.
+    """Make a batch: `pixel_values`, shape `(batch, 3, pixels, pixels)`, and `labels`.
 
-    Args:
-        model: The classifier.
-        setting: Says how many images there are, and how large they are.
-
-    Returns:
-        `pixel_values`, shape `(batch, 3, pixels, pixels)`, in float32 under autocast and in the weights' dtype
-        otherwise; and `labels`.
+    The pixels are float32 under autocast and of the weights' dtype otherwise.
     """
     dtype = torch.float32 if setting.autocast else setting.dtype
     return {

@@ -14,17 +14,7 @@ QUANTIZED = {"paca": "qpaca", "lora": "qlora"}
 
 
 def find_method(name: str) -> Method:
-    """Find a method.
-
-    Args:
-        name: A key of `PLANNED`, or PEFT's name of any other.
-
-    Returns:
-        The method.
-
-    Raises:
-        PacaError: If there is none.
-    """
+    """Find a method by a key of `PLANNED`, or PEFT's name of any other; a PacaError if there is none."""
     if name in PLANNED:
         return PLANNED[name]
     known = known_methods()

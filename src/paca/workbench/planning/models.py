@@ -12,17 +12,10 @@ TIMM = "timm_wrapper"
 
 
 def find_config(name: str, trust_remote_code: bool = False) -> Any:
-    """Find a model's configuration; no weights are read.
+    """Find a model's transformers configuration; no weights are read.
 
-    Args:
-        name: A name in `SHAPES`, the path of a `config.json` or of its folder, or a name on the Hub.
-        trust_remote_code: Run the code that a configuration may bring along.
-
-    Returns:
-        transformers' configuration.
-
-    Raises:
-        PacaError: If there is none, or if its code would have to be trusted.
+    It is named by a key of `SHAPES`, the path of a `config.json` or of its folder, or a name on the Hub. A PacaError
+    if there is none, or if its own code would have to be trusted.
     """
     from transformers import AutoConfig
 
@@ -48,38 +41,17 @@ def find_config(name: str, trust_remote_code: bool = False) -> Any:
 
 
 def is_image_config(config: Any) -> bool:
-    """Whether a configuration is one of an image classifier.
-
-    Args:
-        config: transformers' configuration.
-
-    Returns:
-        Whether images, rather than tokens, go in.
-    """
+    """Whether a configuration is one of an image classifier."""
     return hasattr(config, "image_size") or config.model_type == TIMM
 
 
 def default_targets(config: Any) -> str:
-    """Say what is adapted unless something else is asked for.
-
-    Args:
-        config: transformers' configuration.
-
-    Returns:
-        PEFT's `target_modules`.
-    """
+    """PEFT's `target_modules` unless something else is asked for."""
     return CONVOLUTIONS if config.model_type == TIMM else ALL_LINEAR
 
 
 def image_size(config: Any) -> int:
-    """Say how large the images are that a classifier was made for.
-
-    Args:
-        config: transformers' configuration.
-
-    Returns:
-        Height and width in pixels.
-    """
+    """Height and width in pixels of the images that a classifier was made for."""
     if config.model_type == TIMM:
         import timm
 

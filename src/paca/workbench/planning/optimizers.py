@@ -69,11 +69,7 @@ def find_optimizer(name: str) -> Optimizer:
 
 
 def with_states(optimizer: torch.optim.Optimizer) -> None:
-    """Make the optimizer's states by a step of zero gradients, so that the next one is like all later ones.
-
-    Args:
-        optimizer: A new one.
-    """
+    """Create a new optimizer's states by a step of zero gradients, so that the next one is like all later ones."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
@@ -82,14 +78,7 @@ def with_states(optimizer: torch.optim.Optimizer) -> None:
 
 
 def paged_states(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """List the states that bitsandbytes may move out of the GPU.
-
-    Args:
-        optimizer: A paged one, after a step.
-
-    Returns:
-        Tensors.
-    """
+    """List the states that bitsandbytes may move out of the GPU, after a step of a paged optimizer."""
     return [
         value
         for parameter, states in optimizer.state.items()

@@ -12,14 +12,9 @@ SCALES = 256  # scales per scale of scales
 
 
 def pack_linears(model: Any, dtype: torch.dtype) -> None:
-    """Replace linear layers by bitsandbytes' 4-bit ones, except the output head, as transformers does.
+    """Replace linear layers, except the output head, by bitsandbytes' 4-bit ones that compute in `dtype`, in place.
 
-    Args:
-        model: A language model, changed in place.
-        dtype: What the layers compute in.
-
-    Raises:
-        PacaError: If bitsandbytes is not installed.
+    A PacaError if bitsandbytes is not installed.
     """
     try:
         import bitsandbytes

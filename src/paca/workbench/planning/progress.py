@@ -9,12 +9,7 @@ STEPS_OF_A_SEARCH = 8  # the usual number of simulations that one takes
 
 
 class PlanProgress:
-    """A bar over the simulations of a plan; as many modules as one enters are a part of its length.
-
-    Args:
-        methods: How many methods are planned.
-        searches: How many sizes are searched for each.
-    """
+    """A bar over the simulations of a plan, by the modules entered; `searches` sizes are searched for each method."""
 
     def __init__(self, methods: int, searches: int) -> None:
         console = Console(stderr=True)
@@ -47,11 +42,7 @@ class PlanProgress:
         self._bar.stop()
 
     def say(self, words: str) -> None:
-        """Tell what is done next.
-
-        Args:
-            words: The method, and after a comma what is searched.
-        """
+        """Tell what is done next: the method, and after a comma what is searched."""
         method = words.partition(",")[0]
         if self._methods[-1:] != [method]:
             self._methods.append(method)

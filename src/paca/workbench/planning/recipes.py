@@ -18,18 +18,9 @@ from paca.workbench.recipe.tasks import IMAGES
 
 
 def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> TrainingSetting:
-    """Say how a recipe trains.
+    """Say how a recipe trains, on a GPU with bfloat16 or on the CPU.
 
-    Args:
-        recipe: The recipe.
-        config: Its model's configuration.
-        on_gpu: Whether it is to run on a GPU that has bfloat16; else it is the CPU's step that is described.
-
-    Returns:
-        The setting.
-
-    Raises:
-        PacaError: If the recipe has something that is not planned for.
+    A PacaError if the recipe has something that cannot be planned.
     """
     arguments = _arguments(recipe)
     bf16 = recipe.training.get("bf16", not recipe.training.get("fp16", False)) if on_gpu else arguments.bf16
@@ -118,14 +109,7 @@ class Estimate:
 def estimate(recipe: Recipe) -> Estimate:
     """Estimate what a run of a recipe needs on this machine; takes seconds, and no weights are read.
 
-    Args:
-        recipe: What is to be run.
-
-    Returns:
-        The estimate.
-
-    Raises:
-        PacaError: If the model's configuration is not found, or the recipe has something that is not planned for.
+    A PacaError if the model's configuration is not found, or the recipe has something that cannot be planned.
     """
     config = find_config(recipe.model.name)
     setting = recipe_setting(recipe, config, torch.cuda.is_available())

@@ -20,15 +20,7 @@ SEARCHED = {"max_seq": "longest", "max_batch": "largest"}
 
 
 def memory_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Show the peak of each method, in GiB.
-
-    Args:
-        title: Above the table.
-        rows: As `make_row` makes them.
-
-    Returns:
-        The table.
-    """
+    """Show the peak of each method, in GiB."""
     table = Table(title=title)
     table.add_column("method")
     paged = any(row["paged"] for row in rows)
@@ -46,15 +38,7 @@ def memory_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def operations_table(rows: Sequence[Mapping[str, Any]], gpu: Gpu | None) -> Table:
-    """Show the operations of each method's step, in 10¹².
-
-    Args:
-        rows: As `make_row` makes them.
-        gpu: Adds the least time that it could take, if its rate is known.
-
-    Returns:
-        The table.
-    """
+    """Show the operations of each method's step, in 10¹², and the least time that a GPU of known rate takes."""
     table = Table(title="operations of a step, TFLOP")
     table.add_column("method")
     phases = ["forward", "backward", "recompute", "optimizer", "total", "adapter"]
@@ -72,26 +56,12 @@ def operations_table(rows: Sequence[Mapping[str, Any]], gpu: Gpu | None) -> Tabl
 
 
 def where_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say which module runs at the peak of each method.
-
-    Args:
-        rows: As `make_row` makes them.
-
-    Returns:
-        One line per method whose peak is inside a module.
-    """
+    """Say which module runs at the peak of each method, where one does."""
     return [f"{row['method']}: peak in {row['phase']} of {row['module']}" for row in rows if row["module"]]
 
 
 def draw(path: Path, title: str, rows: Sequence[Mapping[str, Any]], limit: int | None) -> None:
-    """Draw one stacked bar per method, and the GPU's memory as a line.
-
-    Args:
-        path: Where the PNG goes; replaced at once when it is complete.
-        title: Above the bars.
-        rows: With `method` and `by_category`.
-        limit: The GPU's bytes; None if none was named.
-    """
+    """Draw one stacked bar per method, and the GPU's memory in bytes as a line, if one was named."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -67,15 +67,7 @@ def planned_model(name: str, trust_remote_code: bool = False) -> PlannedModel:
 
 
 def settings_of(planned: PlannedModel, typed: Mapping[str, Any]) -> list[TrainingSetting]:
-    """Make one setting per method.
-
-    Args:
-        planned: What is planned for.
-        typed: The arguments of the command, None for what was not given.
-
-    Returns:
-        Settings, in the order of the methods.
-    """
+    """Make one setting per method, in order, from what was planned and what was typed (None: not given)."""
     given = {**{name: typed.get(name) for name in TYPED}, "tokens": typed.get("seq")}
     changes = {field: value for field, value in given.items() if value is not None}
     if typed.get("dtype"):

@@ -23,17 +23,10 @@ def make_row(
     searches: tuple[str, ...] = (),
     said: Callable[[str], None] = lambda words: None,
 ) -> dict[str, Any]:
-    """Plan one method.
+    """Plan one method; returns what JSON shows of it.
 
-    Args:
-        planner: Of the model.
-        setting: How it is trained.
-        gpu: What it is to fit into, if anything.
-        searches: `max_seq`, `max_batch` or both: what to find the largest of.
-        said: Told what is done next, before each simulation.
-
-    Returns:
-        What JSON shows of it.
+    `searches` has `max_seq`, `max_batch` or both: what to find the largest of. `said` is told what is done next,
+    before each simulation.
     """
     said(setting.method)
     step = planner.step(setting)
@@ -68,16 +61,7 @@ def _multiplied_in(setting: TrainingSetting) -> torch.dtype:
 
 
 def advice(planner: Planner, setting: TrainingSetting, gpu: Gpu) -> str:
-    """Find the smallest change that makes a setting fit; each is simulated, not guessed.
-
-    Args:
-        planner: Of the model.
-        setting: What does not fit.
-        gpu: What it is to fit into.
-
-    Returns:
-        A sentence.
-    """
+    """Find the smallest change that makes a setting fit into a GPU; each is simulated, not guessed."""
     words: list[str] = []
     peak = planner.step(setting).peak.total
     for word, change in _changes(setting, planner.images):

@@ -110,14 +110,7 @@ SHAPES: dict[str, Shape] = {
 
 
 def find_shape(name: str) -> Shape | None:
-    """Find a shape by its own name, or by the Hub's name of a model that has it.
-
-    Args:
-        name: What was typed.
-
-    Returns:
-        The shape; None if there is none.
-    """
+    """Find a shape by its own name, or by the Hub's name of a model that has it; None if there is none."""
     if name in SHAPES:
         return SHAPES[name]
     return next((shape for shape in SHAPES.values() if name in shape.hub), None)

@@ -9,14 +9,7 @@ import torch.distributed as dist
 
 @contextlib.contextmanager
 def mesh(ranks: int) -> Iterator[Any]:
-    """Pretend to be the first of several ranks.
-
-    Args:
-        ranks: How many there are.
-
-    Yields:
-        Any: A device mesh; None for one rank.
-    """
+    """Pretend to be the first of several ranks; yield a device mesh, None for one rank."""
     if ranks == 1:
         yield None
         return
@@ -32,9 +25,7 @@ def mesh(ranks: int) -> Iterator[Any]:
 def shard(model: Any, over: Any) -> None:
     """Shard each block that transformers keeps whole, and the rest of the model around them.
 
-    Args:
-        model: With its method on, and fake tensors.
-        over: A device mesh.
+    The method is on the model, whose tensors are fake.
     """
     from torch.distributed.fsdp import fully_shard
 

@@ -58,14 +58,7 @@ class Planner:
         self._floors: dict[tuple[Any, ...], int] = {}
 
     def step(self, setting: TrainingSetting) -> Step:
-        """Simulate a step in which the optimizer's state is there.
-
-        Args:
-            setting: How the model is trained.
-
-        Returns:
-            What it takes.
-        """
+        """Simulate a step in which the optimizer's state is there."""
         model = build(self._config, setting)
         with sharded.mesh(setting.ranks) as mesh, _simulated(setting):
             materialize_fake(model)
@@ -74,15 +67,7 @@ class Planner:
             return measure(model, setting, self._entered)
 
     def operations(self, setting: TrainingSetting, step: Step) -> Operations:
-        """Sum up a step's operations.
-
-        Args:
-            setting: How the model is trained.
-            step: What `step` found for it.
-
-        Returns:
-            The operations.
-        """
+        """Sum up the operations of a step that `step` found for this setting."""
         forward, backward = step.by_phase.get("forward", 0), step.by_phase.get("backward", 0)
         floor = self._floor(setting, step.modules)
         return Operations(
@@ -107,15 +92,7 @@ class Planner:
 
 
 def simulate(config: Any, setting: TrainingSetting) -> Peak:
-    """Find the peak of a training step in which the optimizer's state is there.
-
-    Args:
-        config: transformers' configuration of a causal language model or of an image classifier.
-        setting: How it is trained.
-
-    Returns:
-        The peak.
-    """
+    """Find the peak of a training step of a language model or an image classifier, optimizer's state included."""
     return Planner(config).step(setting).peak
 
 
@@ -127,16 +104,7 @@ def _simulated(setting: TrainingSetting) -> Any:
 
 
 def build(config: Any, setting: TrainingSetting, device: str = "meta") -> nn.Module:
-    """Make the model with its method on.
-
-    Args:
-        config: transformers' configuration.
-        setting: How it is trained.
-        device: `meta`, or a real one for a comparison.
-
-    Returns:
-        The model in training mode.
-    """
+    """Make the model in training mode with its method on, on `meta` or a real device for a comparison."""
     from peft import get_peft_model
 
     from paca.workbench.methods.registry import method_config
@@ -186,14 +154,8 @@ def measure(
 ) -> Step:
     """Take a step with the optimizer's states there, and report it.
 
-    Args:
-        model: As `build` makes it, real or fake.
-        setting: How it is trained.
-        entered: Called as each module is entered.
-        warm_up: Take a whole step before it, in which a real model arranges its weights; a fake one does not.
-
-    Returns:
-        What the step takes.
+    `warm_up` takes a whole step before it, in which a real model arranges its weights; a fake one does not. `entered`
+    is called as each module is entered.
     """
     batch = _batch(model, setting)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

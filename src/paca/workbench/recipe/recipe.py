@@ -76,14 +76,7 @@ class Recipe:
 def find_recipe(name: str) -> Path:
     """Find a recipe file: a path as it stands, or the name of one that ships with the package.
 
-    Args:
-        name: `my/recipe.yaml`, or for instance `smollm2-python-reference`.
-
-    Returns:
-        The path of an existing file.
-
-    Raises:
-        PacaError: If there is none; names the near files and the recipes that ship.
+    If there is none, a PacaError names the near files and the recipes that ship.
     """
     if Path(name).is_file():
         return Path(name)
@@ -143,15 +136,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | Non
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Set dotted keys in a recipe's content, in place.
-
-    Args:
-        content: What the YAML file holds.
-        overrides: `key=value` each.
-
-    Returns:
-        One message per override that makes no sense.
-    """
+    """Set dotted keys, `key=value` each, in a recipe's content, in place; one message per override that fails."""
     problems = []
     for override in overrides:
         key, equals, text = override.partition("=")

@@ -19,14 +19,7 @@ class StoppingSection:
 
 
 def stopping_defaults(training: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluate at every checkpoint, and end with the best of them.
-
-    Args:
-        training: The recipe's `training` keys.
-
-    Returns:
-        Keys that hold where the recipe does not set them.
-    """
+    """Evaluate at every checkpoint, and end with the best of them; keys that hold where the recipe sets none."""
     strategy = training.get("eval_strategy", training.get("save_strategy", "steps"))
     steps = {"eval_steps": training["save_steps"]} if strategy == "steps" and "save_steps" in training else {}
     return {
@@ -40,15 +33,7 @@ def stopping_defaults(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stopping_problems(section: StoppingSection, training: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with the values of a recipe's `early_stopping` section.
-
-    Args:
-        section: The section, its types checked already.
-        training: The recipe's `training` keys.
-
-    Returns:
-        One message per problem.
-    """
+    """Say what is wrong with a recipe's `early_stopping` section, whose types are checked already."""
     problems = []
     if section.patience < 1:
         problems.append(f"early_stopping.patience = {section.patience}: expected at least 1 evaluation")

@@ -14,14 +14,6 @@ TRAINING_PROBLEMS = {
 
 
 def training_problems(task: str, training: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with a recipe's `training` keys.
-
-    Args:
-        task: A key of `TRAINING_PROBLEMS`.
-        training: The keys and values.
-
-    Returns:
-        One message per problem.
-    """
+    """Say what is wrong with a recipe's `training` keys, one message per problem."""
     problems: list[str] = pkgutil.resolve_name(TRAINING_PROBLEMS[task])(training)
     return problems

@@ -28,16 +28,7 @@ REFUSED_TRAINING_KEYS = {
 
 
 def training_arguments(training: Mapping[str, Any], output_dir: str, seed: int) -> Any:
-    """Make TRL's config from a recipe's `training` keys.
-
-    Args:
-        training: The keys, which win over the defaults here and in TRL.
-        output_dir: Where checkpoints go.
-        seed: The recipe's seed.
-
-    Returns:
-        An `SFTConfig`.
-    """
+    """Make TRL's `SFTConfig` from a recipe's `training` keys, which win over the defaults here and in TRL."""
     from trl import SFTConfig
 
     defaults = {
@@ -53,14 +44,7 @@ def training_arguments(training: Mapping[str, Any], output_dir: str, seed: int) 
 
 
 def training_problems(training: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with a recipe's `training` keys.
-
-    Args:
-        training: The keys and values.
-
-    Returns:
-        One message per problem.
-    """
+    """Say what is wrong with a recipe's `training` keys, one message per problem."""
     from trl import SFTConfig
 
     return class_problems(
@@ -83,14 +67,7 @@ _AT_LEAST = {
 
 
 def count_problems(training: Mapping[str, Any]) -> list[str]:
-    """Say which counts are too small to mean anything.
-
-    Args:
-        training: The recipe's `training` keys.
-
-    Returns:
-        One message per problem.
-    """
+    """Say which counts among a recipe's `training` keys are too small to mean anything."""
     given = ((key, least, training.get(key)) for key, least in _AT_LEAST.items())
     return [
         f"training.{key} = {value}: expected at least {least}"
@@ -100,14 +77,7 @@ def count_problems(training: Mapping[str, Any]) -> list[str]:
 
 
 def logger_problems(report_to: Any) -> list[str]:
-    """Say which services a run can't be reported to.
-
-    Args:
-        report_to: `training.report_to`: a name, or a list of names.
-
-    Returns:
-        One message per name that is unknown, or whose package is missing.
-    """
+    """Say which names in `training.report_to` are unknown, or lack their package."""
     from transformers.integrations import integration_utils
 
     known = set(integration_utils.INTEGRATION_TO_CALLBACK)

@@ -38,16 +38,10 @@ class Source:
 
 
 def find_source(name: str) -> Source:
-    """Tell what a user means by a name.
+    """Tell what has to be loaded for a name.
 
-    Args:
-        name: A run's output folder, an adapter's folder, a model's folder, an embedded model, or a name on the Hub.
-
-    Returns:
-        What has to be loaded.
-
-    Raises:
-        PacaError: If a folder holds neither an adapter nor a model, or the adapter is not one of a text model.
+    It is a run's output folder, an adapter's folder, a model's folder, an embedded model, or a name on the Hub. A
+    PacaError if a folder holds neither an adapter nor a model, or the adapter is not one of a text model.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
@@ -74,17 +68,7 @@ def find_source(name: str) -> Source:
 
 
 def find_adapter(name: str) -> Source:
-    """Tell which adapter a user means.
-
-    Args:
-        name: A run's output folder, or an adapter's folder.
-
-    Returns:
-        A source with an adapter.
-
-    Raises:
-        PacaError: If there is none.
-    """
+    """Find the adapter in a run's output folder or an adapter's folder; a PacaError if there is none."""
     if not Path(name).expanduser().is_dir():
         raise PacaError(f"There is no folder {name!r}; name a run's output folder or an adapter's folder.")
     source = find_source(name)
@@ -94,17 +78,10 @@ def find_adapter(name: str) -> Source:
 
 
 def load_adapted(source: Source, dtype: str | None = None) -> tuple[Any, Any]:
-    """Load a model, with its adapter if there is one, and the tokenizer.
+    """Load a model, with its adapter if there is one, in evaluation mode on the device there is; and the tokenizer.
 
-    Args:
-        source: What `find_source` found.
-        dtype: The precision to hold the base model in; None for that of the run.
-
-    Returns:
-        A `PeftModel` or a plain model, in evaluation mode on the device that there is; and the tokenizer.
-
-    Raises:
-        PacaError: If something is missing or damaged.
+    `dtype` is the precision of the base model, by default that of the run. A PacaError if something is missing or
+    damaged.
     """
     import torch
 
@@ -120,18 +97,7 @@ def load_adapted(source: Source, dtype: str | None = None) -> tuple[Any, Any]:
 
 
 def put_on(model: Any, adapter: Path) -> Any:
-    """Load an adapter onto its base model.
-
-    Args:
-        model: The base model.
-        adapter: The adapter's folder.
-
-    Returns:
-        A `PeftModel`.
-
-    Raises:
-        PacaError: If the files are damaged or don't fit the model.
-    """
+    """Load an adapter's folder onto its base model; a PacaError if the files are damaged or don't fit the model."""
     from peft import PeftModel
 
     from paca.workbench.methods.registry import register_methods

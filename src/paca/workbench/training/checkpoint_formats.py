@@ -18,13 +18,8 @@ _PARTS = {"model": MODEL_SHARDS, "optimizer": OPTIMIZER_SHARDS}
 def for_engine(trainer: Any, checkpoint: Path | None, shards: bool) -> Path | None:
     """Rewrite a checkpoint, if need be, so that a trainer's engine can load it; one process does.
 
-    Args:
-        trainer: A `Trainer` that has not begun, whose model bears the adapter, whole.
-        checkpoint: A complete checkpoint's folder, if there is one.
-        shards: Whether the engine reads shards.
-
-    Returns:
-        The same folder.
+    The trainer has not begun, and its model has the whole adapter; `shards` says whether the engine reads shards.
+    Returns the same folder.
     """
     if checkpoint is None or is_sharded(checkpoint) == shards:
         return checkpoint

@@ -22,27 +22,13 @@ ALL_RANKS = "all_ranks.json"  # with several processes, written when the last of
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
-    """List a run's checkpoint folders, whole or not, the oldest first.
-
-    Args:
-        run: The run's output folder.
-
-    Returns:
-        Folders named `checkpoint-N`, by N.
-    """
+    """List a run's folders named `checkpoint-N`, whole or not, by N."""
     named = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in run.iterdir() if path.is_dir()]
     return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Tell whether a run can go on from a checkpoint.
-
-    Args:
-        checkpoint: A folder `checkpoint-N`.
-
-    Returns:
-        Whether all files are there and none is cut short.
-    """
+    """Whether all files of a checkpoint are there and none is cut short, so that a run can be resumed from it."""
     try:
         json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -56,27 +42,12 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def is_sharded(checkpoint: Path) -> bool:
-    """Tell whether FSDP2 wrote a checkpoint, each rank its part.
-
-    Args:
-        checkpoint: A folder `checkpoint-N`.
-
-    Returns:
-        Whether it holds shards.
-    """
+    """Whether FSDP2 wrote a checkpoint, each rank its part."""
     return (checkpoint / MODEL_SHARDS).is_dir()
 
 
 def last_complete(run: Path, discard_later: bool = True) -> Path | None:
-    """Find the newest checkpoint that a run can go on from.
-
-    Args:
-        run: The run's output folder.
-        discard_later: Delete the incomplete checkpoints after it.
-
-    Returns:
-        A folder `checkpoint-N`, or None when there is no complete one.
-    """
+    """Find the newest complete checkpoint of a run; by default, delete the incomplete ones after it."""
     for checkpoint in reversed(checkpoint_folders(run) if run.is_dir() else []):
         if is_complete(checkpoint):
             return checkpoint

@@ -15,14 +15,7 @@ from paca.errors import PacaError
 
 
 def use_engine(trainer: Any) -> None:
-    """Have a trainer use the engine that was asked for, or say why it can't.
-
-    Args:
-        trainer: Any `Trainer`, before it trains.
-
-    Raises:
-        PacaError: If the engine can't hold columns, or this run asks for what it can't do.
-    """
+    """Have a trainer use the engine that was asked for; a PacaError says why it can't hold columns or do this run."""
     if trainer.is_deepspeed_enabled:
         raise PacaError(
             "paca finetune does not train with DeepSpeed. Shard with FSDP2, which does what ZeRO-3 does: launch with "
@@ -35,14 +28,7 @@ def use_engine(trainer: Any) -> None:
 
 
 def shards(trainer: Any) -> bool:
-    """Whether no rank holds the whole model once training has begun.
-
-    Args:
-        trainer: Any `Trainer`.
-
-    Returns:
-        Whether FSDP trains it.
-    """
+    """Whether FSDP trains the model, so that no rank holds the whole of it once training has begun."""
     return bool(trainer.is_fsdp_enabled)
 
 
@@ -97,14 +83,7 @@ def _selection_problems(trainer: Any) -> Iterator[str]:
 
 
 def adapter_state(trainer: Any) -> dict[str, Any] | None:
-    """What `save_pretrained` needs to be given to save the trained adapter; every rank calls it.
-
-    Args:
-        trainer: Any `Trainer` whose model is a `PeftModel`.
-
-    Returns:
-        The adapter's state dict; None where the model has it whole.
-    """
+    """The state dict to give to `save_pretrained`, None where the model has the adapter whole; every rank calls it."""
     from paca import full_adapter_state_dict
 
     return full_adapter_state_dict(trainer.model, trainer.model.active_adapter) if shards(trainer) else None
@@ -112,11 +91,7 @@ def adapter_state(trainer: Any) -> dict[str, Any] | None:
 
 @contextmanager
 def prepared_by_parameters(trainer: Any) -> Iterator[None]:
-    """Inside a `with` block, show accelerate parameters only in a model's state dict, when it shards the model.
-
-    Args:
-        trainer: Any `Trainer` whose model is a `PeftModel`.
-    """
+    """Inside a `with` block, show accelerate parameters only in a model's state dict, when it shards the model."""
     from paca.tuner.distributed import without_indices
 
     prepare = trainer.accelerator.prepare
@@ -134,12 +109,7 @@ class _StoppedError(Exception):
 
 
 def load_only(trainer: Any, checkpoint: Path) -> None:
-    """Load a checkpoint without training on.
-
-    Args:
-        trainer: Any `Trainer` whose model is a `PeftModel`.
-        checkpoint: A complete checkpoint's folder.
-    """
+    """Load a complete checkpoint without training on."""
     if not shards(trainer):
         trainer.model.load_adapter(str(checkpoint), trainer.model.active_adapter, is_trainable=True)
         return
@@ -156,11 +126,9 @@ def load_only(trainer: Any, checkpoint: Path) -> None:
 
 
 def before_training(trainer: Any, act: Callable[[], Any]) -> None:
-    """Do something when the engine has got the model, before the first step.
+    """Run `act` when the engine has got the model, before the first step.
 
-    Args:
-        trainer: Any `Trainer`.
-        act: What to do; it must not draw random numbers that training would miss.
+    It must not draw random numbers that training would miss.
     """
     from transformers import TrainerCallback
 

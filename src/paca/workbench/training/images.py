@@ -34,14 +34,7 @@ from paca.workbench.vision.report import describe_answers, draw_curves, draw_mis
 def prepare(recipe: Recipe) -> tuple[ImageData, Any]:
     """Read a recipe's images, and make its `TrainingArguments`.
 
-    Args:
-        recipe: Names the images.
-
-    Returns:
-        Both.
-
-    Raises:
-        PacaError: If the data do not allow the run, or several processes would train.
+    A PacaError if the data do not allow the run, or several processes would train.
     """
     data = read_data(recipe.data, recipe.images)
     arguments = image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
@@ -91,18 +84,7 @@ def run(recipe: Recipe, data: ImageData, arguments: Any, folder: Path, doctor: b
 
 
 def make_trainer(recipe: Recipe, arguments: Any, model: Any, data: ImageData, pixels: PixelFormat) -> Any:
-    """Put model and data into transformers' trainer.
-
-    Args:
-        recipe: Says how training images are varied.
-        arguments: `TrainingArguments`.
-        model: What is trained.
-        data: Training and held-out images.
-        pixels: What the model expects of its input.
-
-    Returns:
-        A `Trainer`.
-    """
+    """Put the model, and the images varied as the recipe says, into transformers' `Trainer`."""
     from transformers import Trainer
 
     trainer = Trainer(

@@ -56,17 +56,7 @@ class StopOnTerm(TrainerCallback):
 
 @contextlib.contextmanager
 def failed_writes_explained(folder: Path) -> Iterator[None]:
-    """Turn what a full disk or a missing permission raises into a message about the run.
-
-    Args:
-        folder: The run's output folder.
-
-    Yields:
-        None: Nothing.
-
-    Raises:
-        PacaError: If something could not be written.
-    """
+    """Turn what a full disk or a missing permission raises into a PacaError about the run."""
     try:
         yield
     except PacaError:

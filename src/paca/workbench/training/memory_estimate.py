@@ -11,9 +11,7 @@ from paca.workbench.recipe.recipe import Recipe
 def say_memory(recipe: Recipe) -> None:
     """Say the planner's estimate of a training step's peak in one line; of one process only.
 
-    Args:
-        recipe: What is to be run. Where it can't be estimated, that is said, and the run goes on: the rehearsal before
-            the first step measures.
+    Where it can't be estimated, that is said, and the run goes on: the rehearsal before the first step measures.
     """
     if world_size() > 1:  # what a rank holds depends on the engine
         return

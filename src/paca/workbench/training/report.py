@@ -30,14 +30,7 @@ class Parameters:
 
 
 def count_parameters(model: Any) -> Parameters:
-    """Count a model's parameters.
-
-    Args:
-        model: Usually a `PeftModel`, whose adapter alone is trained.
-
-    Returns:
-        The counts.
-    """
+    """Count the trained and all parameters of a model, usually a `PeftModel`, whose adapter alone is trained."""
     from paca.tuner.layers.quantized import unpacked_sizes
 
     sizes = unpacked_sizes(model)
@@ -46,14 +39,7 @@ def count_parameters(model: Any) -> Parameters:
 
 
 def describe_held_out(measured: HeldOut) -> dict[str, Any]:
-    """Spell a measurement for JSON.
-
-    Args:
-        measured: On held-out data.
-
-    Returns:
-        `loss`, `perplexity` and `tokens`.
-    """
+    """Write a measurement on held-out data for JSON: `loss`, `perplexity` and `tokens`."""
     return {"loss": measured.loss, "perplexity": measured.perplexity, "tokens": measured.tokens}
 
 
@@ -63,15 +49,7 @@ def versions() -> dict[str, str]:
 
 
 def loss_points(log_history: Sequence[Mapping[str, Any]], key: str = "loss") -> list[tuple[int, float]]:
-    """Pick one quantity out of Trainer's log.
-
-    Args:
-        log_history: `trainer.state.log_history`.
-        key: `loss` for training, `eval_loss` for evaluations on the way.
-
-    Returns:
-        (step, value) pairs.
-    """
+    """Pick (step, value) pairs of one quantity out of Trainer's log; `eval_loss` is that of evaluations on the way."""
     return [(int(entry["step"]), float(entry[key])) for entry in log_history if key in entry]
 
 
@@ -93,12 +71,7 @@ def run_metrics(recipe: Recipe, trainer: Any) -> dict[str, Any]:
 
 
 def draw_loss_curve(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Draw the training loss, and the held-out loss before and after, as a PNG.
-
-    Args:
-        path: Where the picture goes.
-        metrics: What metrics.json holds.
-    """
+    """Draw the training loss, and the held-out loss before and after, as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
@@ -113,14 +86,7 @@ def draw_loss_curve(path: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Say what improved, where the adapter lies, and how to merge it.
-
-    Args:
-        metrics: What metrics.json holds.
-
-    Returns:
-        Three lines.
-    """
+    """Say what improved, where the adapter lies, and how to merge it."""
     before, after, held = metrics["before"], metrics["after"], metrics["held_out"]
     verdict = "improved" if after["loss"] < before["loss"] else "no gain"
     return [

@@ -49,14 +49,7 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doct
 
 
 def trainer_of(recipe: Recipe) -> tuple[Any, Any]:
-    """Make the trainer of a recipe without a run.
-
-    Args:
-        recipe: Names model, method and data.
-
-    Returns:
-        A `Trainer` whose model bears the adapter; and what text was encoded to, None for images.
-    """
+    """Make the trainer of a recipe without a run; and return what text was encoded to, None for images."""
     task = _task(recipe.task)
     raw, arguments = task.prepare(recipe)
     with quiet_libraries():

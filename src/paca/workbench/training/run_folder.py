@@ -27,21 +27,11 @@ BATCH_KEYS = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1
 
 
 def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool = False, processes: int = 1) -> bool:
-    """Make a folder ready for a run, or refuse.
+    """Make a folder ready for a run, or refuse; whether the run to be resumed is finished already.
 
-    Args:
-        folder: The output folder.
-        recipe: What is going to be run.
-        resume: Go on with a run that was interrupted. Where none was begun, begin.
-        overwrite: Delete what an earlier run left there.
-        processes: How many train together; a run may be resumed with another number, at the same global batch.
-
-    Returns:
-        Whether the run that is to be resumed is finished already.
-
-    Raises:
-        PacaError: If the folder holds a run and neither flag says what to do, if another recipe began that run, or if
-            the folder holds something else.
+    `resume` starts the run if none was started there, and allows another number of processes at the same global batch;
+    `overwrite` deletes an earlier run. A PacaError if the folder holds a run and neither flag says what to do, another
+    recipe's run, or something else.
     """
     # A run writes a README.md and deletes old checkpoints, so it must not share a folder with anything else.
     begun, finished = is_ours(folder, RECIPE, "run of paca"), (folder / METRICS).exists()
@@ -60,14 +50,7 @@ def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Read what a finished run measured.
-
-    Args:
-        folder: Its output folder.
-
-    Returns:
-        What metrics.json holds.
-    """
+    """Read metrics.json of a finished run."""
     metrics: dict[str, Any] = json.loads((folder / METRICS).read_text(encoding="utf-8"))
     return {**metrics, "adapter": str(folder / ADAPTER)}  # the folder may have been moved
 

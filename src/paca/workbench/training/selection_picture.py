@@ -44,14 +44,7 @@ def draw_selection(path: Path, title: str, chosen: Mapping[str, Mapping[str, Any
 
 
 def kinds_of_layers(sizes: Mapping[str, int]) -> dict[str, list[str]]:
-    """Put layers that can share a heat map together: those of one last name and one size.
-
-    Args:
-        sizes: How many connections each layer has, by its full name.
-
-    Returns:
-        Names by a label, in the order of their first.
-    """
+    """Group layers that can share a heat map, those of one last name and one size, in the order of their first."""
     found: dict[tuple[str, int], list[str]] = {}
     for name, size in sizes.items():
         found.setdefault((name.rpartition(".")[2], size), []).append(name)
@@ -59,15 +52,9 @@ def kinds_of_layers(sizes: Mapping[str, int]) -> dict[str, list[str]]:
 
 
 def counts(chosen: Mapping[str, Any], layers: list[str], size: int) -> Any:
-    """How many chosen connections fall into each cell.
+    """How many chosen connections fall into each cell, shape `(layers, cells)`.
 
-    Args:
-        chosen: Indices by layer.
-        layers: The rows.
-        size: How many connections each of them has.
-
-    Returns:
-        Shape `(layers, cells)`, at most `CELLS` cells of equally many neighbouring connections.
+    There are at most `CELLS` cells, of equally many neighbouring connections of the `size` that each layer has.
     """
     import numpy as np
 
@@ -78,13 +65,7 @@ def counts(chosen: Mapping[str, Any], layers: list[str], size: int) -> Any:
 def votes(chosen: Mapping[str, Mapping[str, Any]], layers: list[str], size: int) -> Any:
     """By how many strategies the connection of each cell was chosen that most of them chose.
 
-    Args:
-        chosen: Indices by layer, by strategy.
-        layers: The rows.
-        size: How many connections each of them has.
-
-    Returns:
-        Shape `(layers, cells)`, as `counts` gives it.
+    Shape `(layers, cells)`, as `counts` gives it.
     """
     import numpy as np
 

@@ -21,15 +21,7 @@ from paca.workbench.training.interruptions import StopOnTerm, StoppedError
 
 
 def measured_once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Measure, or read what was measured before the interruption.
-
-    Args:
-        path: The file that holds the measurement.
-        measure: Takes it.
-
-    Returns:
-        The measurement, as JSON holds it.
-    """
+    """Measure, or read from the file at `path` what was measured before the interruption."""
     if not on_main(path.exists):
         fresh = measure()
         on_main(lambda: write_json(path, fresh))
@@ -38,17 +30,7 @@ def measured_once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str
 
 
 def examined(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | None = None) -> None:
-    """Examine a run before its first step: say what the user should know, and stop where it would be wasted.
-
-    Args:
-        trainer: A `Trainer` that has not trained yet.
-        recipe: What is going to be run.
-        folder: The run's output folder.
-        data: What text was encoded to; None for images.
-
-    Raises:
-        PacaError: If the run would be wasted.
-    """
+    """Examine a run before its first step: say what the user should know; a PacaError if it would be wasted."""
     from paca.workbench.training.doctor import examine, refuse_problems
     from paca.workbench.training.doctor.batch_size import keep_for_resuming
 
@@ -65,13 +47,7 @@ def examined(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | No
 def measured_first(trainer: Any, path: Path, measure: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
     """Take a measurement before training: now, or where the model is sharded, as soon as it is.
 
-    Args:
-        trainer: Any `Trainer`, before it trains.
-        path: The file that holds the measurement.
-        measure: Takes it.
-
-    Returns:
-        Gives the measurement; to be called after training.
+    Returns a function that gives the measurement, to be called after training.
     """
     if not shards(trainer):
         measured = measured_once(path, measure)
@@ -87,15 +63,10 @@ def measured_first(trainer: Any, path: Path, measure: Callable[[], dict[str, Any
 
 
 def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
-    """Train to the end, from a checkpoint if there is one.
+    """Train to the end, from a complete checkpoint of this trainer's engine if there is one.
 
-    Args:
-        trainer: Any `Trainer` whose model is a `PeftModel`.
-        seed: Of everything that is drawn from here on; a checkpoint brings its own state.
-        checkpoint: A complete checkpoint's folder, as this trainer's engine writes it.
-
-    Raises:
-        StoppedError: If SIGTERM came; a checkpoint is written then.
+    `seed` is that of all random numbers from here on, but a checkpoint has its own state. A StoppedError if SIGTERM
+    came; a checkpoint is written then.
     """
     from transformers import TrainerState, set_seed
 
@@ -136,14 +107,7 @@ def _all_ranks() -> Any:
 
 
 def stopped_early(state: Any) -> bool:
-    """Tell whether early stopping has ended a run.
-
-    Args:
-        state: The `TrainerState` of its last checkpoint.
-
-    Returns:
-        Whether as many evaluations as it waits for were no better than the best.
-    """
+    """Whether early stopping has ended a run: no evaluation in its patience was better than the best."""
     saved = state.stateful_callbacks.get("EarlyStoppingCallback")
     if not isinstance(saved, dict):
         return False
@@ -152,14 +116,9 @@ def stopped_early(state: Any) -> bool:
 
 
 def best_checkpoint(state: Any, last: Path) -> Path:
-    """Find the checkpoint with the lowest held-out loss.
+    """Find the checkpoint with the lowest held-out loss, or the last where no evaluation came before it.
 
-    Args:
-        state: The `TrainerState` of the last checkpoint.
-        last: That checkpoint's folder; the run's may have been moved since the state was written.
-
-    Returns:
-        The best one's folder, or the last's where no evaluation came before it.
+    The run's folder may have been moved since the state was written.
     """
     named = last.parent / Path(state.best_model_checkpoint or last).name
     return named if named.is_dir() else last
@@ -168,10 +127,7 @@ def best_checkpoint(state: Any, last: Path) -> Path:
 def choose_connections(trainer: Any, seed: int, resumes: bool = False) -> None:
     """Let every adapter whose strategy needs data choose its connections, on the first batches of the training data.
 
-    Args:
-        trainer: Any `Trainer` whose model is a `PeftModel`; those of other methods are left alone.
-        seed: Of the order of the data.
-        resumes: Whether a checkpoint will bring the connections: only those that move are measured then.
+    With `resumes`, a checkpoint will bring the connections: only those that move are measured then.
     """
     from paca.tuner.select_connections import select_connections
 
@@ -189,15 +145,7 @@ def choose_connections(trainer: Any, seed: int, resumes: bool = False) -> None:
 
 
 def selection_batches(trainer: Any, seed: int) -> Any:
-    """The training data as a strategy that needs data sees it: the same batches whenever they are asked for.
-
-    Args:
-        trainer: Any `Trainer`.
-        seed: Of the order of the data.
-
-    Returns:
-        A dataloader.
-    """
+    """The training data as a strategy that needs data sees it: the same batches whenever they are asked for."""
     from transformers import set_seed
 
     set_seed(seed)

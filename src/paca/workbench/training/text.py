@@ -50,16 +50,7 @@ class Loaded(NamedTuple):
 
 
 def load_recipe(recipe: Recipe, raw: RawData, arguments: Any) -> Loaded:
-    """Load the base model of a recipe, its tokenizer, and the data as sequences of tokens.
-
-    Args:
-        recipe: Names them.
-        raw: Its documents.
-        arguments: An `SFTConfig`, for the length of a sequence.
-
-    Returns:
-        All three.
-    """
+    """Load the base model of a recipe, its tokenizer, and the data as sequences of the arguments' length."""
     tokenizer = load_tokenizer(recipe.model.name)
     set_chat_template(tokenizer, recipe.model.chat_template)
     data = prepare_data(raw, recipe.data, tokenizer, arguments.max_length, recipe.seed)
@@ -101,20 +92,9 @@ def _save(model: Any, adapter: dict[str, Any] | None, tokenizer: Any | None, fol
 
 
 def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, data: TrainingData) -> Any:
-    """Put model, method and data into TRL's trainer.
+    """Put model, method and data into TRL's trainer, whose model then has the adapter.
 
-    Args:
-        recipe: Names the method.
-        arguments: An `SFTConfig`.
-        model: The base model.
-        tokenizer: Its tokenizer.
-        data: Tokenized training and held-out data.
-
-    Returns:
-        An `SFTTrainer` whose model bears the adapter.
-
-    Raises:
-        PacaError: If the method cannot be applied to the model, or the arguments do not go together.
+    A PacaError if the method cannot be applied to the model, or the arguments do not go together.
     """
     from transformers import EarlyStoppingCallback
     from trl import SFTTrainer

@@ -15,28 +15,12 @@ CLASSES = "classes.json"
 
 
 def save_classes(folder: Path, classes: Sequence[str], wanted: PixelFormat) -> None:
-    """Put beside an adapter what its base model has to be loaded with.
-
-    Args:
-        folder: The adapter's folder.
-        classes: The classes' names.
-        wanted: Size and normalisation of the images it was trained on.
-    """
+    """Save beside an adapter what its base model has to be loaded with: classes, and format of the images."""
     write_json(folder / CLASSES, {"classes": list(classes), "pixels": asdict(wanted)})
 
 
 def read_classes(adapter: Path) -> tuple[tuple[str, ...], PixelFormat]:
-    """Read what `save_classes` wrote.
-
-    Args:
-        adapter: The adapter's folder.
-
-    Returns:
-        The classes' names, and what the images were like.
-
-    Raises:
-        PacaError: If it is not there.
-    """
+    """Read what `save_classes` wrote; a PacaError if it is not there."""
     if not (adapter / CLASSES).is_file():
         raise PacaError(f"There is no adapter of an image classifier in {str(adapter)!r}: it holds no {CLASSES}.")
     content = json.loads((adapter / CLASSES).read_text(encoding="utf-8"))

@@ -18,16 +18,7 @@ REFUSED_TRAINING_KEYS = {
 
 
 def image_training_arguments(training: Mapping[str, Any], output_dir: str, seed: int) -> Any:
-    """Make transformers' `TrainingArguments` from a recipe's `training` keys.
-
-    Args:
-        training: The keys, which win over the defaults here and in transformers.
-        output_dir: Where checkpoints go.
-        seed: The recipe's seed.
-
-    Returns:
-        The arguments.
-    """
+    """Make `TrainingArguments` from a recipe's `training` keys, which win over the defaults here and there."""
     from transformers import TrainingArguments
 
     fixed = {
@@ -41,14 +32,7 @@ def image_training_arguments(training: Mapping[str, Any], output_dir: str, seed:
 
 
 def image_training_problems(training: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with a recipe's `training` keys.
-
-    Args:
-        training: The keys and values.
-
-    Returns:
-        One message per problem.
-    """
+    """Say what is wrong with a recipe's `training` keys, one message per problem."""
     from transformers import TrainingArguments
 
     return class_problems(
@@ -63,14 +47,8 @@ def image_training_problems(training: Mapping[str, Any]) -> list[str]:
 def image_method_config(name: str, config: Mapping[str, Any], whole: Sequence[str]) -> Any:
     """Make a PEFT config for an image classifier.
 
-    Args:
-        name: A method's name, such as `paca` or `lora`.
-        config: Its fields.
-        whole: Modules that are trained whole and saved with the adapter, such as a new head; what the fields name
-            as `modules_to_save` is added to them.
-
-    Returns:
-        An instance of that method's config class.
+    The modules in `whole`, such as a new head, are trained whole and saved with the adapter, besides
+    `modules_to_save`.
     """
     saved = [*whole, *(entry for entry in config.get("modules_to_save") or () if entry not in whole)]
     return known_methods()[name](**{**config, "modules_to_save": saved})

@@ -68,41 +68,21 @@ class FrozenBatchNorm(nn.Module):
         self.act = base.act if activated else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise, drop and activate.
-
-        Args:
-            x: Shape `(n, channels, …)`.
-
-        Returns:
-            Shape and dtype of `x`.
-        """
+        """Normalise, drop and activate `x`, shape `(n, channels, …)`."""
         normalised = frozen_batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.eps)
         return self.act(self.drop(normalised))
 
 
 def batch_norm_names(model: nn.Module) -> list[str]:
-    """Name the layers of batch normalisation that are not frozen.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        Their full names, in the model's order.
-    """
+    """Full names of the layers of batch normalisation that are not frozen, in the model's order."""
     return [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
 
 
 def freeze_batch_norm(model: Any) -> Any:
-    """Fix all layers of batch normalisation to their pretrained statistics, scale and shift.
+    """Fix all layers of batch normalisation to their pretrained statistics, scale and shift, in place.
 
-    Args:
-        model: A model, which is changed: its layers are replaced. It has the same entries in its state dict.
-
-    Returns:
-        The model.
-
-    Raises:
-        PacaError: If a layer keeps no statistics, or does in its forward what is not known here.
+    The state dict keeps its entries. A PacaError if a layer keeps no statistics, or has a forward that is unknown
+    here.
     """
     layers = {name: model.get_submodule(name) for name in batch_norm_names(model)}
     unknown = [name for name, layer in layers.items() if not _can_be_frozen(layer)]

@@ -27,17 +27,9 @@ class ImageData:
 
 
 def read_data(section: DataSection, images: ImagesSection) -> ImageData:
-    """Read the images of a recipe.
+    """Read the training and held-out images of a recipe, which have the same classes.
 
-    Args:
-        section: The recipe's data section.
-        images: Its images section.
-
-    Returns:
-        Training and held-out images, with the same classes.
-
-    Raises:
-        PacaError: If something is missing, if the two parts have other classes, or are one and the same.
+    A PacaError if something is missing, if the two parts have other classes, or are one and the same.
     """
     source = _one_source("train", section.train)
     train = read_images(source, section.subset, section.train_split, images)
@@ -57,29 +49,16 @@ def read_data(section: DataSection, images: ImagesSection) -> ImageData:
 
 
 def hold_out_of_classes(labels: Sequence[int], every: int | None) -> tuple[list[int], list[int]]:
-    """Split off the first of each `every` images of each class.
+    """Split off the first of each `every` images of each class; positions kept and held out, both in order.
 
-    Args:
-        labels: The class of each image.
-        every: 10 holds out the 1st, 11th, 21st of a class; None holds out nothing.
-
-    Returns:
-        The positions that are kept, and those that are held out, both in order.
+    10 holds out the 1st, 11th, 21st of a class; None holds out nothing.
     """
     split = [hold_out(positions, every) for positions in _by_class(labels)]
     return sorted(p for kept, _ in split for p in kept), sorted(p for _, held in split for p in held)
 
 
 def spread_over_classes(labels: Sequence[int], most: int | None) -> list[int]:
-    """Choose at most `most` images, from each class in proportion.
-
-    Args:
-        labels: The class of each image.
-        most: How many; None for all.
-
-    Returns:
-        The chosen positions, in order.
-    """
+    """Choose positions of at most `most` images, from each class in proportion, in order; None chooses all."""
     return sorted(spread([position for positions in _by_class(labels) for position in positions], most))
 
 

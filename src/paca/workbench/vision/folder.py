@@ -19,18 +19,8 @@ _BAR_FROM = 500  # files; fewer are decoded before a bar would be read
 def read_folder(folder: Path, split: str, most_unreadable: float) -> Images:
     """Read `folder/CLASS/file` or, where there is a folder named like the split, `folder/SPLIT/CLASS/file`.
 
-    Every file is decoded once, so that a damaged one shows now and not in the middle of a run.
-
-    Args:
-        folder: The folder.
-        split: For example `train`.
-        most_unreadable: The share of files that may be unreadable.
-
-    Returns:
-        The images that can be read, by class and file name.
-
-    Raises:
-        PacaError: If there are no classes or no images, or too many that cannot be read.
+    Every file is decoded once, so that a damaged one shows now and not in the middle of a run. A PacaError if there
+    are no classes or no images, or a larger share than `most_unreadable` cannot be read.
     """
     root = folder / split if (folder / split).is_dir() else folder
     files = _image_files(root)

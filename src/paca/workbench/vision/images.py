@@ -27,14 +27,7 @@ class Images:
         return len(self.labels)
 
     def choose(self, positions: Sequence[int]) -> "Images":
-        """Keep some of the images.
-
-        Args:
-            positions: Which, in the order wanted.
-
-        Returns:
-            Those images; nothing is decoded or copied.
-        """
+        """Keep the images at these positions, in that order; nothing is decoded or copied."""
         chosen = tuple(positions)
         return Images(
             read=lambda position: self.read(chosen[position]),
@@ -46,17 +39,7 @@ class Images:
 
 
 def from_array(pixels: Any, labels: Sequence[int], classes: Sequence[str], origin: str) -> Images:
-    """Images that lie in memory.
-
-    Args:
-        pixels: Bytes, shape `(n, height, width, 3)`, or `(n, height, width)` for shades of grey.
-        labels: The class of each.
-        classes: The classes' names.
-        origin: What was read.
-
-    Returns:
-        The images.
-    """
+    """Images that lie in memory: bytes, shape `(n, height, width, 3)`, or `(n, height, width)` for shades of grey."""
     from PIL import Image
 
     return Images(
@@ -68,17 +51,7 @@ def from_array(pixels: Any, labels: Sequence[int], classes: Sequence[str], origi
 
 
 def from_files(paths: Sequence[Any], labels: Sequence[int], classes: Sequence[str], origin: str) -> Images:
-    """Images in files, opened when they are needed.
-
-    Args:
-        paths: The files.
-        labels: The class of each.
-        classes: The classes' names.
-        origin: What was read.
-
-    Returns:
-        The images.
-    """
+    """Images in files, opened when they are needed."""
     return Images(
         read=lambda position: open_rgb(paths[position]),
         labels=tuple(labels),
@@ -88,14 +61,7 @@ def from_files(paths: Sequence[Any], labels: Sequence[int], classes: Sequence[st
 
 
 def open_rgb(path: Any) -> Any:
-    """Decode an image file whole.
-
-    Args:
-        path: The file.
-
-    Returns:
-        An RGB `PIL.Image`, turned as its EXIF data says.
-    """
+    """Decode an image file whole to an RGB `PIL.Image`, turned as its EXIF data says."""
     from PIL import Image, ImageOps
 
     with Image.open(path) as image:

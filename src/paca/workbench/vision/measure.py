@@ -33,14 +33,7 @@ class Answers:
         return right / max(len(self.labels), 1)
 
     def per_class(self, classes: Sequence[str]) -> dict[str, float | None]:
-        """Accuracy by the true class.
-
-        Args:
-            classes: The classes' names.
-
-        Returns:
-            The share of each class's images that were answered right; None for a class without images.
-        """
+        """The share of each class's images that were answered right; None for a class without images."""
         counts = [[0, 0] for _ in classes]
         for label, answer in zip(self.labels, self.answered, strict=True):
             counts[label][0] += label == answer
@@ -55,14 +48,7 @@ class Answers:
 
 
 def answer(trainer: Any) -> Answers:
-    """Let a trainer's model classify its evaluation data.
-
-    Args:
-        trainer: A `Trainer` with an evaluation data set, in one process.
-
-    Returns:
-        The measurement.
-    """
+    """Let a trainer's model classify its evaluation data, in one process."""
     model = trainer.model.eval()
     labels: list[int] = []
     answered: list[int] = []

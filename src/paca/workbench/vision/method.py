@@ -10,19 +10,9 @@ from paca.workbench.vision.models import classifier_names
 
 
 def with_method(model: Any, method: MethodSection, batch_norm: str, classes: int) -> Any:
-    """Put a method onto a classifier, and have its head trained whole.
+    """Put a method onto a classifier, which is changed, and have its head trained whole.
 
-    Args:
-        model: The base model, which is changed.
-        method: Which method.
-        batch_norm: What batch normalisation does, a key of `BATCH_NORM`.
-        classes: How many classes there are.
-
-    Returns:
-        A `PeftModel`.
-
-    Raises:
-        PacaError: If the method cannot be applied to the model.
+    `batch_norm` is a key of `BATCH_NORM`. A PacaError if the method cannot be applied to the model.
     """
     from peft import get_peft_model
 

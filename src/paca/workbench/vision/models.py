@@ -131,17 +131,9 @@ def _embedded(name: str, classes: Sequence[str], weights: str) -> Any:
 
 
 def classifier_names(model: nn.Module, classes: int) -> list[str]:
-    """Find a model's head: what turns features into classes.
+    """Full names of a model's head, which turns features into classes; some distilled networks have two.
 
-    Args:
-        model: An image classifier.
-        classes: How many classes it tells apart.
-
-    Returns:
-        Full names of the head's modules; some distilled networks have two.
-
-    Raises:
-        PacaError: If there is nothing with so many outputs.
+    A PacaError if there is nothing with so many outputs.
     """
     network = getattr(model, "timm_model", None)
     if network is not None:
@@ -161,17 +153,9 @@ def classifier_names(model: nn.Module, classes: int) -> list[str]:
 
 
 def pixel_format(model: Any, size: int | None = None) -> PixelFormat:
-    """Say what a model expects of its input.
+    """Say what a model expects of its input, at the given height and width or its own.
 
-    Args:
-        model: An image classifier.
-        size: Height and width, where they are not to be the model's own.
-
-    Returns:
-        Size, mean and standard deviation.
-
-    Raises:
-        PacaError: If the model can't take images of that size.
+    A PacaError if the model can't take images of that size.
     """
     network = getattr(model, "timm_model", None)
     found = _format_of_timm(network) if network is not None else _format_of_processor(model)

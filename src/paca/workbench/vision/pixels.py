@@ -33,15 +33,10 @@ class PixelFormat:
 
 
 def make_transform(pixel_format: PixelFormat, augment: str = "none") -> Callable[[Any], Tensor]:
-    """Make the function from an image to a tensor.
+    """Make the function from an RGB `PIL.Image` to float32 of shape `(3, size, size)`.
 
-    Args:
-        pixel_format: What the model expects.
-        augment: A key of `section.AUGMENTATIONS`.
-
-    Returns:
-        A function from an RGB `PIL.Image` to float32 of shape `(3, size, size)`. Unless images are varied, the whole
-        image is shown: it is resized to a square, not cropped.
+    Unless `augment`, a key of `section.AUGMENTATIONS`, varies images, the whole image is shown: it is resized to a
+    square, not cropped.
     """
     from torchvision.transforms import InterpolationMode, v2
 
@@ -81,9 +76,5 @@ class PixelDataset(Dataset[dict[str, Any]]):
         return {"pixel_values": pixels, "labels": self.images.labels[position]}
 
     def set_epoch(self, epoch: int) -> None:
-        """Vary the images anew; the data loader calls it.
-
-        Args:
-            epoch: Counted from 0.
-        """
+        """Vary the images anew; the data loader calls it with the epoch, counted from 0."""
         self.epoch = epoch

@@ -15,25 +15,12 @@ _MOST_NAMED = 5
 
 
 def describe_answers(answers: Answers, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Spell a measurement for JSON.
-
-    Args:
-        answers: On held-out images.
-        classes: The classes' names.
-
-    Returns:
-        `accuracy`, `loss`, and accuracy `per_class`.
-    """
+    """Write a measurement on held-out images for JSON: `accuracy`, `loss`, and accuracy `per_class`."""
     return {"accuracy": answers.accuracy, "loss": answers.loss, "per_class": answers.per_class(classes)}
 
 
 def draw_curves(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Draw the training loss, the held-out loss before and after, and accuracy by class, as a PNG.
-
-    Args:
-        path: Where the picture goes.
-        metrics: What metrics.json holds.
-    """
+    """Draw the training loss, the held-out loss before and after, and accuracy by class, as a PNG."""
     from matplotlib.figure import Figure
 
     before, after = metrics["before"], metrics["after"]
@@ -52,13 +39,7 @@ def draw_curves(path: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def draw_mistakes(path: Path, images: Images, answers: Answers) -> None:
-    """Draw a grid of misclassified images, the most confident mistakes first, as a PNG.
-
-    Args:
-        path: Where the picture goes.
-        images: The held-out images.
-        answers: What was answered to them.
-    """
+    """Draw a grid of misclassified images, the most confident mistakes first, as a PNG."""
     from matplotlib.figure import Figure
 
     mistakes = answers.mistakes()
@@ -79,14 +60,7 @@ def draw_mistakes(path: Path, images: Images, answers: Answers) -> None:
 
 
 def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Say what improved, which classes are hardest, where the adapter lies, and how to merge it.
-
-    Args:
-        metrics: What metrics.json holds.
-
-    Returns:
-        Four lines, or five where files were skipped.
-    """
+    """Say what improved, which classes are hardest, where the adapter lies, and how to merge it."""
     before, after, held = metrics["before"], metrics["after"], metrics["held_out"]
     verdict = "improved" if after["accuracy"] > before["accuracy"] else "no gain"
     measured = {name: value for name, value in after["per_class"].items() if value is not None}

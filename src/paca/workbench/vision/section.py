@@ -38,14 +38,7 @@ class ImagesSection:
 
 
 def images_problems(section: ImagesSection) -> list[str]:
-    """Say what is wrong with the values of a recipe's `images` section.
-
-    Args:
-        section: The section, its types checked already.
-
-    Returns:
-        One message per problem.
-    """
+    """Say what is wrong with the values of a recipe's `images` section, whose types are checked already."""
     problems = [
         f"images.{key} = {getattr(section, key)!r}: expected one of {', '.join(choices)}"
         for key, choices in (("augment", AUGMENTATIONS), ("batch_norm", BATCH_NORM), ("weights", WEIGHTS))

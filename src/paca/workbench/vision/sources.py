@@ -59,18 +59,10 @@ def read_images(source: str, subset: str | None, split: str, section: ImagesSect
 
 
 def read_npz(path: Path, split: str) -> Images:
-    """Read images from an `.npz` file.
+    """Read images from an `.npz` file; a PacaError if the file or an array is missing, or is not of that kind.
 
-    Args:
-        path: The file, with `{split}_images` and `{split}_labels`, or `images` and `labels`, and perhaps
-            `class_names`. Images are bytes, `(n, height, width, 3)` or `(n, height, width)`.
-        split: For example `train`.
-
-    Returns:
-        The images.
-
-    Raises:
-        PacaError: If the file or an array is missing, or is not of that kind.
+    It has `{split}_images` and `{split}_labels`, or `images` and `labels`, and perhaps `class_names`. Images are
+    bytes, `(n, height, width, 3)` or `(n, height, width)`.
     """
     import zipfile
 
@@ -130,18 +122,9 @@ def _load_data_set(name: str, subset: str | None, split: str, section: ImagesSec
 
 
 def from_data_set(data_set: Any, section: ImagesSection, origin: str) -> Images:
-    """Take images and classes out of a data set.
+    """Take images and classes out of a `datasets.Dataset`; the section names the columns where there are several.
 
-    Args:
-        data_set: A `datasets.Dataset` with an image column and a class column.
-        section: Names the columns where there are several.
-        origin: What was read.
-
-    Returns:
-        The images.
-
-    Raises:
-        PacaError: If a column is missing or not the only one of its kind.
+    A PacaError if a column is missing or not the only one of its kind.
     """
     from datasets import ClassLabel, Image
 

@@ -22,17 +22,10 @@ OTHER_TEMPERATURE = 0.7
 def answer_all(
     evaluated: EvaluatedModel, questions: Sequence[Question], journal: Journal, max_new_tokens: int, seed: int
 ) -> dict[str, Any]:
-    """Answer every question that has no answer yet.
+    """Answer every question that has no answer in the journal yet.
 
-    Args:
-        evaluated: The model.
-        questions: All questions.
-        journal: Holds the answers by the question's number.
-        max_new_tokens: The longest answer to a turn.
-        seed: Of the sampling; a question's answer does not depend on which were answered before it.
-
-    Returns:
-        How many questions were answered, and how many turns found no room in what the model can read.
+    A question's random numbers do not depend on which were answered before it. Returns how many were answered, and how
+    many turns found no room in what the model can read.
     """
     from transformers import set_seed
 

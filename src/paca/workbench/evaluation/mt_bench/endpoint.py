@@ -60,20 +60,10 @@ class CallError(Exception):
 
 
 def ask(client: Any, endpoint: Endpoint, system: str, prompt: str) -> str:
-    """Ask for one verdict.
+    """Ask for one verdict and return its text, empty where the judge sent none.
 
-    Args:
-        client: What `endpoint.client()` returned; may be used by several threads.
-        endpoint: Names the judge.
-        system: The system message.
-        prompt: The message.
-
-    Returns:
-        The verdict's text; empty where the judge sent none.
-
-    Raises:
-        CallError: If there was no answer after all retries.
-        PacaError: If no call can succeed: a key is refused, or there is no such model.
+    Several threads may use one `client`. A CallError if there was no answer after all retries; a PacaError if no call
+    can succeed: a key is refused, or there is no such model.
     """
     import openai
 

@@ -34,14 +34,7 @@ class Case:
 
 
 def rating(verdict: str) -> float | None:
-    """Read a rating off a verdict.
-
-    Args:
-        verdict: Text that should hold `[[7]]`, or `[7]`.
-
-    Returns:
-        A number from 1 to 10, or None where there is none.
-    """
+    """Read a rating from 1 to 10 off a verdict that should hold `[[7]]`, or `[7]`; None where there is none."""
     found = next(filter(None, (pattern.search(verdict) for pattern in BRACKETED)), None)
     value = float(found[1]) if found else None
     return value if value is not None and LOWEST <= value <= HIGHEST else None
@@ -50,15 +43,9 @@ def rating(verdict: str) -> float | None:
 def cases(
     questions: Sequence[Question], answers: Mapping[int, list[str | None]], prompts: Mapping[str, JudgePrompt]
 ) -> Iterator[Case]:
-    """Write what the judge is asked: each answer by itself, the second in its conversation.
+    """Write what the judge is asked, one case per turn: each answer by itself, the second in its conversation.
 
-    Args:
-        questions: All questions.
-        answers: Both answers by the question's number; None where the model had no room for one.
-        prompts: The judge's prompts by name.
-
-    Yields:
-        Case: One per turn.
+    An answer is None where the model had no room for one.
     """
     for question in questions:
         first, second = (turn or "" for turn in answers[question.id])
@@ -78,16 +65,9 @@ def cases(
 
 
 def judge_all(endpoint: Endpoint, waiting: Sequence[Case], journal: Journal, parallel: int = 1) -> None:
-    """Ask the judge about every case that has no verdict yet.
+    """Ask the judge about every case that has no verdict in the journal yet, `parallel` calls at a time.
 
-    Args:
-        endpoint: The judge.
-        waiting: All cases.
-        journal: Holds rating and verdict by the case's key.
-        parallel: So many calls at a time.
-
-    Raises:
-        PacaError: If calls failed; the verdicts that came are kept.
+    A PacaError if calls failed; the verdicts that came are kept.
     """
     waiting = [case for case in waiting if case.key not in journal]
     if not waiting:

@@ -62,17 +62,9 @@ class JudgePrompt:
 
 
 def read_questions(folder: Path, limit: int | None = None) -> list[Question]:
-    """Read MT-Bench's questions with their reference answers.
+    """Read MT-Bench's questions with their reference answers, at most `limit` of each category.
 
-    Args:
-        folder: Holds `question.jsonl`, and `reference_answer/*.jsonl`.
-        limit: At most so many of each category.
-
-    Returns:
-        The questions, in the file's order.
-
-    Raises:
-        PacaError: If a file is missing or holds something else; with the first few problems.
+    The folder holds `question.jsonl` and `reference_answer/*.jsonl`. A PacaError has the first few problems.
     """
     rows = _rows(folder / QUESTIONS, _question_problem)
     references = {
@@ -101,16 +93,9 @@ def read_questions(folder: Path, limit: int | None = None) -> list[Question]:
 
 
 def read_prompts(path: Path) -> dict[str, JudgePrompt]:
-    """Read the prompts that a judge is given.
+    """Read the four prompts of `PLACES` by name from `judge_prompts.jsonl`, as published, or a file like it.
 
-    Args:
-        path: The published `judge_prompts.jsonl`, or one like it.
-
-    Returns:
-        The four prompts of `PLACES`, by name.
-
-    Raises:
-        PacaError: If one is missing or lacks a place; with the first few problems.
+    A PacaError has the first few problems.
     """
     rows = {row["name"]: row for row in _rows(path, _prompt_problem)}
     missing = [name for name in PLACES if name not in rows]

@@ -14,18 +14,7 @@ from paca.workbench.training.run_folder import MICRO_BATCH
 
 
 def largest_micro_batch(size: int, attempt: Callable[[int], None]) -> int:
-    """Try smaller and smaller batches until one fits into memory.
-
-    Args:
-        size: Sequences of the first try.
-        attempt: Computes with so many sequences.
-
-    Returns:
-        A divisor of `size`.
-
-    Raises:
-        PacaError: If even one sequence does not fit.
-    """
+    """Try smaller and smaller divisors of `size` until a batch fits into memory; a PacaError if none does."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     while True:
@@ -49,9 +38,7 @@ def largest_micro_batch(size: int, attempt: Callable[[int], None]) -> int:
 def set_micro_batch(trainer: Any, size: int) -> None:
     """Compute with fewer sequences at a time, and accumulate more gradients for each step.
 
-    Args:
-        trainer: A `Trainer` that has not trained yet.
-        size: Sequences per device, a divisor of what the trainer has now.
+    `size` is a divisor of what the trainer has now.
     """
     arguments = trainer.args
     arguments.gradient_accumulation_steps *= arguments.per_device_train_batch_size // size
@@ -60,12 +47,7 @@ def set_micro_batch(trainer: Any, size: int) -> None:
 
 
 def follow_earlier_start(trainer: Any, folder: Path) -> None:
-    """Take the micro-batch that an earlier start of the run found, since it decides how random numbers are drawn.
-
-    Args:
-        trainer: A `Trainer` that has not trained yet.
-        folder: The run's output folder.
-    """
+    """Take the micro-batch that an earlier start of the run found, since it decides how random numbers are drawn."""
     path = folder / MICRO_BATCH
     size = int(json.loads(path.read_text())) if path.exists() else 0
     if size and trainer.args.per_device_train_batch_size % size == 0:
@@ -73,10 +55,5 @@ def follow_earlier_start(trainer: Any, folder: Path) -> None:
 
 
 def keep_for_resuming(trainer: Any, folder: Path) -> None:
-    """Write the micro-batch down.
-
-    Args:
-        trainer: Has been examined.
-        folder: The run's output folder.
-    """
+    """Write the micro-batch of an examined trainer into the run's output folder."""
     write_json(folder / MICRO_BATCH, trainer.args.per_device_train_batch_size)

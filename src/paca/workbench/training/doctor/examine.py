@@ -24,17 +24,10 @@ LITTLE_SHOWN = 0.5
 
 
 def examine(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | None = None) -> list[Finding]:
-    """Examine a run, and split its batch if it does not fit into memory.
+    """Examine a run, and split its batch if it does not fit into memory; all else stays as it is, bit for bit.
 
-    Args:
-        trainer: A `Trainer` with model, method and data that has not trained yet. Its batch may be changed; all else
-            stays as it is, bit for bit.
-        recipe: What is going to be run.
-        folder: The run's output folder, which exists.
-        data: What text was encoded to; None for images.
-
-    Returns:
-        What was found. With several processes nothing is rehearsed, since these wait for each other in every step.
+    The trainer has not trained yet; `data` is what text was encoded to, None for images. With several processes
+    nothing is rehearsed, since these wait for each other in every step.
     """
     findings = [*model_findings(trainer.model, recipe)]
     if data is not None:
@@ -50,15 +43,7 @@ def examine(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | Non
 
 
 def model_findings(model: Any, recipe: Recipe) -> Iterator[Finding]:
-    """Look at what of a model is trained.
-
-    Args:
-        model: Usually a `PeftModel`.
-        recipe: Names the method and its targets.
-
-    Yields:
-        Finding: One for each thing looked at.
-    """
+    """Look at what of a model is trained."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     counted = count_parameters(model)
@@ -92,15 +77,7 @@ def _tied(model: Any) -> Iterator[Finding]:
 
 
 def data_findings(trainer: Any, data: TrainingData) -> Iterator[Finding]:
-    """Look at what of the data carries loss, ends, and was cut.
-
-    Args:
-        trainer: Holds tokenizer and model.
-        data: What the recipe's data was encoded to.
-
-    Yields:
-        Finding: One for each thing looked at.
-    """
+    """Look at what of the data carries loss, ends, and was cut."""
     looked_at = spread(range(len(data.train)), MOST_SEQUENCES)
     facts = count_loss(data.train.select(looked_at), eos_token_ids(trainer.processing_class, trainer.model))
     yield fine(
@@ -132,15 +109,8 @@ def rehearsal_findings(
 ) -> Iterator[Finding]:
     """Say what a rehearsal showed.
 
-    Args:
-        rehearsal: What was measured.
-        trainer: The trainer, its batch split already where it had to be.
-        folder: The run's output folder.
-        wanted: Sequences per device that the recipe asked for.
-        evaluated: The same in evaluation.
-
-    Yields:
-        Finding: One for each thing looked at.
+    The trainer's batch is split where it had to be; the recipe asked for `wanted` sequences per device in training,
+    and `evaluated` in evaluation.
     """
     arguments = trainer.args
     yield from _learning(rehearsal, arguments)
@@ -202,14 +172,7 @@ def _learning(rehearsal: Rehearsal, arguments: Any) -> Iterator[Finding]:
 
 
 def total_steps(trainer: Any) -> int:
-    """Count the optimizer steps of a run.
-
-    Args:
-        trainer: With its arguments and data.
-
-    Returns:
-        `max_steps`, or what the epochs come to.
-    """
+    """Count the optimizer steps of a run: `max_steps`, or what the epochs come to."""
     arguments = trainer.args
     if arguments.max_steps > 0:
         return int(arguments.max_steps)

@@ -27,14 +27,7 @@ fine, note, warning, problem = (partial(Finding, level) for level in (FINE, NOTE
 
 
 def refuse_problems(findings: Iterable[Finding]) -> None:
-    """Stop where a run would be wasted.
-
-    Args:
-        findings: All that was found.
-
-    Raises:
-        PacaError: With all problems, if there is one.
-    """
+    """Stop where a run would be wasted, by a PacaError with all problems."""
     problems = [finding.text for finding in findings if finding.level == PROBLEM]
     if problems:
         raise PacaError("This run would be wasted: " + " ".join(problems))

@@ -54,17 +54,10 @@ class Rehearsal:
 
 
 def rehearse(trainer: Any, folder: Path) -> Rehearsal:
-    """Rehearse a run, and leave everything as it was.
+    """Rehearse a run that has not trained yet, on one process, and leave everything as it was.
 
-    Args:
-        trainer: A `Trainer` that has not trained yet, on one process.
-        folder: Where checkpoints will go; it exists.
-
-    Returns:
-        What was measured.
-
-    Raises:
-        PacaError: If one sequence does not fit into memory, or no checkpoint can be written.
+    `folder` is where checkpoints will go; it exists. A PacaError if one sequence does not fit into memory, or no
+    checkpoint can be written.
     """
     found = Rehearsal()
     lengths = _lengths(trainer.train_dataset)
@@ -163,14 +156,9 @@ def _share(pairs: Any) -> float:
 
 
 def shown_share(model: nn.Module) -> float | None:
-    """Measure how much of the trained connections an update reaches through the rounding of the weight's dtype.
+    """The share of trained connections' values that an update changes through the rounding of the weight's dtype.
 
-    Args:
-        model: With updates in it.
-
-    Returns:
-        The share of values of the trained connections that the weight shows changed; None where no plain weight is
-        adapted by PaCA.
+    None where no plain weight is adapted by PaCA.
     """
     from paca.method.columns.resident import Columns
     from paca.method.columns.update import connection_union

@@ -12,14 +12,7 @@ import torch
 
 @contextlib.contextmanager
 def untouched(trainer: Any) -> Iterator[None]:
-    """Let a `with` block train, and undo it.
-
-    Args:
-        trainer: A `Trainer` that has not trained yet.
-
-    Yields:
-        None: Nothing.
-    """
+    """Let a `with` block train a trainer that has not trained yet, and undo it."""
     from paca.tuner.layers.base import PacaLayer
 
     model = trainer.model
