@@ -2,6 +2,7 @@
 
 import gc
 import threading
+import time
 
 import pytest
 import torch
@@ -265,3 +266,23 @@ def test_another_thread_that_needs_the_same_columns_shares_them():
         thread.start()
         thread.join(timeout=60)
     assert got == [True]
+
+
+def test_a_lease_that_is_ending_is_not_taken_up_again():
+    """While its end waited for the lock, another thread got it once more; nobody took the columns out after that."""
+    weight, columns = make()
+    before = weight.clone()
+    updates = (update(1, 4),)
+    holders = [columns.lend(weight, updates)]
+    ending = threading.Thread(target=holders.clear)
+    with leases._LOCK:
+        ending.start()
+        while holders:
+            time.sleep(0.001)
+        time.sleep(0.05)  # it waits for the lock by now
+        loan = columns.lend(weight, updates)
+    ending.join(timeout=60)
+    with loan as lent:
+        torch.testing.assert_close(lent, adapted(before, updates))
+    del loan, lent
+    assert torch.equal(weight, before)

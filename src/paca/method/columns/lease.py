@@ -69,11 +69,14 @@ class Lease:
     As a context it pins them: no other thread may take them out meanwhile.
     """
 
-    __slots__ = ("__weakref__", "callers", "stays")
+    __slots__ = ("__weakref__", "_retracts", "callers", "stays")
 
     def __init__(self) -> None:
         self.stays: list[Stay] = []
         self.callers: dict[int, int] = {}  # how often each thread has pinned the columns
+        self._retracts = False  # whether the columns come out when nobody pins them any more
+        # Not in __del__: while that waits for the lock, another thread could take up the lease once more.
+        weakref.finalize(self, _put_back, self.stays).atexit = False  # type: ignore[misc]
 
     def __enter__(self) -> Lease:
         me = get_ident()
@@ -87,17 +90,25 @@ class Lease:
             self.callers[me] -= 1
             if not self.callers[me]:
                 del self.callers[me]
+            if self._retracts:
+                self.retract()
 
     def retract(self) -> None:
-        """Take the columns out although somebody holds the lease; a backward pass may put them in again."""
-        with _LOCK:
-            for stay in self.stays:
-                stay.retract()
+        """Take the columns out although somebody holds the lease; a backward pass may put them in again.
 
-    def __del__(self) -> None:
+        They stay in until the calls that have pinned them, in whatever thread, are through.
+        """
         with _LOCK:
-            for stay in self.stays:
-                stay.put_back()
+            self._retracts = bool(self.callers)
+            if not self.callers:
+                for stay in self.stays:
+                    stay.retract()
+
+
+def _put_back(stays: list[Stay]) -> None:
+    with _LOCK:
+        for stay in stays:
+            stay.put_back()
 
 
 class Stay:
@@ -181,12 +192,13 @@ class Stay:
     @torch.no_grad()
     def put_back(self) -> None:
         """Copy the pretrained values back."""
-        if self.place is not None:
-            _copy_back(self.rows, self.kept)
-            del _INSIDE[self.place]
-            self.columns.keep_buffer(self.kept)
-            self.place = self.rows = None
-            self.kept = []
+        place, rows, kept = self.place, self.rows, self.kept
+        if place is not None:
+            # In this order, since the garbage collector may end the lease at any of these lines.
+            self.place, self.rows, self.kept = None, None, []
+            _copy_back(rows, kept)
+            del _INSIDE[place]
+            self.columns.keep_buffer(kept)
 
     @torch.no_grad()
     def retract(self) -> None:
@@ -198,7 +210,8 @@ class Stay:
     @torch.no_grad()
     def read(self) -> list[Tensor]:
         """What is in the weight where something was written over."""
-        return [self.rows.index_select(0, indices) for indices, _ in self.kept]
+        rows, kept = self.rows, self.kept
+        return [rows.index_select(0, indices) for indices, _ in kept]
 
     def is_pinned_elsewhere(self) -> bool:
         """Whether another thread computes with the columns."""
@@ -272,9 +285,11 @@ class Loan:
         self._pinned = True
         return stay.weight
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object = None, *_: object) -> None:
         if self._pinned and self.lease is not None:
             self._pinned = False
+            if error is not None:
+                self.lease.retract()  # the traceback may keep the lease
             self.lease.__exit__()
 
     def finish(self) -> None:
@@ -283,6 +298,8 @@ class Loan:
             with _LOCK:
                 if not self.stay.is_pinned_elsewhere():
                     self.stay.retract()  # a second backward pass puts them in again
+                elif self.lease is not None:
+                    self.lease.retract()
         else:
             self.lease = None
 

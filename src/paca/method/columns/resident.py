@@ -98,13 +98,12 @@ class Columns:
         if weight.device.type == "cpu" and weight.is_shared():
             return None  # other processes look at it, whenever they like
         with _LOCK:
-            place = memory_of(weight)
-            if momentary or (clear(place) and has_twin(weight)):
+            is_free = clear(memory_of(weight))  # else another thread multiplies with it as it lies there
+            if momentary or (is_free and has_twin(weight)):
                 return MomentaryLoan(self, weight, updates)
-            if train and self.connection_dim == 1 and writes_faster_connection_major(weight):
-                make_pretrained(weight)
+            if is_free and train and self.connection_dim == 1 and writes_faster_connection_major(weight):
                 lay_out_connection_major(weight)
-            elif train is False:
+            elif is_free and train is False:
                 lay_out_row_major(weight)
             holder = lease or Lease()
             stay = self.last = Stay(holder, self, weight, updates)

@@ -648,8 +648,9 @@ def columns_in(layers: tuple[PacaLayer, ...]) -> Iterator[None]:
                 leases[id(other)] = other.__enter__()
         yield
     except BaseException:
-        lease.retract()  # the traceback may keep the graph alive
+        for held in leases.values():
+            held.retract()  # the traceback may keep the graph alive
         raise
     finally:
-        for other in leases.values():
-            other.__exit__()
+        for held in leases.values():
+            held.__exit__()
