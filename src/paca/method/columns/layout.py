@@ -81,7 +81,7 @@ def lay_out_row_major(weight: Any) -> None:
     Args:
         weight: Any parameter; nothing happens to one that has the ordinary layout.
     """
-    if isinstance(weight, ConnectionMajorParameter):
+    if type(weight) is ConnectionMajorParameter:
         make_pretrained(weight)
         weight.__class__ = nn.Parameter  # type: ignore[assignment]
         weight.data = weight.data.contiguous()

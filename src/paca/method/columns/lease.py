@@ -153,7 +153,7 @@ class Stay:
             RuntimeError: If they were in before and would be others now.
         """
         place = memory_of(self.weight)
-        if not clear(place):
+        if place in _INSIDE and not clear(place):
             return False
         rows = self.columns.rows(self.weight)
         self.kept = self._write(rows)
@@ -161,7 +161,6 @@ class Stay:
         _INSIDE[place] = self
         return True
 
-    @torch.no_grad()
     def _write(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Write the columns into a weight that is pretrained; returns what was written over."""
         kept: list[tuple[Tensor, Tensor]] = []
@@ -185,11 +184,12 @@ class Stay:
     def _groups(self) -> list[tuple[Tensor, tuple[ColumnUpdate, ...]]]:
         """The updates in the order in which they are written: retired ones lie below those that are trained."""
         parts = self.columns.parts(self.weight, self.updates)
+        if len(parts) == 1:
+            return [(parts[0].indices, parts)]
         below = tuple(update for update in parts if update.retired)
         above = tuple(update for update in parts if not update.retired) if below else parts
         return [(connection_union(group), group) for group in (below, above) if group]
 
-    @torch.no_grad()
     def put_back(self) -> None:
         """Copy the pretrained values back."""
         place, rows, kept = self.place, self.rows, self.kept
@@ -200,25 +200,26 @@ class Stay:
             del _INSIDE[place]
             self.columns.keep_buffer(kept)
 
-    @torch.no_grad()
     def retract(self) -> None:
         """Copy the pretrained values back, and remember what was there, in case a backward pass needs it again."""
         if self.place is not None:
             self.written = self.read() or None
             self.put_back()
 
-    @torch.no_grad()
     def read(self) -> list[Tensor]:
         """What is in the weight where something was written over."""
         rows, kept = self.rows, self.kept
         return [rows.index_select(0, indices) for indices, _ in kept]
+
+    def is_pinned_here(self) -> bool:
+        """Whether a call of this thread has the columns in the weight, so that nobody takes them out."""
+        return self.place is not None and get_ident() in self.callers
 
     def is_pinned_elsewhere(self) -> bool:
         """Whether another thread computes with the columns."""
         me = get_ident()
         return any(thread != me for thread in self.callers)
 
-    @torch.no_grad()
     def is_current(self) -> bool:
         """Whether the weight holds what the updates of now would write."""
         if self.place is None:
@@ -229,7 +230,6 @@ class Stay:
         values = adapted_columns(pretrained.to(self.rows.device), indices, updates, self.columns.delta_dim)
         return same_bits(values, self.rows.index_select(0, indices))
 
-    @torch.no_grad()
     def private_copy(self) -> Tensor:
         """A copy of the weight with these columns, while the weight itself holds another thread's."""
         copy: Tensor = torch.Tensor.detach(self.weight).clone()
@@ -274,7 +274,7 @@ class Loan:
 
     def _adapted(self) -> Tensor:
         stay, lease = self.stay, self.lease
-        if stay.place is not None and get_ident() in stay.callers:
+        if stay.is_pinned_here():
             return stay.weight  # part of a call that has pinned them
         if lease is None:
             raise RuntimeError(CHANGED)
@@ -399,7 +399,7 @@ def make_pretrained(weight: Any) -> None:
 
 def memory_of(weight: Any) -> tuple[int, int]:
     """What identifies the memory of a weight; the same for all tensors over it."""
-    local = weight.to_local() if hasattr(weight, "to_local") else weight
+    local = weight.to_local() if type(weight).__name__ == "DTensor" else weight
     return local.untyped_storage()._cdata, local.storage_offset()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .layout import lay_out_connection_major, lay_out_row_major, writes_faster_connection_major
-from .lease import _LOCK, Lease, Loan, MomentaryLoan, Stay, clear, get_ident, make_pretrained, memory_of
+from .lease import _LOCK, Lease, Loan, MomentaryLoan, Stay, clear, make_pretrained, memory_of
 from .update import ColumnUpdate, adapted_columns, connection_union, connections_first, same_updates
 
 
@@ -53,7 +53,7 @@ class Columns:
         buffer, self.buffer = self.buffer, None  # nobody else gets it meanwhile
         fits = (
             buffer is not None
-            and buffer.shape == (len(indices), *rows.shape[1:])
+            and buffer.shape == (indices.shape[0], *rows.shape[1:])
             and (buffer.dtype, buffer.device) == (rows.dtype, rows.device)
             and buffer.is_inference() <= torch.is_inference_mode_enabled()
         )
@@ -89,13 +89,13 @@ class Columns:
         stay = self.last
         holder = None if stay is None else stay.lease()
         if stay is not None and holder is not None and stay.weight is weight and same_updates(stay.updates, updates):
-            if stay.place is not None and get_ident() in stay.callers:
+            if stay.is_pinned_here():
                 return Loan(holder, stay)  # within a call that has pinned them
             with _LOCK:
                 # Within backward a checkpointed forward is computed again, over what it was computed over at first.
                 if stay.place is not None and (_in_backward() or stay.is_current()):
                     return Loan(holder, stay)
-        if weight.device.type == "cpu" and weight.is_shared():
+        if lies_in_shared_memory(weight):
             return None  # other processes look at it, whenever they like
         with _LOCK:
             is_free = clear(memory_of(weight))  # else another thread multiplies with it as it lies there
@@ -114,7 +114,7 @@ class Columns:
     def is_in(self, weight: Any) -> bool:
         """Whether a call of this thread has pinned columns of this keeper in a weight."""
         stay = self.last
-        return stay is not None and stay.weight is weight and stay.place is not None and get_ident() in stay.callers
+        return stay is not None and stay.weight is weight and stay.is_pinned_here()
 
     def pretrained_columns(self, weight: Any, indices: Tensor) -> Tensor:
         """The pretrained values of some connections, connections first.
@@ -211,12 +211,17 @@ def kept_tensors(model: nn.Module) -> list[Tensor]:
     return [buffer for buffer in buffers if buffer is not None]
 
 
+def lies_in_shared_memory(weight: Any) -> bool:
+    """Whether other processes have the weight's memory as well; on the CPU, for elsewhere PyTorch says so of all."""
+    return weight.is_cpu and weight.untyped_storage().is_shared()
+
+
 def has_twin(weight: Any) -> bool:
     """Whether another tensor lies over the same memory, such as the weight of a second model.
 
     One that holds the same parameter can't be told of.
     """
-    if type(weight).__name__ == "DTensor" or weight.device.type == "meta":
+    if weight.is_meta or type(weight).__name__ == "DTensor":
         return False
     storage = weight.untyped_storage()
     if storage.nbytes() != weight.numel() * weight.element_size():

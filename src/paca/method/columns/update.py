@@ -57,9 +57,13 @@ def adapted_columns(pretrained: Tensor, indices: Tensor, updates: Sequence[Colum
     Returns:
         Shape `(n, …)`, in the dtype of `pretrained`.
     """
-    deltas = [connections_first(update.delta.detach().to(pretrained.device), dim) for update in updates]
     if len(updates) == 1:  # the union is the update's own indices
-        return torch.add(pretrained, deltas[0], alpha=updates[0].scaling, out=torch.empty_like(pretrained))
+        delta = connections_first(updates[0].delta.detach(), dim)
+        if delta.dtype == pretrained.dtype:
+            return torch.add(pretrained, delta.to(pretrained.device), alpha=updates[0].scaling)
+        out = torch.empty_like(pretrained)
+        return torch.add(pretrained, delta.to(pretrained.device), alpha=updates[0].scaling, out=out)
+    deltas = [connections_first(update.delta.detach().to(pretrained.device), dim) for update in updates]
     dtype = pretrained.dtype
     for delta in deltas:
         dtype = torch.promote_types(dtype, delta.dtype)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import PacaError
 from ...method.columns.layout import ConnectionMajorParameter, lay_out_row_major
-from ...method.columns.lease import Lease, make_pretrained
+from ...method.columns.lease import Lease, Loan, Stay, make_pretrained
 from ...method.columns.resident import Columns
 from ...method.columns.retired import RetiredColumns, move
 from ...method.columns.sharded import (
@@ -31,7 +31,7 @@ from ...method.columns.shared_gather import SharedGather
 from ...method.columns.update import ColumnUpdate
 from ..selection import random_connections
 from .additive import additive, mixed_batch
-from .hooks import call_in_place_of
+from .hooks import call_in_place_of, has_hooks
 from .parameters import ConnectionDict, DeltaDict
 
 PLAIN = (nn.Parameter, ConnectionMajorParameter)  # weights in memory of their own; not shards or quantized tensors
@@ -49,7 +49,6 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
 
     base_layer: Any
     get_base_layer: Callable[[], Any]
-    set_adapter: Callable[..., None]
     active_adapters: list[str]
     _active_adapter: str | list[str]
 
@@ -76,6 +75,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         self.retired: dict[str, RetiredColumns] = {}  # of adapters whose connections have moved
         self.in_features, self.out_features = self._features()
         self.columns = self._new_columns()
+        self._for_call: Stay | None = None  # this layer's part of the last call of a whole model
         self.merged_adapters: list[str] = []
         self._written_over: Any = None  # by merged adapters: their connections, and the pretrained values
         self._remerge: list[str] = []
@@ -131,7 +131,9 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
     @property
     def base_weight(self) -> Any:
         """The base layer's parameter that holds the columns."""
-        return getattr(self.get_base_layer(), self.weight_name)
+        base: Any = self._modules["base_layer"]
+        weight = base._parameters.get(self.weight_name)  # nn.Module's own look-up costs more than a write
+        return getattr(self.get_base_layer(), self.weight_name) if weight is None else weight
 
     def parts(self, name: str) -> list[tuple[str, PacaLayer]]:
         """The adapted layers that an adapter on this one consists of, each with the name of its weight's owner."""
@@ -153,7 +155,13 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         names = kwargs.pop("adapter_names", None)
         if names is not None and not self._disable_adapters:
             return mixed_batch(self, names, x, *args, **kwargs)
-        return self.compute(self.updates(), x, *args, **kwargs)
+        stay = None if torch.compiler.is_compiling() else self._for_call
+        if stay is None or not stay.is_pinned_here():
+            return self.compute(self.updates(), x, *args, **kwargs)
+        # Within a call of a whole model all has been looked at, and the columns are in the weight.
+        if self._is_differentiated(x, stay.updates):
+            return self._differentiated(Loan(stay.lease(), stay), stay.updates, x, *args, **kwargs)
+        return self._modules["base_layer"](x, *args, **kwargs)  # type: ignore[misc]
 
     def compute(self, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's forward with some updates.
@@ -180,7 +188,15 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
                 if weight is self.base_weight:
                     return self.base_layer(x, *args, **kwargs)
         # In backward the weight has to be what it is now; and another thread's columns may be in it.
-        return call_in_place_of(self.base_layer, lambda x: self._multiply(x, loan, updates), x, *args, **kwargs)
+        return self._differentiated(loan, updates, x, *args, **kwargs)
+
+    def _differentiated(
+        self, loan: Any, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        base: Any = self._modules["base_layer"]
+        if has_hooks(base):
+            return call_in_place_of(base, lambda x: self._multiply(x, loan, updates), x, *args, **kwargs)
+        return self._multiply(x, loan, updates)
 
     def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
         """What the base layer computes, over a weight with columns in it, differentiable in these."""
@@ -252,7 +268,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         """
         base: Any = self._modules["base_layer"]
         return self.columns.lend(
-            base._parameters[self.weight_name],
+            self.base_weight,
             updates,
             lease=lease,
             train=(True if _trains(updates) else None) if self.training else False,
@@ -300,9 +316,18 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         Returns:
             The lease under which they are; None if they can't be there before this layer's turn.
         """
-        if not self.holds_columns() or self.base_layer._state_dict_pre_hooks or self._waits_for_values():
+        self._for_call = None
+        base: Any = self._modules["base_layer"]
+        if not self.holds_columns() or base._state_dict_pre_hooks:
             return None
-        return getattr(self.lend(self.updates(), lease), "lease", None)
+        updates = self.updates()
+        if self.base_weight.is_meta or any(update.delta.is_meta for update in updates):
+            return None  # waits for a load that follows
+        loan = self.lend(updates, lease)
+        if not isinstance(loan, Loan):
+            return None
+        self._for_call = loan.stay
+        return loan.lease
 
     def _waits_for_values(self) -> bool:
         """Whether the weight or an update is on the meta device, for a load that follows."""
@@ -311,7 +336,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
     def _is_differentiated(self, x: Tensor, updates: tuple[ColumnUpdate, ...]) -> bool:
         if not torch.is_grad_enabled():
             return False
-        bias = self.base_layer._parameters.get("bias")
+        bias = self._modules["base_layer"]._parameters.get("bias")  # type: ignore[union-attr]
         return (
             x.requires_grad
             or any(update.delta.requires_grad for update in updates)
@@ -359,7 +384,12 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         self.paca_delta[adapter_name] = nn.Parameter(delta.detach().to(device), requires_grad=delta.requires_grad)
         self.paca_indices[adapter_name] = self.paca_indices[adapter_name].to(device)
 
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        self._for_call = None
+        super().set_adapter(adapter_names, inference_mode=inference_mode)
+
     def delete_adapter(self, adapter_name: str) -> None:
+        self._for_call = None
         self._remerge = [name for name in self._remerge if name != adapter_name]
         super().delete_adapter(adapter_name)
 
