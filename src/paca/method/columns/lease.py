@@ -254,8 +254,8 @@ class Loan:
 
     __slots__ = ("_pinned", "_view", "lease", "stay")
 
-    def __init__(self, lease: Lease, stay: Stay, view: View = None) -> None:
-        self.lease: Lease | None = lease
+    def __init__(self, lease: Lease | None, stay: Stay, view: View = None) -> None:
+        self.lease = lease
         self.stay = stay
         self._view = view
         self._pinned = False

@@ -646,7 +646,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
 
     def __getstate__(self) -> dict[str, Any]:
         make_pretrained(self.plain_weight())
-        return self.__dict__.copy()
+        return {**self.__dict__, "_for_call": None}
 
     def __repr__(self) -> str:
         return "paca." + super().__repr__()
