@@ -44,7 +44,7 @@ def stack(**options):
     return get_peft_model(Stack(), PacaConfig(**{"r": 2, "target_modules": ["q_proj", "v_proj"], **options}))
 
 
-def same_as(model, twin):
+def assert_same_as(model, twin):
     """Whether a model has the structure, the values and the trainability of a copy made before."""
     assert [(name, type(module)) for name, module in model.named_modules()] == [
         (name, type(module)) for name, module in twin.named_modules()
@@ -236,6 +236,9 @@ def test_names_that_all_match_are_not_reported():
         warnings.simplefilter("error")
         model = stack()
         model.add_adapter("second", PacaConfig(r=2, target_modules=["q_proj"]))
+    found = layers(model)
+    assert [name for name, layer in found.items() if "second" in layer.r] == [n for n in found if n.endswith("q_proj")]
+    assert {name.rsplit(".")[-1] for name, layer in found.items() if "default" in layer.r} == {"q_proj", "v_proj"}
 
 
 def test_the_share_of_adapted_weights_is_logged(caplog):
@@ -332,7 +335,7 @@ def test_a_refused_call_leaves_the_model_as_it_was(prepare, options, message, wa
     twin = copy.deepcopy(model)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         way(model, PacaConfig(**{"r": 2, "target_modules": ["q_proj", "v_proj"], **options}))
-    same_as(model, twin)
+    assert_same_as(model, twin)
     assert get_peft_model(model, PacaConfig(r=2, target_modules=["q_proj"]))(torch.arange(4)[None]).shape == (1, 4, 16)
 
 
@@ -381,7 +384,7 @@ def test_injection_by_a_state_dict_is_checked_too():
     state = {f"layers.{i}.q_proj.paca_delta": None for i in range(3)}
     with pytest.raises(PacaError, match=r"r=6 does not fit layers\.2\.q_proj, which has 4 connections"):
         inject_adapter_in_model(PacaConfig(r=6, target_modules=["q_proj"]), model, state_dict=state)
-    same_as(model, twin)
+    assert_same_as(model, twin)
 
 
 CONFIGURATIONS = {

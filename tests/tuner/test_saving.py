@@ -26,6 +26,16 @@ def saved(tmp_path):
     return plain, tmp_path, model(inputs())
 
 
+def assert_stored(model, folder):
+    """The model has the connections and the updates of an adapter file."""
+    stored = load_file(folder / WEIGHTS)
+    for name, layer in layers(model).items():
+        assert torch.equal(layer.paca_indices["default"], stored[f"{PREFIX}{name}.paca_indices"])
+        delta = layer.paca_delta["default"]
+        assert torch.equal(delta, stored[f"{PREFIX}{name}.paca_delta"].to(delta.dtype))
+        assert delta.any()
+
+
 def rewrite(folder, change):
     """Change the tensors of an adapter file."""
     tensors = load_file(folder / WEIGHTS)
@@ -250,7 +260,8 @@ def test_rounded_pretrained_columns_do_not_warn(saved, dtype):
     plain, folder, _ = saved
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PeftModel.from_pretrained(plain.to(dtype), folder)
+        model = PeftModel.from_pretrained(plain.to(dtype), folder)
+    assert_stored(model, folder)
 
 
 def test_columns_that_the_adapter_does_not_touch_do_not_warn(saved):
@@ -260,7 +271,8 @@ def test_columns_that_the_adapter_does_not_touch_do_not_warn(saved):
         plain.one.weight[:, [i for i in range(10) if i not in chosen]] = 7
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PeftModel.from_pretrained(plain, folder)
+        model = PeftModel.from_pretrained(plain, folder)
+    assert_stored(model, folder)
 
 
 @pytest.mark.parametrize("state", ["shown", "merged", "disabled"])

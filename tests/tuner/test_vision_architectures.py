@@ -163,7 +163,7 @@ def classify(model, x):
     return three_steps(model, lambda: nn.functional.cross_entropy(logits(model, x), LABELS), optimizer)
 
 
-def close(got, wanted):
+def assert_close(got, wanted):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -178,7 +178,7 @@ def test_train_save_load_merge(architecture, tmp_path):
     assert len(layers(model)) == count
     assert not heads & {name.removesuffix(".weight") for name in weights_of(model)}
     assert heads <= dict(plain.named_modules()).keys()
-    close(output(model, x), output(plain, x))
+    assert_close(output(model, x), output(plain, x))
     losses = classify(model, x)
     assert min(losses[1:]) < losses[0]
     wanted = output(model, x)
@@ -187,16 +187,16 @@ def test_train_save_load_merge(architecture, tmp_path):
     with model.disable_adapter():
         for name, layer in weights_of(model).items():
             assert torch.equal(layer.base_weight, plain.get_parameter(name)), name
-        close(output(model, x), output(plain, x))
+        assert_close(output(model, x), output(plain, x))
     model.save_pretrained(tmp_path)
     fresh = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path)
-    close(output(fresh, x), wanted)
+    assert_close(output(fresh, x), wanted)
     merged = fresh.merge_and_unload(safe_merge=True)
     assert type(merged) is type(plain)
-    close(output(merged, x), wanted)
+    assert_close(output(merged, x), wanted)
     again = make().eval()
     again.load_state_dict(merged.state_dict())
-    close(output(again, x), wanted)
+    assert_close(output(again, x), wanted)
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in model.unload().state_dict().items())
 
 

@@ -114,4 +114,6 @@ def test_what_a_lora_can_t_hold_is_refused(tiny_model, tmp_path):
 
 def test_it_can_be_imported_first():
     """The layers import PEFT, whose import registers PaCA, which imports the layers: a circle if entered there."""
-    subprocess.run([sys.executable, "-c", "import paca.workbench.export.certificate"], check=True)
+    script = "import paca.workbench.export.certificate as first, peft; print(first.__name__, peft.PeftType.PACA.value)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["paca.workbench.export.certificate", "PACA"]

@@ -52,7 +52,7 @@ def two(kind="Linear", dtype=torch.float64, **options):
     return plain, model
 
 
-def close(a, b):
+def assert_close(a, b):
     torch.testing.assert_close(a, b, rtol=TOLERANCE[a.dtype], atol=TOLERANCE[a.dtype])
 
 
@@ -67,7 +67,7 @@ def test_each_adapter_alone_and_both_at_once(kind, dtype):
     for active in (["default"], ["other"], ["default", "other"], ["default"]):
         model.base_model.set_adapter(active)
         outputs.append(model(inputs(dtype)))
-        close(outputs[-1], reference(plain, model, inputs(dtype), active))
+        assert_close(outputs[-1], reference(plain, model, inputs(dtype), active))
         assert_resident(model)
     assert torch.equal(outputs[0], outputs[3])
     assert not torch.allclose(outputs[0], outputs[1], atol=0.01)
@@ -131,7 +131,7 @@ def test_names_that_contain_each_other(tmp_path):
     for name in names:
         folder = tmp_path if name == "default" else tmp_path / name
         fresh = PeftModel.from_pretrained(adapted()[0], folder, adapter_name=name)
-        close(fresh(inputs()), outputs[name])
+        assert_close(fresh(inputs()), outputs[name])
     model.delete_adapter("def")
     model.set_adapter("default_2")
     assert torch.equal(model(inputs()), outputs["default_2"])
@@ -144,7 +144,7 @@ def test_deleting_an_adapter_leaves_the_other_alone(name):
     model(inputs())
     model.delete_adapter(name)
     assert model.active_adapters == [rest]
-    close(model(inputs()), reference(plain, model, inputs(), [rest]))
+    assert_close(model(inputs()), reference(plain, model, inputs(), [rest]))
     assert all(name not in key for key in model.state_dict())
     for layer in layers(model).values():
         assert list(layer.r) == list(layer.scaling) == list(layer.paca_alpha) == list(layer.paca_delta) == [rest]
@@ -159,9 +159,9 @@ def test_deleting_what_is_not_there_or_merged_is_refused():
     with pytest.raises(ValueError, match="while they are merged"):
         model.delete_adapter("default")
     model.delete_adapter("other")
-    close(model(inputs()), before)
+    assert_close(model(inputs()), before)
     model.unmerge_adapter()
-    close(model(inputs()), before)
+    assert_close(model(inputs()), before)
     with model.disable_adapter():
         assert_pretrained(plain, model)
 
@@ -171,11 +171,11 @@ def test_an_adapter_that_comes_while_another_is_merged():
     before = model(inputs())
     model.merge_adapter()
     model.add_adapter("other", config(random_seed=1, target_modules=["one", "two", "head"]))
-    close(model(inputs()), before)
+    assert_close(model(inputs()), before)
     model.unmerge_adapter()
-    close(model(inputs()), before)
+    assert_close(model(inputs()), before)
     model.set_adapter("other")
-    close(model(inputs()), reference(plain, model, inputs(), ["other"]))
+    assert_close(model(inputs()), reference(plain, model, inputs(), ["other"]))
 
 
 def test_a_layer_that_only_one_adapter_targets():
@@ -183,7 +183,7 @@ def test_a_layer_that_only_one_adapter_targets():
     model.add_adapter("other", config(random_seed=1, target_modules=["two"]))
     for active in (["default"], ["other"], ["default", "other"], ["default"]):
         model.base_model.set_adapter(active)
-        close(model(inputs()), reference(plain, model, inputs(), active))
+        assert_close(model(inputs()), reference(plain, model, inputs(), active))
 
 
 # Disabling
@@ -204,7 +204,7 @@ def test_disabled_is_the_pretrained_model_bit_for_bit(kind, dtype, merged):
             assert torch.equal(model(inputs(dtype)), plain(inputs(dtype)))
         assert torch.equal(model(inputs(dtype)), plain(inputs(dtype)))
         assert_pretrained(plain, model)
-    close(model(inputs(dtype)), before)
+    assert_close(model(inputs(dtype)), before)
     assert all(layer.merged is merged for layer in layers(model).values())
 
 
@@ -216,7 +216,7 @@ def test_unmerged_while_disabled_stays_unmerged():
         warnings.simplefilter("ignore")
         model.unmerge_adapter()
     assert not any(layer.merged for layer in layers(model).values())
-    close(model(inputs()), before)
+    assert_close(model(inputs()), before)
 
 
 # Merging
@@ -230,12 +230,12 @@ def test_merged_gives_the_same_and_unmerged_every_bit(kind, dtype, safe_merge):
     train(model, dtype=dtype)
     before = model(inputs(dtype))
     model.merge_adapter(safe_merge=safe_merge)
-    close(model(inputs(dtype)), before)
+    assert_close(model(inputs(dtype)), before)
     for name, layer in layers(model).items():
         assert layer.merged_adapters == ["default"]
         assert not torch.equal(layer.base_layer.weight, plain.get_submodule(name).weight)
     model.unmerge_adapter()
-    close(model(inputs(dtype)), before)
+    assert_close(model(inputs(dtype)), before)
     assert torch.equal(model.unload()(inputs(dtype)), plain(inputs(dtype)))
 
 
@@ -252,7 +252,7 @@ def test_merge_and_unload_is_a_plain_model(kind, dtype):
         key: value.shape for key, value in plain.state_dict().items()
     }
     assert all(parameter.is_contiguous() for parameter in merged.parameters())
-    close(merged(inputs(dtype)), before)
+    assert_close(merged(inputs(dtype)), before)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -278,7 +278,7 @@ def test_merging_in_sequence_equals_merging_at_once(kind, dtype):
     for name, layer in layers(model).items():
         assert torch.equal(layer.base_layer.weight, at_once[name])
         assert layer.merged_adapters == ["default", "other"]
-    close(model(inputs(dtype)), reference(plain, model, inputs(dtype), ["default", "other"]))
+    assert_close(model(inputs(dtype)), reference(plain, model, inputs(dtype), ["default", "other"]))
     model.unmerge_adapter()
     with model.disable_adapter():
         assert_pretrained(plain, model)
@@ -334,7 +334,7 @@ def test_a_step_while_merged_does_not_move_the_merged_weight():
     optimizer.step()
     assert torch.equal(model(inputs()), before)
     model.unmerge_adapter()
-    close(model(inputs()), reference(plain, model, inputs()))
+    assert_close(model(inputs()), reference(plain, model, inputs()))
 
 
 # Scaling and the dense update
@@ -347,7 +347,7 @@ def test_the_dense_update_is_what_merging_adds(kind):
     merged = model.merge_and_unload()
     for name, update in dense.items():
         assert update.abs().sum() > 0
-        close(plain.get_submodule(name).weight + update, merged.get_submodule(name).weight)
+        assert_close(plain.get_submodule(name).weight + update, merged.get_submodule(name).weight)
 
 
 def test_scaling_multiplies_the_update():
@@ -364,7 +364,7 @@ def test_scaling_multiplies_the_update():
     ):
         change()
         outputs.append(model(inputs()))
-        close(outputs[-1], reference(plain, model, inputs()))
+        assert_close(outputs[-1], reference(plain, model, inputs()))
     assert not torch.allclose(outputs[0], outputs[1])
     assert torch.equal(outputs[3], outputs[4])
     assert torch.equal(outputs[0], outputs[5])
@@ -382,8 +382,8 @@ def test_each_row_with_its_own_adapter(kind):
     y = model(x, adapter_names=names)
     for row, name in enumerate(names):
         wanted = reference(plain, model, x[row : row + 1], [] if name == "__base__" else [name])
-        close(y[row : row + 1], wanted)
-    close(model(x), reference(plain, model, x))
+        assert_close(y[row : row + 1], wanted)
+    assert_close(model(x), reference(plain, model, x))
     assert_resident(model)
 
 
@@ -415,7 +415,7 @@ def test_hooks_on_the_base_layer_fire_and_may_change_things(kind):
         owner.register_forward_hook(lambda _, args, y: seen.append(args[0]) or y + 1)
     y = model(inputs())
     assert len(seen) == 1
-    close(y, reference(plain, model, inputs()))
+    assert_close(y, reference(plain, model, inputs()))
     wanted = torch.autograd.grad(reference(plain, model, inputs()).square().sum(), trained(model))
     y.square().sum().backward()
     torch.testing.assert_close([p.grad for p in trained(model)], list(wanted), rtol=0, atol=1e-12)
@@ -453,7 +453,9 @@ def test_another_dtype_in_mid_training(merged):
     model.to(torch.bfloat16)
     if merged:
         model.unmerge_adapter()
-    close(model(inputs(torch.bfloat16)), reference(copy.deepcopy(plain).bfloat16(), model, inputs(torch.bfloat16)))
+    assert_close(
+        model(inputs(torch.bfloat16)), reference(copy.deepcopy(plain).bfloat16(), model, inputs(torch.bfloat16))
+    )
     with model.disable_adapter():
         assert_pretrained(plain.bfloat16(), model)
 
@@ -502,14 +504,14 @@ def test_a_copy_is_independent_and_complete(dtype, merged, copied):
     if merged:
         model.merge_adapter()
     twin = copied(model)
-    close(twin(inputs(dtype)), before)
+    assert_close(twin(inputs(dtype)), before)
     if merged:
         twin.unmerge_adapter()
         assert all(layer.merged for layer in layers(model).values())
     else:
         train(twin, dtype=dtype)
         assert not torch.equal(twin(inputs(dtype)), before)
-    close(model(inputs(dtype)), before)
+    assert_close(model(inputs(dtype)), before)
     assert torch.equal(twin.unload()(inputs(dtype)), plain(inputs(dtype)))
 
 
@@ -606,7 +608,7 @@ def test_save_and_load_under_another_seed(tmp_path, kind, low_cpu_mem_usage, dty
     for name, layer in layers(fresh).items():
         assert torch.equal(layer.paca_delta["default"], layers(model)[name].paca_delta["default"])
         assert torch.equal(layer.paca_indices["default"], layers(model)[name].paca_indices["default"])
-    close(fresh(inputs(dtype)), before)
+    assert_close(fresh(inputs(dtype)), before)
     assert not torch.allclose(before, plain(inputs(dtype)), atol=0.1)
     assert_resident(fresh)
     assert not trained(fresh)
@@ -620,7 +622,7 @@ def test_a_loaded_adapter_goes_on_training(tmp_path):
     model.save_pretrained(tmp_path)
     fresh = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path, is_trainable=True)
     assert len(trained(fresh)) == 2
-    close(train(fresh)(inputs()), train(model)(inputs()))
+    assert_close(train(fresh)(inputs()), train(model)(inputs()))
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [False, True])

@@ -66,7 +66,7 @@ def reference(plain, model, *inputs, **options):
     return functional_call(plain, weights, inputs, options)
 
 
-def same(model, plain, *inputs, **options):
+def assert_same_as_reference(model, plain, *inputs, **options):
     """Outputs, weights of the heads, and all gradients."""
     wrt = [*{id(x): x.requires_grad_() for x in inputs}.values(), *trained(model)]
     (y, heads), (wanted, exact_heads) = model(*inputs, **options), reference(plain, model, *inputs, **options)
@@ -89,7 +89,7 @@ def test_any_mask_and_option(options, call, inputs):
     tensors = (query, key) if inputs == "key is value" else (query, key, value)
     if not plain.attention.batch_first:
         tensors = tuple(x.transpose(0, 1).contiguous() for x in tensors)
-    same(model, plain, *tensors, **call)
+    assert_same_as_reference(model, plain, *tensors, **call)
     assert_resident(model)
 
 
@@ -99,7 +99,7 @@ def test_any_mask_and_option(options, call, inputs):
 def test_self_attention_with_a_causal_mask(options, need_weights, hint):
     plain, model = adapted(**options)
     x = numbers(ROWS, TARGETS, WIDTH) if plain.attention.batch_first else numbers(TARGETS, ROWS, WIDTH)
-    y = same(model, plain, x, attn_mask=CAUSAL, is_causal=hint, need_weights=need_weights)
+    y = assert_same_as_reference(model, plain, x, attn_mask=CAUSAL, is_causal=hint, need_weights=need_weights)
     assert not torch.allclose(y, plain(x, attn_mask=CAUSAL)[0], atol=0.01), "the adapter is to change the output"
 
 
@@ -107,9 +107,11 @@ def test_self_attention_with_a_causal_mask(options, need_weights, hint):
 def test_without_a_batch(batch_first):
     plain, model = adapted(batch_first=batch_first)
     query, key = numbers(TARGETS, WIDTH), numbers(SOURCES, WIDTH, seed=1)
-    same(model, plain, query)
-    same(model, plain, query, key, key_padding_mask=HIDDEN[0])
-    same(model, plain, query, key, attn_mask=numbers(HEADS, TARGETS, SOURCES), average_attn_weights=False)
+    assert_same_as_reference(model, plain, query)
+    assert_same_as_reference(model, plain, query, key, key_padding_mask=HIDDEN[0])
+    assert_same_as_reference(
+        model, plain, query, key, attn_mask=numbers(HEADS, TARGETS, SOURCES), average_attn_weights=False
+    )
 
 
 def test_dropout_is_that_of_the_module_and_only_in_training():
@@ -120,7 +122,7 @@ def test_dropout_is_that_of_the_module_and_only_in_training():
         torch.manual_seed(1)
         outputs.append(model(query, need_weights=need_weights)[0])
     assert not torch.allclose(outputs[0], reference(plain.eval(), model, query)[0], atol=0.01)
-    same(model.eval(), plain.eval(), query)
+    assert_same_as_reference(model.eval(), plain.eval(), query)
 
 
 def test_a_bias_is_trained_as_in_full_fine_tuning():
@@ -140,7 +142,7 @@ def test_hooks_on_the_base_layer_fire_and_may_change_things():
     plain, model = adapted()
     for attention in (plain.attention, layers(model)["attention"].base_layer):
         attention.register_forward_hook(lambda _, args, result: (result[0] * 2, result[1]))
-    same(model, plain, numbers(ROWS, TARGETS, WIDTH))
+    assert_same_as_reference(model, plain, numbers(ROWS, TARGETS, WIDTH))
 
 
 def encoder(depth=2, **options):

@@ -17,7 +17,7 @@ both_ends = pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 EXPERTS = "experts"
 
 
-def close(got, exact, dtype=torch.float64):
+def assert_close(got, exact, dtype=torch.float64):
     bound = TOLERANCE[dtype] * max(1.0, exact.abs().max().item())
     torch.testing.assert_close(got.double(), exact.double(), rtol=0, atol=bound)
 
@@ -49,11 +49,11 @@ def test_outputs_and_gradients_are_those_of_full_fine_tuning(kind, dtype):
     y, wanted = model(*x), reference(kind, plain, model, exact_x)
     assert not torch.allclose(y.double(), plain(*x).double(), atol=0.01), "the adapter is to change the output"
     assert_resident(model)
-    close(y, wanted, dtype)
+    assert_close(y, wanted, dtype)
     grads = torch.autograd.grad(y.double().square().sum(), [*trained(model), *wrt])
     exact = torch.autograd.grad(wanted.square().sum(), [*trained(model), *exact_wrt])
     for got, right in zip(grads, exact, strict=True):
-        close(got, right, dtype)
+        assert_close(got, right, dtype)
 
 
 @kinds
@@ -115,17 +115,17 @@ def test_merged_it_computes_the_same_and_unmerged_every_bit_is_back(kind, dtype)
     train(kind, model, dtype=dtype)
     x = inputs(kind, dtype)
     wanted = reference(kind, plain, model, x)
-    close(model(*x), wanted, dtype)
+    assert_close(model(*x), wanted, dtype)
     dense = {name: layer.get_delta_weight("default") for name, layer in weights_of(model).items()}
     model.merge_adapter()
-    close(model(*x), wanted, dtype)
+    assert_close(model(*x), wanted, dtype)
     model.unmerge_adapter()
     assert_pretrained(plain, model)
     merged = model.merge_and_unload(safe_merge=True)
     assert [name for name, _ in merged.named_modules()] == [name for name, _ in plain.named_modules()]
-    close(merged(*x), wanted, dtype)
+    assert_close(merged(*x), wanted, dtype)
     for name, update in dense.items():
-        close(merged.get_parameter(name), plain.get_parameter(name).double() + update.double(), dtype)
+        assert_close(merged.get_parameter(name), plain.get_parameter(name).double() + update.double(), dtype)
 
 
 @plain_kinds
@@ -137,8 +137,8 @@ def test_saved_and_loaded_it_computes_the_same(kind, dtype, tmp_path):
     model.save_pretrained(tmp_path)
     fresh = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path, autocast_adapter_dtype=False)
     assert weights_of(fresh).keys() == weights_of(model).keys()
-    close(fresh(*inputs(kind, dtype)), wanted, dtype)
-    close(fresh.merge_and_unload()(*inputs(kind, dtype)), wanted, dtype)
+    assert_close(fresh(*inputs(kind, dtype)), wanted, dtype)
+    assert_close(fresh.merge_and_unload()(*inputs(kind, dtype)), wanted, dtype)
 
 
 @plain_kinds
@@ -147,14 +147,14 @@ def test_several_adapters_on_one_layer(kind):
     model.add_adapter("other", config(kind, random_seed=3))
     for active in (["other"], ["default", "other"], ["default"]):
         model.base_model.set_adapter(active)
-        close(model(*inputs(kind)), reference(kind, plain, model, inputs(kind), active))
+        assert_close(model(*inputs(kind)), reference(kind, plain, model, inputs(kind), active))
     model.base_model.set_adapter(["default", "other"])
     y, wanted = model(*inputs(kind)), reference(kind, plain, model, inputs(kind), ["default", "other"])
     grads, exact = (torch.autograd.grad(out.square().sum(), trained(model)) for out in (y, wanted))
     for got, right in zip(grads, exact, strict=True):
-        close(got, right)
+        assert_close(got, right)
     model.delete_adapter("other")
-    close(model(*inputs(kind)), reference(kind, plain, model, inputs(kind)))
+    assert_close(model(*inputs(kind)), reference(kind, plain, model, inputs(kind)))
     with model.disable_adapter():
         assert_pretrained(plain, model)
 
@@ -166,8 +166,8 @@ def test_each_row_with_its_own_adapter(kind):
     model.eval()
     (x,) = inputs(kind)
     y = model(x, adapter_names=["other", "__base__"])
-    close(y[:1], reference(kind, plain, model, (x[:1],), ["other"]))
-    close(y[1:], plain(x[1:]))
+    assert_close(y[:1], reference(kind, plain, model, (x[:1],), ["other"]))
+    assert_close(y[1:], plain(x[1:]))
 
 
 @plain_kinds
@@ -208,7 +208,7 @@ def test_backward_finds_the_columns_of_its_forward(kind):
     grads = torch.autograd.grad(y.square().sum(), [*trained(model), *wrt])
     exact = torch.autograd.grad(reference(kind, plain, model, x).square().sum(), [*trained(model), *wrt])
     for got, right in zip(grads, exact, strict=True):
-        close(got, right)
+        assert_close(got, right)
 
 
 @plain_kinds
@@ -233,12 +233,12 @@ def test_autocast(kind):
     with torch.autocast("cpu", torch.bfloat16):
         y = model(*inputs(kind, torch.float32))
     wanted = reference(kind, plain, model, inputs(kind))
-    close(y, wanted, torch.bfloat16)
+    assert_close(y, wanted, torch.bfloat16)
     grads = torch.autograd.grad(y.double().square().sum(), trained(model))
     exact = torch.autograd.grad(wanted.square().sum(), trained(model))
     for got, right in zip(grads, exact, strict=True):
         assert got.dtype == torch.float32
-        close(got, right, torch.bfloat16)
+        assert_close(got, right, torch.bfloat16)
 
 
 @pytest.fixture
@@ -260,15 +260,15 @@ def test_a_compiled_model_trains_as_an_uncompiled_one(kind):
     optimizer = torch.optim.AdamW(trained(model), lr=0.1)
     for _ in range(3):
         y, wanted = compiled(*inputs(kind)), reference(kind, plain, model, inputs(kind))
-        close(y, wanted)
+        assert_close(y, wanted)
         exact = torch.autograd.grad(wanted.square().mean(), trained(model))
         y.square().mean().backward()
         for parameter, right in zip(trained(model), exact, strict=True):
-            close(parameter.grad, right)
+            assert_close(parameter.grad, right)
         optimizer.step()
         optimizer.zero_grad()
     assert_resident(model)
     with model.disable_adapter(), torch.no_grad():
-        close(compiled(*inputs(kind)), plain(*inputs(kind)))
+        assert_close(compiled(*inputs(kind)), plain(*inputs(kind)))
     with torch.no_grad():
-        close(compiled(*inputs(kind)), reference(kind, plain, model, inputs(kind)))
+        assert_close(compiled(*inputs(kind)), reference(kind, plain, model, inputs(kind)))

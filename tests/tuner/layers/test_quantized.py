@@ -38,7 +38,7 @@ kinds = pytest.mark.parametrize("form", LAYER_KINDS)
 forms = pytest.mark.parametrize("form", FORMATS)
 
 
-def same(a, b, dtype=torch.float32):
+def assert_close(a, b, dtype=torch.float32):
     torch.testing.assert_close(a, b, **ROUNDING[dtype])
 
 
@@ -54,9 +54,9 @@ def test_outputs_and_gradients_are_those_of_the_dequantized_layer(form, compute,
     plain, model = adapted(form, compute, bias, paca_alpha=7)
     x = inputs(compute, shape).requires_grad_()
     y, wanted = model(x), reference(plain, model, x)
-    same(y, wanted, compute)
+    assert_close(y, wanted, compute)
     for got, grad in zip(gradients(model, y, x), gradients(model, wanted, x), strict=True):
-        same(got, grad, compute)
+        assert_close(got, grad, compute)
     if shape[0]:
         assert not torch.allclose(y, plain(x), **ROUNDING[compute])  # the control: the adapter changes something
     assert packed_bytes(model) == packed_bytes(plain)
@@ -70,7 +70,7 @@ def test_a_bias_is_trained_as_in_full_fine_tuning(form):
     y = layer(inputs(shape=(6, 128)))
     upstream = torch.linspace(-1, 1, y.numel()).reshape(y.shape)
     (grad,) = torch.autograd.grad(y, layer.base_layer.bias, upstream)
-    same(grad, upstream.sum(0))
+    assert_close(grad, upstream.sum(0))
 
 
 def test_a_bias_that_is_no_parameter_is_not_trained():
@@ -104,7 +104,7 @@ def test_autocast(form):
     x = inputs()
     with torch.autocast("cpu", torch.bfloat16):
         y, wanted = model(x), reference(plain, model, x)
-    same(y.float(), wanted.float(), torch.bfloat16)
+    assert_close(y.float(), wanted.float(), torch.bfloat16)
     y.float().sum().backward()
     assert all(parameter.grad is not None for parameter in trained(model))
 
@@ -133,7 +133,7 @@ def test_training_moves_the_output_and_no_pretrained_byte(form):
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        same(model(inputs()), reference(plain, model, inputs()))
+        assert_close(model(inputs()), reference(plain, model, inputs()))
     assert losses == sorted(losses, reverse=True)
     assert not torch.allclose(model(inputs()), start)
     with model.disable_adapter():
@@ -149,7 +149,7 @@ def test_gradient_checkpointing_changes_no_gradient(form, reentrant):
     x = inputs().requires_grad_()
     wanted = gradients(model, model(x), x)
     checkpoint(model, x, use_reentrant=reentrant).square().sum().backward()
-    same([x.grad, *(parameter.grad for parameter in trained(model))], list(wanted))
+    assert_close([x.grad, *(parameter.grad for parameter in trained(model))], list(wanted))
 
 
 def test_backward_after_an_optimizer_step_is_refused():
@@ -166,11 +166,11 @@ def test_several_adapters_and_mixed_batches(form):
     plain, model = adapted(form)
     model.add_adapter("other", config(random_seed=1, r=7))
     x = inputs()
-    same(model(x), reference(plain, model, x))
+    assert_close(model(x), reference(plain, model, x))
     model.set_adapter("other")
-    same(model(x), reference(plain, model, x, ["other"]))
+    assert_close(model(x), reference(plain, model, x, ["other"]))
     model.base_model.set_adapter(["default", "other"])
-    same(model(x), reference(plain, model, x, ["default", "other"]))
+    assert_close(model(x), reference(plain, model, x, ["default", "other"]))
     model.eval()
     names = ["default", "other", "__base__"] * 2
     mixed = model(x, adapter_names=names)
@@ -180,7 +180,7 @@ def test_several_adapters_and_mixed_batches(form):
         torch.testing.assert_close(mixed[row : row + 1], wanted, **base)
     model.base_model.set_adapter("default")
     model.delete_adapter("other")
-    same(model(x), reference(plain, model, x))
+    assert_close(model(x), reference(plain, model, x))
     assert packed_bytes(model) == packed_bytes(plain)
 
 
@@ -244,9 +244,9 @@ def test_a_compiled_model_trains_as_an_uncompiled_one(form):
             optimizer.step()
             optimizer.zero_grad()
             losses[-1].append(loss)
-        same(step(inputs()), reference(plain, model, inputs()))
+        assert_close(step(inputs()), reference(plain, model, inputs()))
         assert packed_bytes(model) == packed_bytes(plain)
-    same(*losses)
+    assert_close(*losses)
     assert losses[0][2] < losses[0][0]
 
 
@@ -286,7 +286,7 @@ def test_merging_packs_the_adapted_weight_and_logs_the_error(form, caplog):
     assert torch.equal(model(inputs()), merged)
     model.unmerge_adapter()
     assert packed_bytes(model) == packed_bytes(plain)
-    same(model(inputs()), wanted)
+    assert_close(model(inputs()), wanted)
     model.merge_adapter()
     assert torch.equal(model.merge_and_unload()(inputs()), merged)
 
@@ -331,7 +331,7 @@ def test_an_exact_merge_into_an_ordinary_model(form, dtype):
     for name, matrix in wanted.items():
         assert type(merged.get_submodule(name)) is nn.Linear
         assert torch.equal(merged.get_submodule(name).weight, matrix)
-    same(merged(inputs(dtype)).float(), y, dtype)
+    assert_close(merged(inputs(dtype)).float(), y, dtype)
     assert {parameter.dtype for parameter in merged.parameters()} == {dtype}
 
 
@@ -411,7 +411,7 @@ def test_weights_that_bitsandbytes_has_repacked_for_a_cpu(form, when):
                 parameter.copy_(other)
         model = again
         assert not layers(model)["one"].base_layer.weight.quant_state.packing_format_for_cpu
-    same(model(inputs()), wanted, torch.bfloat16)
+    assert_close(model(inputs()), wanted, torch.bfloat16)
 
 
 @pytest.mark.parametrize("form", ["NF4", "NF4 double"])

@@ -60,13 +60,13 @@ def watch(plain, model):
     """Compare the weight with `W₀ + s·Δ` at every GEMM of an adapted layer; returns the list of those seen."""
     seen = []
 
-    def look(name, layer):
+    def assert_adapted(name, layer):
         seen.append(name)
         wanted = adapted_weights(plain, model, layer.active_adapters)[f"{name}.weight"]
         torch.testing.assert_close(layer.base_layer.weight, wanted.detach(), rtol=0, atol=1e-12)
 
     for name, layer in layers(model).items():
-        layer.base_layer.register_forward_pre_hook(lambda *_, name=name, layer=layer: look(name, layer))
+        layer.base_layer.register_forward_pre_hook(lambda *_, name=name, layer=layer: assert_adapted(name, layer))
     return seen
 
 
@@ -544,32 +544,32 @@ def test_whatever_changes_columns_reaches_a_compiled_model():
     compiled = torch.compile(model, fullgraph=True)
     start = {key: value.clone() for key, value in model.state_dict().items()}
 
-    def same(*adapters):
+    def assert_same_as_reference(*adapters):
         y = compiled(inputs())
         torch.testing.assert_close(y, reference(plain, model, inputs(), adapters), rtol=0, atol=1e-12)
         return y.detach()
 
-    seen = [same("default")]
+    seen = [assert_same_as_reference("default")]
     model.set_adapter("other")
-    seen.append(same("other"))
+    seen.append(assert_same_as_reference("other"))
     model.base_model.set_adapter(["default", "other"])
-    seen.append(same("default", "other"))
+    seen.append(assert_same_as_reference("default", "other"))
     model.base_model.set_adapter("default")
     for layer in layers(model).values():
         layer.set_scale("default", 3)
-    seen.append(same("default"))
+    seen.append(assert_same_as_reference("default"))
     train(model)
-    seen.append(same("default"))
+    seen.append(assert_same_as_reference("default"))
     model.load_state_dict(start)
-    seen.append(same("default"))
+    seen.append(assert_same_as_reference("default"))
     model.merge_adapter()
-    same("default")
+    assert_same_as_reference("default")
     model.unmerge_adapter()
-    same("default")
+    assert_same_as_reference("default")
     with torch.no_grad():
         for parameter in trained(model):
             parameter.mul_(3)
-    seen.append(same("default"))
+    seen.append(assert_same_as_reference("default"))
     assert all(not torch.allclose(a, b) for a, b in itertools.pairwise(seen))
     with model.disable_adapter():
         assert_pretrained(plain, model)

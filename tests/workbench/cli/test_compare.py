@@ -9,7 +9,7 @@ from paca.workbench.cli.main import main
 from paca.workbench.compare import worker
 
 
-class Inside(worker.Here):
+class Inside(worker.InProcessWorker):
     """A child process takes seconds to start."""
 
     def __init__(self, recipe, unrelated=None, gpu=None):
@@ -21,7 +21,7 @@ class Inside(worker.Here):
 
 @pytest.fixture
 def recipe_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "Elsewhere", Inside)
+    monkeypatch.setattr(worker, "SubprocessWorker", Inside)
     content = recipe_content(save_model(tmp_path / "model"), write_text(tmp_path / "text.txt"), tmp_path / "run")
     return str(write_recipe(tmp_path / "recipe.yaml", content))
 

@@ -36,7 +36,7 @@ def plan(argv, folder, kills, longest):
     return {"argv": argv, "folder": str(folder), "kills": moments}
 
 
-def check(log, kills):
+def assert_killed_and_whole(log, kills):
     assert [entry["whole"] for entry in log] == [True] * (kills + 1)
     assert log[-1]["status"] == 0
     assert -9 in [entry["status"] for entry in log]
@@ -54,7 +54,7 @@ def test_scoring_goes_on(adapter, mmlu_data, tmp_path):
 
     assert main(argv("calm")) == 0
     (log,) = drive(plan(argv("killed"), tmp_path / "killed", 7, 4.0))
-    check(log, 7)
+    assert_killed_and_whole(log, 7)
     assert result(tmp_path / "killed" / "mmlu") == result(tmp_path / "calm" / "mmlu")
 
 
@@ -72,7 +72,7 @@ def test_answering_and_judging_go_on(adapter, bench, tmp_path):
 
         assert main(argv("calm")) == 0
         (log,) = drive(plan(argv("killed"), tmp_path / "killed", 7, 2.5))
-    check(log, 7)
+    assert_killed_and_whole(log, 7)
     for folder in ("mt-bench", "mt-bench/judge-judge"):
         assert result(tmp_path / "killed" / folder) == result(tmp_path / "calm" / folder)
     for file in ("answers.jsonl", "judge-judge/verdicts.jsonl"):
@@ -85,7 +85,7 @@ def test_an_export_is_whole_or_not_there(adapter, tmp_path):
 
     assert main(argv("calm")) == 0
     (log,) = drive(plan(argv("killed"), tmp_path / "killed", 6, 1.2))
-    check(log, 6)
+    assert_killed_and_whole(log, 6)
     ours, theirs = (sorted(path.name for path in (tmp_path / out / "lora").iterdir()) for out in ("calm", "killed"))
     assert ours == theirs
     assert [path.name for path in (tmp_path / "killed").iterdir()] == ["lora"]  # nothing half-written is left behind

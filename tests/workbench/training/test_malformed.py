@@ -182,7 +182,7 @@ def tree(folder):
     return sorted(str(path) for path in folder.rglob("*") if "run" not in path.relative_to(folder).parts)
 
 
-def refused(capsys, monkeypatch, tmp_path, *arguments):
+def assert_refused(capsys, monkeypatch, tmp_path, *arguments):
     """Run the command, and check all that is promised of a refusal."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
@@ -211,13 +211,13 @@ def test_there_are_a_hundred():
 @pytest.mark.parametrize("name", FILES)
 def test_a_malformed_recipe(name, capsys, monkeypatch, tmp_path):
     (tmp_path / "r.yaml").write_bytes(FILES[name])
-    message = refused(capsys, monkeypatch, tmp_path, tmp_path / "r.yaml")
+    message = assert_refused(capsys, monkeypatch, tmp_path, tmp_path / "r.yaml")
     assert name != "a key twice" or "the key 'output_dir' is given twice" in message
 
 
 @pytest.mark.parametrize("name", VALUES)
 def test_a_malformed_value(name, recipe, capsys, monkeypatch, tmp_path):
-    message = refused(capsys, monkeypatch, tmp_path, recipe, VALUES[name].format(folder=tmp_path))
+    message = assert_refused(capsys, monkeypatch, tmp_path, recipe, VALUES[name].format(folder=tmp_path))
     key = VALUES[name].split("=")[0].split(".")[-1]
     assert key in message or key in ("output_dir", "name", "train", "5")
 
@@ -227,12 +227,12 @@ def test_a_malformed_data_file(name, recipe, capsys, monkeypatch, tmp_path):
     path = tmp_path / name
     if DATA[name] is not None:
         path.write_bytes(DATA[name])
-    assert str(path) in refused(capsys, monkeypatch, tmp_path, recipe, f"data.train={path}")
+    assert str(path) in assert_refused(capsys, monkeypatch, tmp_path, recipe, f"data.train={path}")
 
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_source_that_is_none(name, recipe, capsys, monkeypatch, tmp_path):
-    refused(capsys, monkeypatch, tmp_path, recipe, SOURCES[name].format(folder=tmp_path))
+    assert_refused(capsys, monkeypatch, tmp_path, recipe, SOURCES[name].format(folder=tmp_path))
 
 
 @pytest.mark.parametrize("name", MODEL)
@@ -243,7 +243,7 @@ def test_a_damaged_model(name, model, recipe, capsys, monkeypatch, tmp_path):
         if path.name != name and not (name == "pytorch_model.bin" and path.suffix == ".safetensors"):
             os.link(path, damaged / path.name)
     (damaged / name).write_bytes(MODEL[name])
-    assert "could not be loaded" in refused(capsys, monkeypatch, tmp_path, recipe, f"model.name={damaged}")
+    assert "could not be loaded" in assert_refused(capsys, monkeypatch, tmp_path, recipe, f"model.name={damaged}")
 
 
 def test_what_is_refused_here_would_do_harm():

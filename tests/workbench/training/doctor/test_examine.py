@@ -31,7 +31,7 @@ def texts(findings, level=None):
     return [finding.text for finding in findings if level in (None, finding.level)]
 
 
-def told(findings, level, start):
+def assert_told(findings, level, start):
     assert any(text.startswith(start) for text in texts(findings, level)), texts(findings, level)
 
 
@@ -90,10 +90,10 @@ def test_a_run_is_the_same_with_and_without(content, tmp_path, overrides):
 
 def test_a_good_recipe(content, tmp_path):
     findings = findings_of(content, tmp_path)
-    told(findings, "fine", "2,048 of ")
-    told(findings, "fine", "a gradient reaches all 14 adapted layers")
-    told(findings, "fine", "100% of the trained values moved in three steps at training.learning_rate = 0.01")
-    told(findings, "note", "the longest batch, an evaluation and a checkpoint went well; at most about ")
+    assert_told(findings, "fine", "2,048 of ")
+    assert_told(findings, "fine", "a gradient reaches all 14 adapted layers")
+    assert_told(findings, "fine", "100% of the trained values moved in three steps at training.learning_rate = 0.01")
+    assert_told(findings, "note", "the longest batch, an evaluation and a checkpoint went well; at most about ")
     assert not texts(findings, PROBLEM)
     refuse_problems(findings)
 
@@ -101,7 +101,7 @@ def test_a_good_recipe(content, tmp_path):
 def test_text_that_teaches_no_end_and_names_that_match_nothing(content, tmp_path):
     content["method"]["target_modules"] = ["q_proj", "qkv_proj"]
     findings = findings_of(content, tmp_path)
-    told(findings, WARNING, "method.target_modules names no layer of this model: qkv_proj")
+    assert_told(findings, WARNING, "method.target_modules names no layer of this model: qkv_proj")
     assert any("q_proj ×2" in text for text in texts(findings, "fine"))
 
 
@@ -116,26 +116,28 @@ def chats(tmp_path, answers):
 def test_answers_that_are_cut(content, tmp_path):
     content["data"] = chats(tmp_path, ["cat " * 60] * 8)
     findings = findings_of(content, tmp_path, "training.max_length=64")
-    told(findings, WARNING, "0 of 6 sequences teach an EOS token: the model is never taught to stop.")
-    told(findings, WARNING, "6 of 6 rows (100%) are cut at training.max_length = 64, 0 of them lose all")
+    assert_told(findings, WARNING, "0 of 6 sequences teach an EOS token: the model is never taught to stop.")
+    assert_told(findings, WARNING, "6 of 6 rows (100%) are cut at training.max_length = 64, 0 of them lose all")
     whole = findings_of(content, tmp_path, "training.max_length=512")
-    told(whole, "fine", "6 of 6 sequences teach an EOS token")
-    told(whole, "fine", "no row is longer than training.max_length = 512")
+    assert_told(whole, "fine", "6 of 6 sequences teach an EOS token")
+    assert_told(whole, "fine", "no row is longer than training.max_length = 512")
 
 
 def test_a_rate_that_rounding_swallows(content, tmp_path):
     findings = findings_of(content, tmp_path, "model.dtype=bfloat16", "training.learning_rate=1e-6")
-    told(findings, WARNING, "only ")
+    assert_told(findings, WARNING, "only ")
     assert any("is lost in rounding until they have grown" in text for text in texts(findings, WARNING))
-    told(findings_of(content, tmp_path, "training.learning_rate=1e-6"), "fine", "100% of the trained values moved")
-    told(
+    assert_told(
+        findings_of(content, tmp_path, "training.learning_rate=1e-6"), "fine", "100% of the trained values moved"
+    )
+    assert_told(
         findings_of(content, tmp_path, "training.learning_rate=0.0"), WARNING, "no trained value moved in three steps"
     )
 
 
 def test_a_loss_that_is_not_finite_is_refused(content, tmp_path):
     findings = findings_of(content, tmp_path, "training.learning_rate=1e38")
-    told(findings, PROBLEM, "The loss is not finite within 3 steps (")
+    assert_told(findings, PROBLEM, "The loss is not finite within 3 steps (")
     with pytest.raises(
         PacaError, match=r"This run would be wasted: The loss is not finite.*Lower training\.learning_rate"
     ):
@@ -147,12 +149,14 @@ def test_a_layer_that_no_gradient_reaches(content, tmp_path):
     layer = trainer.model.base_model.model.model.layers[0].mlp.up_proj
     layer.register_forward_hook(lambda module, inputs, output: output.detach())
     findings = examine(trainer, recipe, tmp_path, data)
-    told(findings, WARNING, "no gradient reached 1 of 14 adapted layers in three steps: model.layers.0.mlp.up_proj")
+    assert_told(
+        findings, WARNING, "no gradient reached 1 of 14 adapted layers in three steps: model.layers.0.mlp.up_proj"
+    )
 
 
 def test_lora_is_examined_too(content, tmp_path):
     content["method"] = {"name": "lora", "r": 2, "target_modules": ["q_proj"]}
-    told(findings_of(content, tmp_path), "fine", "a gradient reaches all 2 adapted layers")
+    assert_told(findings_of(content, tmp_path), "fine", "a gradient reaches all 2 adapted layers")
 
 
 def test_a_batch_is_halved_until_it_fits():
