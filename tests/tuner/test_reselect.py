@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import paca
 from paca import PacaConfig, PacaError
 from paca.profiling import track
+from paca.tuner.reselect import ReselectCallback
 
 
 def moved(times=2, dtype=torch.float64, steps=2, **options):
@@ -296,3 +297,22 @@ def test_convolutions_move_too(options, tmp_path):
     torch.testing.assert_close(fresh(x), wanted, rtol=0, atol=1e-12)
     base = model.unload()
     assert all(torch.equal(base.get_submodule(name).weight, plain.get_submodule(name).weight) for name in ("0", "2"))
+
+
+def test_new_connections_warm_up():
+    class Config:
+        reselect_every, reselect_warmup = 10, 4
+
+    class Model:
+        peft_config = {"default": Config}  # noqa: RUF012 - stands for a PeftModel
+
+    group = {"lr": 1.0}
+    optimizer = type("Optimizer", (), {"param_groups": [group]})
+    callback, rates = ReselectCallback(), []
+    for step in range(16):
+        state = type("State", (), {"global_step": step})
+        callback.on_pre_optimizer_step(None, state, None, model=Model, optimizer=optimizer)
+        rates.append(round(group["lr"], 3))
+        callback.on_optimizer_step(None, state, None, model=Model, optimizer=optimizer)
+        assert group["lr"] == 1.0
+    assert rates == [1.0] * 10 + [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]

@@ -1,7 +1,9 @@
-"""The tiny model, once per session, and a recipe that trains it, fresh for each test."""
+"""The tiny models, once per session, and recipes that train them, fresh for each test."""
 
+import numpy as np
 import pytest
 from tests.workbench.tiny import make_tokenizer, recipe_content, save_model, write_text
+from tests.workbench.vision import tiny
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +19,18 @@ def tokenizer():
 @pytest.fixture
 def content(tiny_model, tmp_path):
     return recipe_content(tiny_model, write_text(tmp_path / "text.txt"), tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory):
+    return tiny.save_classifier(tmp_path_factory.mktemp("classifier"))
+
+
+@pytest.fixture
+def npz(tmp_path):
+    return tiny.write_npz(tmp_path / "shapes.npz", np.random.default_rng(0))
+
+
+@pytest.fixture
+def image_content(tiny_classifier, npz, tmp_path):
+    return tiny.recipe_content(tiny_classifier, npz, tmp_path / "run")

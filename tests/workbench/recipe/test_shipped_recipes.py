@@ -7,8 +7,9 @@ from tests.paths import ROOT
 from tests.workbench.tiny import write_jsonl
 
 from paca.workbench.recipe.recipe import read_recipe, shipped_recipes
-from paca.workbench.recipe.tasks import TEXT
+from paca.workbench.recipe.tasks import IMAGES, TEXT
 from paca.workbench.training.run import finetune
+from paca.workbench.vision.arguments import image_method_config
 
 FOLDER = ROOT / "recipes"
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -27,6 +28,7 @@ TWINS = {
     "smollm2-qpaca-oasst1": "llama3.1-70b-qpaca-oasst1",
     "smollm2-longalpaca": "llama2-7b-longalpaca-48k",
 }
+OF_IMAGES = {name: path for name, path in shipped_recipes().items() if name.startswith(("vit", "efficientnet"))}
 
 
 def test_every_file_of_the_folder_ships():
@@ -121,3 +123,16 @@ def test_a_twin_runs_from_local_files(name, tiny_model, data_folder, tmp_path):
     assert metrics["steps"] == 3
     assert metrics["after"]["loss"] < metrics["before"]["loss"]
     assert json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())["peft_type"] == "PACA"
+
+
+def test_the_papers_runs_on_images_are_there():
+    assert {"vit-cifar10", "vit-cifar100", "vit-pets", "vit-flowers102"} <= set(OF_IMAGES)
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_a_recipe_for_images_is_read_and_its_method_can_be_made(name):
+    recipe = read_recipe(OF_IMAGES[name])
+    assert recipe.task == IMAGES
+    assert recipe.output_dir == f"outputs/{name}"
+    config = image_method_config(recipe.method.name, recipe.method.config, ["head"])
+    assert config.modules_to_save == ["head"]

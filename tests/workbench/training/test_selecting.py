@@ -16,6 +16,7 @@ from paca.workbench.training.selecting import select
 from paca.workbench.training.selection_picture import counts, kinds_of_layers, votes
 
 LINES = ["method.random_seed=0", "method.selection_batches=3", "training.max_steps=1"]
+LINES_OF_IMAGES = [*LINES[::2], "method.selection=gradient", "method.selection_batches=2"]
 
 
 def recipe_of(content, tmp_path, *lines):
@@ -114,3 +115,22 @@ def test_cells_count_connections_and_strategies():
     assert counts(wide, ["a"], 576)[0, [0, 191]].tolist() == [2, 1]
     assert votes({"x": wide, "y": wide}, ["a"], 576)[0, [0, 1, 191]].tolist() == [2, 0, 2]
     assert counts(wide, ["a"], 577).shape == votes({"x": wide}, ["a"], 577).shape == (1, 145)
+
+
+LINES_OF_IMAGES = [
+    "method.random_seed=0",
+    "method.selection=gradient",
+    "method.selection_batches=2",
+    "training.max_steps=1",
+]
+
+
+def test_a_strategy_chooses_what_a_run_on_images_would_train(image_content, tmp_path):
+    recipe = read_recipe(write_recipe(tmp_path / "recipe.yaml", image_content), LINES_OF_IMAGES)
+    done = select(recipe, ["random", "gradient"], tmp_path / "there")
+    finetune(recipe)
+    state = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    trained = {key: value.tolist() for key, value in state.items() if key.endswith("paca_indices")}
+    chosen = json.loads(done.files["gradient"].read_text())
+    assert {f"base_model.model.{name}.paca_indices": indices for name, indices in chosen.items()} == trained
+    assert chosen != json.loads(done.files["random"].read_text())

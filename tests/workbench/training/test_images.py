@@ -18,6 +18,11 @@ from paca.workbench.vision.pixels import PixelDataset, PixelFormat, make_transfo
 from paca.workbench.vision.report import closing_lines
 
 
+@pytest.fixture
+def content(image_content):
+    return image_content
+
+
 def run(content, tmp_path, *overrides, **flags):
     return finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content), overrides), **flags)
 

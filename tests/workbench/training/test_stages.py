@@ -1,15 +1,15 @@
-"""Connections that move, in whole runs of a recipe."""
+"""Connections chosen by data, and connections that move, in whole runs of a recipe."""
 
 import json
 import shutil
 
+import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from tests.workbench.tiny import write_recipe
 from transformers import AutoModelForCausalLM
 
-from paca.tuner.reselect import ReselectCallback
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.run import finetune
 
@@ -53,20 +53,16 @@ def test_a_resumed_run_ends_with_the_same_file(content, tmp_path):
         assert all(torch.equal(whole[key], again[key]) for key in whole), step
 
 
-def test_new_connections_warm_up():
-    class Config:
-        reselect_every, reselect_warmup = 10, 4
+def indices(content, tmp_path, *overrides):
+    recipe = read_recipe(write_recipe(tmp_path / "recipe.yaml", content), ["training.max_steps=1", *overrides])
+    finetune(recipe, overwrite=True)
+    state = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    return {key: value for key, value in state.items() if key.endswith("paca_indices")}
 
-    class Model:
-        peft_config = {"default": Config}  # noqa: RUF012 - stands for a PeftModel
 
-    group = {"lr": 1.0}
-    optimizer = type("Optimizer", (), {"param_groups": [group]})
-    callback, rates = ReselectCallback(), []
-    for step in range(16):
-        state = type("State", (), {"global_step": step})
-        callback.on_pre_optimizer_step(None, state, None, model=Model, optimizer=optimizer)
-        rates.append(round(group["lr"], 3))
-        callback.on_optimizer_step(None, state, None, model=Model, optimizer=optimizer)
-        assert group["lr"] == 1.0
-    assert rates == [1.0] * 10 + [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+@pytest.mark.parametrize("selection", ["gradient", "activation"])
+def test_one_line_selects_by_data_and_the_same_seed_selects_the_same(content, tmp_path, selection):
+    lines = ["method.random_seed=0", f"method.selection={selection}", "method.selection_batches=3"]
+    first, again, random = (indices(content, tmp_path, *each) for each in (lines, lines, lines[:1]))
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert any(not torch.equal(first[key], random[key]) for key in first)
