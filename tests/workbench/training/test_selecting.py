@@ -16,7 +16,7 @@ from paca.workbench.training.selecting import select
 from paca.workbench.training.selection_picture import counts, kinds_of_layers, votes
 
 LINES = ["method.random_seed=0", "method.selection_batches=3", "training.max_steps=1"]
-LINES_OF_IMAGES = [*LINES[::2], "method.selection=gradient", "method.selection_batches=2"]
+LINES_OF_IMAGES = [*LINES, "method.selection=gradient", "method.selection_batches=2"]
 
 
 def recipe_of(content, tmp_path, *lines):
@@ -115,14 +115,6 @@ def test_cells_count_connections_and_strategies():
     assert counts(wide, ["a"], 576)[0, [0, 191]].tolist() == [2, 1]
     assert votes({"x": wide, "y": wide}, ["a"], 576)[0, [0, 1, 191]].tolist() == [2, 0, 2]
     assert counts(wide, ["a"], 577).shape == votes({"x": wide}, ["a"], 577).shape == (1, 145)
-
-
-LINES_OF_IMAGES = [
-    "method.random_seed=0",
-    "method.selection=gradient",
-    "method.selection_batches=2",
-    "training.max_steps=1",
-]
 
 
 def test_a_strategy_chooses_what_a_run_on_images_would_train(image_content, tmp_path):
