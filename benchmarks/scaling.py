@@ -21,6 +21,8 @@ import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from benchmark import add_numbers, benchmark, make_parser, print_table
+from paca.profiling.peak import state_tensors
+from paca.profiling.traffic import count_traffic
 
 TOKENS = 64
 
@@ -54,17 +56,14 @@ def wrap(model: Any, engine: str) -> nn.Module:
 
 def held_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Bytes of this rank's parameters, gradients and optimizer states."""
-    states = (value for state in optimizer.state.values() for value in state.values())
-    gradients = (parameter.grad for parameter in model.parameters())
-    tensors = [tensor for tensor in (*model.parameters(), *gradients, *states) if isinstance(tensor, torch.Tensor)]
+    gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
+    tensors = (*model.parameters(), *gradients, *state_tensors(optimizer))
     local = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
     return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def measure(rank: int, ranks: int, store: str, engine: str, options: argparse.Namespace, answers: Any) -> None:
     """Train on one rank; rank 0 answers."""
-    from paca.profiling.traffic import count_traffic
-
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=ranks)
     for method in ("paca", "lora", "full"):

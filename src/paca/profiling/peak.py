@@ -187,8 +187,7 @@ class StepTracker(StorageTracker):
                 self._life_of[id(storage)].category = GRADIENTS
 
     def _label_states(self) -> None:
-        states = [] if self._optimizer is None else list(self._optimizer.state.values())
-        self._label([value for state in states for value in state.values() if isinstance(value, Tensor)], OPTIMIZER)
+        self._label(state_tensors(self._optimizer), OPTIMIZER)
 
     def _set_stepping(self, stepping: bool) -> None:
         self._stepping = stepping
@@ -224,3 +223,9 @@ class StepTracker(StorageTracker):
             return TEMPORARIES
         end = self._ends.get(life.forward)
         return ACTIVATIONS if end is not None and (life.died is None or life.died > end) else TEMPORARIES
+
+
+def state_tensors(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+    """The tensors among an optimizer's states; none without one."""
+    states = [] if optimizer is None else list(optimizer.state.values())
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..method.columns.resident import kept_tensors
 from .activations import kept_for_backward
-from .peak import Peak, StepTracker
+from .peak import Peak, StepTracker, state_tensors
 
 Timed = TypeVar("Timed")
 
@@ -96,8 +96,7 @@ class TrainingStep:
         yield from self.model.buffers()
         yield from kept_tensors(self.model)
         yield from self.batch.values()
-        for state in self.optimizer.state.values() if self.optimizer is not None else ():
-            yield from (value for value in state.values() if isinstance(value, Tensor))
+        yield from state_tensors(self.optimizer)
 
     def _now(self) -> float:
         if any(value.is_cuda for value in self.batch.values()):
