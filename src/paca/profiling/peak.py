@@ -65,7 +65,7 @@ class StepTracker(StorageTracker):
         model: Its parameters and buffers are counted from the start.
         optimizer: Whose states are told apart; they may be there already.
         held: Other tensors that exist already and are to be counted, such as the batch.
-        block: Sizes are rounded up to multiples of so many bytes; CUDA allocates in blocks of 512.
+        block: Sizes are rounded up to multiples of this many bytes; CUDA allocates in blocks of 512.
         elsewhere: Tensors that lie in another memory and are not counted, such as paged states of the optimizer.
     """
 

@@ -51,7 +51,7 @@ def reselect(
     if scores is None and needs_data(config):
         raise PacaError(
             f"reselect: selection={config.selection!r} needs data: call paca.select_connections(model, "
-            "dataloader) before training, also before training goes on from a checkpoint."
+            "dataloader) before training, also before training resumes from a checkpoint."
         )
     visited = {name: layer.visited(adapter_name) for name, layer in layers.items()}
     chosen = select(config, layers, adapter_name, scores, visited)

@@ -1,4 +1,4 @@
-"""What an adapter's file holds beside PEFT's own entries, and what is checked before a file is taken."""
+"""What an adapter's file holds besides PEFT's own entries, and what is checked before a file is taken."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VISITED = "paca_visited"  # and those visited in the current sweep over all conn
 def own_entries(
     model: nn.Module, adapter_name: str, state: Mapping[str, Tensor], whole_state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What an adapter's file holds beside or in place of PEFT's entries in `state`, taken from `whole_state`.
+    """What an adapter's file holds besides or in place of PEFT's entries in `state`, taken from `whole_state`.
 
     That is fingerprints and, where connections have moved, all that were trained in place of those being trained.
     """

@@ -27,7 +27,7 @@ def needs_data(config: PacaConfig) -> bool:
 
 
 def is_plain_random(config: PacaConfig) -> bool:
-    """Whether nothing is left to choose: each layer has drawn single connections for itself as it was made."""
+    """Whether nothing is left to choose: each layer has sampled single connections for itself as it was made."""
     return config.selection == "random" and config.run_length == 1 and not config.aligned
 
 

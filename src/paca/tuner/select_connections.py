@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from tqdm.auto import tqdm
 
 from ..errors import PacaError
@@ -38,7 +39,7 @@ def select_connections(
         paca.select_connections(model, dataloader)
 
     The pretrained model sees up to `selection_batches` batches; nothing is trained. The model's random numbers are
-    drawn from a generator of their own, seeded with `random_seed`.
+    taken from a generator of their own, seeded with `random_seed`.
 
     Args:
         model: What `get_peft_model` returned; its updates have to be untrained.
@@ -147,7 +148,8 @@ def _measure(
                 stack.enter_context(recomputed(tuner.model))
             stack.enter_context(tapped(layers, statistic))
         for batch in batches:
-            value: Any = loss(model, _to(batch, device))
+            batch = dict(batch) if isinstance(batch, Mapping) else batch  # transformers' own kinds are no dictionaries
+            value: Any = loss(model, tree_map_only(Tensor, lambda tensor: tensor.to(device), batch))
             seen += 1
             if data == "gradient":
                 _require_differentiable(value)
@@ -175,7 +177,7 @@ def _require_differentiable(value: Any) -> None:
 
 @contextmanager
 def _pretrained(tuner: PacaModel) -> Iterator[None]:
-    """The base model without its adapters; no gradient is left on what is trained beside them."""
+    """The base model without its adapters; no gradient is left on what is trained besides them."""
     trained = [parameter for parameter in tuner.parameters() if parameter.requires_grad]
     enabled = [layer for layer in paca_layers(tuner).values() if not layer.disable_adapters]
     for layer in enabled:
@@ -208,13 +210,3 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, was in before.items():
             module.training = was
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _to(value, device) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_to(value, device) for value in batch)
-    return batch

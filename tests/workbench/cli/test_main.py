@@ -73,7 +73,7 @@ def test_ctrl_c_is_no_traceback(recipe, capsys, monkeypatch):
 
     monkeypatch.setattr("paca.workbench.training.run.finetune", interrupt)
     assert main(["finetune", recipe]) == 130
-    assert capsys.readouterr().err.endswith("paca finetune: interrupted; add --resume to go on\n")
+    assert capsys.readouterr().err.endswith("paca finetune: interrupted; add --resume to continue\n")
 
 
 def test_a_missing_library_says_what_to_install(recipe, capsys, monkeypatch):

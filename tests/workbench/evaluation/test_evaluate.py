@@ -110,7 +110,7 @@ def test_another_adapter_is_not_taken_for_this_one(folder, tmp_path, capsys):
     config = json.loads((mine / "adapter_config.json").read_text())
     (mine / "adapter_config.json").write_text(json.dumps({**config, "paca_alpha": 1}))
     assert main(["eval", str(mine), *words]) == 2
-    assert "begun with other settings: model.adapter was" in capsys.readouterr().err
+    assert "started with other settings: model.adapter was" in capsys.readouterr().err
     assert main(["eval", str(folder / "model"), *words]) == 2
     assert "now None" in capsys.readouterr().err
 

@@ -45,7 +45,7 @@ def test_a_folder_is_gone_on_with_only_under_the_same_settings(tmp_path):
     (folder / "answers.jsonl").write_text("")
     assert open_work(folder, settings) is None
     assert (folder / "answers.jsonl").exists()
-    with pytest.raises(PacaError, match=r"begun with other settings: limit was 5, now 6. Add --overwrite"):
+    with pytest.raises(PacaError, match=r"started with other settings: limit was 5, now 6. Add --overwrite"):
         open_work(folder, {**settings, "limit": 6})
     finish(folder, {"acc": 1.0})
     assert open_work(folder, settings) == {"acc": 1.0}

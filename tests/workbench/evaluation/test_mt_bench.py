@@ -101,7 +101,7 @@ def test_a_judge_that_is_down_keeps_what_there_is_and_the_next_command_goes_on(
     assert run(adapter, bench, out, *judged_by(judge, "--judge-retries", "1")) == 2
     error = capsys.readouterr().err
     assert "gave no answer to 3 of 6 questions, each asked 2 times (InternalServerError" in error
-    assert "The other verdicts are kept: repeat the command to go on." in error
+    assert "The other verdicts are kept: repeat the command to continue." in error
     assert not list(out.glob("mt-bench/judge-*/result.json"))
     judge.answer, judge.asked = lambda _: "[[6]]", []
     monkeypatch.setattr(answering, "generate", None)  # the answers are there

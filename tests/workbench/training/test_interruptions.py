@@ -60,9 +60,8 @@ def test_sigterm_saves_and_the_run_goes_on_as_if_nothing_had_been(path, tmp_path
 def test_the_command_says_that_it_was_stopped(path, capsys, monkeypatch):
     at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["finetune", str(path)]) == 143
-    assert (
-        "paca finetune: stopped by SIGTERM; checkpoint-1 is written, add --resume to go on" in capsys.readouterr().err
-    )
+    said = "paca finetune: stopped by SIGTERM; checkpoint-1 is written, add --resume to continue"
+    assert said in capsys.readouterr().err
 
 
 def limit_files(size):
@@ -82,7 +81,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(path, tmp_path, monkeypatch):
     message = str(caught.value)
     assert message.startswith(f"The run could not write to '{tmp_path / 'run'}': ")
     assert message.endswith(
-        "Its last checkpoint, checkpoint-2, is whole: make room, and add --resume to go on from there."
+        "Its last checkpoint, checkpoint-2, is whole: make room, and add --resume to continue from there."
     )
     finetune(read_recipe(path), resume=True)
     assert adapter(tmp_path / "run") == undisturbed(path, tmp_path)

@@ -30,7 +30,8 @@ def test_resume_where_nothing_was_begun_begins(tmp_path, recipe):
 
 def test_an_unfinished_run_says_what_to_type(tmp_path, recipe):
     open_run(tmp_path / "a", recipe)
-    with pytest.raises(PacaError, match=r"not finished\. Add --resume to go on from its last checkpoint, --overwrite"):
+    refusal = r"not finished\. Add --resume to continue from its last checkpoint, --overwrite"
+    with pytest.raises(PacaError, match=refusal):
         open_run(tmp_path / "a", recipe)
     assert open_run(tmp_path / "a", recipe, resume=True) is False
 

@@ -75,8 +75,8 @@ def _update(name: str, layer: Any, adapter: str) -> LinearUpdate:
     indices, delta = layer.whole_update(adapter)
     delta = delta.detach()
     if update.pretrained is not None:
-        beside = update.pretrained.double() - layer.pretrained_columns(indices).t().double()
-        delta = (delta.double() + beside / update.scaling).to(delta.dtype)
+        offset = update.pretrained.double() - layer.pretrained_columns(indices).t().double()
+        delta = (delta.double() + offset / update.scaling).to(delta.dtype)
     return LinearUpdate(
         name, indices, delta, update.scaling, layer.in_features, transposed=isinstance(layer, Conv1DLinear)
     )
@@ -105,7 +105,7 @@ def target_names(names: Sequence[str], modules: Mapping[str, nn.Module]) -> list
 
 
 def other_tensors(model: Any) -> dict[str, Tensor]:
-    """What the adapter trains beside its updates, the modules that are saved whole, by their names in its file."""
+    """What the adapter trains besides its updates, the modules that are saved whole, by their names in its file."""
     from peft import get_peft_model_state_dict
 
     state = get_peft_model_state_dict(model, adapter_name=model.active_adapters[0], save_embedding_layers=False)

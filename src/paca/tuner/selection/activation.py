@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -35,19 +35,13 @@ class MeanSquares:
     @contextmanager
     def watching(self, layers: dict[str, Any]) -> Iterator[None]:
         """Add every input of the layers, by their names, inside a `with` block, where no gradients are made."""
-        handles = [
-            layer.register_forward_pre_hook(partial(_count, name=name, means=self)) for name, layer in layers.items()
-        ]
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with ExitStack() as hooks, torch.no_grad():
+            for name, layer in layers.items():
+                hooks.enter_context(layer.register_forward_pre_hook(partial(self._count, name)))
+            yield
 
-
-def _count(layer: nn.Module, inputs: tuple[Tensor, ...], name: str, means: MeanSquares) -> None:
-    means.add(name, inputs[0])
+    def _count(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.add(name, inputs[0])
 
 
 def statistic_scores(facts: LayerFacts) -> Tensor:

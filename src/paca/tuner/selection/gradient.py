@@ -10,7 +10,7 @@ two of them live at once. Two accumulators:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -92,16 +92,11 @@ def _tap(
 def tapped(layers: dict[str, Any], accumulator: Accumulator) -> Iterator[None]:
     """Have backward passes inside a `with` block hand every layer's weight gradient to the accumulator."""
     anchor = torch.zeros((), requires_grad=True)
-    handles = [
-        layer.register_forward_hook(partial(_tap, name=name, accumulator=accumulator, anchor=anchor))
-        for name, layer in layers.items()
-    ]
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.enable_grad():
+        for name, layer in layers.items():
+            tap = partial(_tap, name=name, accumulator=accumulator, anchor=anchor)
+            hooks.enter_context(layer.register_forward_hook(tap))
+        yield
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def layer_seed(random_seed: int | None, name: str) -> int | None:
 
 
 def random_order(connections: int, seed: int | None = None) -> Tensor:
-    """A random order of a layer's connections; without a seed it is drawn from torch's global generator."""
+    """A random order of a layer's connections; without a seed it is sampled from torch's global generator."""
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     return torch.randperm(connections, generator=generator, device="cpu")
 

@@ -12,7 +12,7 @@ from paca.errors import PacaError, first_few
 from paca.workbench.base.messages import one_line, shown
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in `path`'s place."""
     temporary = _temporary(path)
     write(temporary)
@@ -23,7 +23,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step."""
-    write_file(path, lambda temporary: _write_text(temporary, text))
+    write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -106,10 +106,6 @@ def discard(path: Path) -> None:
 def _temporary(path: Path) -> Path:
     # The suffix stays last: matplotlib and others choose the format by it.
     return path.with_name(f".{path.stem}.tmp{path.suffix}")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _sync(path: Path) -> None:

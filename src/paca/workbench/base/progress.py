@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: one bar with the loss beside it, and none of the libraries' asides."""
+"""What a run shows while it runs: one bar with the loss next to it, and none of the libraries' asides."""
 
 import contextlib
 import sys
@@ -19,7 +19,7 @@ ASIDES = (
 
 
 class LossBar(ProgressCallback):
-    """Trainer's progress bar, with the loss beside it in place of whole logs between its lines."""
+    """Trainer's progress bar, with the loss next to it in place of whole logs between its lines."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Show the newest losses."""
@@ -29,13 +29,13 @@ class LossBar(ProgressCallback):
 
 
 def show_losses(trainer: Any) -> None:
-    """Put the losses beside a trainer's progress bar, if it has one."""
+    """Put the losses next to a trainer's progress bar, if it has one."""
     if trainer.pop_callback(ProgressCallback) is not None:  # absent under training.disable_tqdm
         trainer.add_callback(LossBar())
 
 
 def say(text: str) -> None:
-    """Tell the user one line on standard error, above any bar; of several processes only one speaks."""
+    """Tell the user one line on standard error, above any bar; only rank 0 prints."""
     if rank() == 0:
         tqdm.write(text, file=sys.stderr)
 

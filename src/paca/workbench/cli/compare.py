@@ -34,7 +34,7 @@ seeds or an experiment added.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca compare` takes."""
     add_recipe_arguments(parser)
-    parser.add_argument("--methods", metavar="A,B,…", help="what is compared, beside the frozen floor")
+    parser.add_argument("--methods", metavar="A,B,…", help="what is compared, besides the frozen floor")
     parser.add_argument("--seeds", type=positive, default=1, help="runs of each method (default: %(default)s)")
     parser.add_argument(
         "--match",
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 compare(comparison, folder, workers, progress)
     except KeyboardInterrupt:
-        print("paca compare: interrupted; run the same command again to go on", file=sys.stderr)
+        print("paca compare: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     results = write_report(folder)
     print(summary_table(results))

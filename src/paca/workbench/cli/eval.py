@@ -14,7 +14,7 @@ tasks:
   mt-bench     answers to two-turn questions; rated by the judge at --judge-url
   any other    a task or group of lm-evaluation-harness, or of your task files in --include DIR
 
-An evaluation that was interrupted goes on when the command is repeated; a finished one is only shown again.
+An evaluation that was interrupted is resumed when the command is repeated; a finished one is only shown again.
 
 example:
   $ paca eval outputs/mine --tasks mmlu --mmlu-data mmlu --limit 20

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
     parser.add_argument("--output", metavar="DIR", help="write to DIR in place of the recipe's output_dir")
     again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
+    again.add_argument("--resume", action="store_true", help="continue an interrupted run from its last checkpoint")
     again.add_argument("--overwrite", action="store_true", help="replace the run that the output folder holds")
     parser.add_argument("--no-doctor", action="store_true", help="begin without examining and rehearsing the run")
 
@@ -42,13 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
             recipe, resume=arguments.resume, overwrite=arguments.overwrite, doctor=not arguments.no_doctor
         )
     except KeyboardInterrupt:
-        print("paca finetune: interrupted; add --resume to go on", file=sys.stderr)
+        print("paca finetune: interrupted; add --resume to continue", file=sys.stderr)
         return 130
     except StoppedError as stopped:
-        print(f"paca finetune: stopped by SIGTERM; {stopped} is written, add --resume to go on", file=sys.stderr)
+        print(f"paca finetune: stopped by SIGTERM; {stopped} is written, add --resume to continue", file=sys.stderr)
         return 143
     lines = closing_lines(recipe.task, metrics)
-    if os.environ.get("RANK", "0") == "0":  # one of several processes speaks for all
+    if os.environ.get("RANK", "0") == "0":  # of several processes only one prints
         print("\n".join(lines))
     return 0
 

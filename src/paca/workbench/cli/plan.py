@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", metavar="NAME", help="as Trainer's optim, such as adamw_bnb_8bit")
     parser.add_argument("--loss", metavar="NAME", help="full, or chunked as `paca finetune` computes it")
     parser.add_argument("--attention", choices=("fused", "sdpa"), help="what a GPU's attention keeps, or the CPU's")
-    parser.add_argument("--ranks", type=positive, help="shard with FSDP2 over so many GPUs; figures are of one")
+    parser.add_argument("--ranks", type=positive, help="shard with FSDP2 over N GPUs; the figures are for one")
     parser.add_argument("--max-seq", action="store_true", help="search the longest sequence that fits the GPU")
     parser.add_argument("--max-batch", action="store_true", help="search the largest batch that fits the GPU")
     parser.add_argument("--png", metavar="FILE", help="draw what the memory goes into")

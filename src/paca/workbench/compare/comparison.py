@@ -65,7 +65,7 @@ class Comparison:
     unrelated: str | None = None
 
     def spec(self) -> dict[str, Any]:
-        """What all units of a folder have to agree in, as YAML spells it."""
+        """What all units of a folder have to agree in, as YAML holds it."""
         recipe = self.recipe.to_dict()
         del recipe["output_dir"]
         settings = ("match", "sweep_steps", "points", "unrelated")
@@ -151,7 +151,7 @@ def ranked_entries(comparison: Comparison, runner: Runner) -> list[Entry]:
     own.pop("random_seed", None)  # seeds are what the runs differ in
     targets = own.pop("target_modules", "all-linear")
     plain = AdapterSetting(rank, targets, recipe.seed)
-    by_recipe = {recipe.method.name: own}  # what the recipe says of its own method beside rank and targets
+    by_recipe = {recipe.method.name: own}  # what the recipe says of its own method besides rank and targets
     entries = [
         Entry(chosen, replace(plain, arguments={**by_recipe.get(chosen.method.name, {}), **chosen.arguments}))
         for chosen in comparison.methods

@@ -12,7 +12,7 @@ KILLED = "the process was killed, most likely because the machine had no memory 
 
 
 class OutOfMemoryError(PacaError):
-    """A method needs more memory than there is, or than it may use."""
+    """A method needs needs hardly there is, or than it may use."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

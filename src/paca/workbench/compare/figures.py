@@ -108,7 +108,7 @@ def _curves(rows: Sequence[Row], key: str, title: str) -> go.Figure:
                 y=[*map(max, losses), *reversed([*map(min, losses)])],
                 mode="lines",
                 fill="toself",
-                fillcolor=_faint(tint),
+                fillcolor=f"rgba{(*hex_to_rgb(tint), 0.18)}",
                 line={"width": 0},
                 hoverinfo="skip",
                 showlegend=False,
@@ -252,7 +252,3 @@ def _longest(rows: Sequence[Row]) -> go.Figure:
             showlegend=False,
         )
     return figure if shown else go.Figure()
-
-
-def _faint(colour: str) -> str:
-    return f"rgba{(*hex_to_rgb(colour), 0.18)}"

@@ -1,4 +1,4 @@
-"""The folder of a comparison: what it was begun with, and one file for each unit that is finished."""
+"""The folder of a comparison: what it was started with, and one file for each unit that is finished."""
 
 import json
 from collections.abc import Mapping

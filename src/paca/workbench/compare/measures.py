@@ -1,4 +1,4 @@
-"""Units that train nothing for good: memory of a step, its time beside other methods', its operations, and ranks."""
+"""Units that train nothing for good: memory of a step, its time next to others', its operations, and ranks."""
 
 import functools
 import math
@@ -49,7 +49,7 @@ def profile(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
 def time_steps(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Time the steps of several methods in turns, the floor twice.
 
-    Where not all fit into memory together, they are timed in groups, each beside the floor. The unit has all methods,
+    Where not all fit into memory together, they are timed in groups, each with the floor. The unit has all methods,
     the floor first, and `rounds`; the result, by method, milliseconds by phase, the ratio to the floor of its own
     group, tokens per second and each step, and what machine it was.
     """

@@ -131,5 +131,5 @@ def peft_config(model: Any) -> dict[str, Any] | None:
     config = getattr(model, "peft_config", {}).get("default")
     if config is None:
         return None
-    spelled = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
-    return {key: getattr(value, "value", value) for key, value in spelled.items()}
+    values = {key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()}
+    return {key: getattr(value, "value", value) for key, value in values.items()}

@@ -71,5 +71,5 @@ class Unit:
         return "--".join(re.sub(r"[^\w.=+-]+", "_", word).strip("_") for word in words)
 
     def identity(self) -> dict[str, Any]:
-        """What its result depends on beside the recipe, for JSON."""
+        """What its result depends on besides the recipe, for JSON."""
         return {"kind": self.kind, "methods": [entry.identity() for entry in self.entries], **self.values}

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from paca.errors import PacaError
 
-BUILT_IN = "a short story"
-
 
 def unrelated_text(path: str | None) -> str:
     """Read the text file that has nothing to do with the task; None for the story that comes with paca."""

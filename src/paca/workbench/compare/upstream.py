@@ -28,11 +28,11 @@ def upstream_results(units: Iterable[Mapping[str, Any]], results: Mapping[str, A
         if job["kind"] == RUN and job["rate"] is not None:
             method = job["methods"][0]["method"]
             name = f"{method}--seed{job['seed']}"
-            found[name] = _spell(name, unit, peaks.get(method, 0), results)
+            found[name] = _result(name, unit, peaks.get(method, 0), results)
     return found
 
 
-def _spell(name: str, unit: Mapping[str, Any], peak: int, results: Mapping[str, Any]) -> dict[str, Any]:
+def _result(name: str, unit: Mapping[str, Any], peak: int, results: Mapping[str, Any]) -> dict[str, Any]:
     job, found, recipe = unit["job"], unit["result"], results["recipe"]
     failed = "error" in found
     return {

@@ -109,10 +109,6 @@ def _from_sharegpt(row: Row) -> Row:
     }
 
 
-def _from_mmlu(row: Row) -> Row:
-    return dict(mmlu.question_row(row))
-
-
 # The first whose fields a row has is its format.
 _ALL = (
     Format(
@@ -143,11 +139,11 @@ _ALL = (
     ),
     Format(
         "mmlu", ("question", "choices", "answer"), "a multiple-choice question as on the Hub: the letter is learned",
-        mmlu.question_problem, _from_mmlu,
+        mmlu.question_problem, mmlu.question_row,
     ),
     Format(
         "mmlu-letters", mmlu.COLUMNS, "the same with a column for each choice, as in the authors' CSV files",
-        mmlu.question_problem, _from_mmlu,
+        mmlu.question_problem, mmlu.question_row,
     ),
     Format(
         "text", ("text",), "plain text, all of it learned",

@@ -31,7 +31,7 @@ def question_problem(row: Mapping[str, Any]) -> str | None:
     return found
 
 
-def question_row(row: Mapping[str, Any]) -> dict[str, str]:
+def question_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Write a question as a `prompt`, which ends in `Answer:`, and the `completion`, a space and a letter.
 
     With `subject`, the prompt opens with the line that a scored prompt opens with.

@@ -16,7 +16,7 @@ class DataSection:
     Args:
         train: A built-in (`python-reference`), a file, a folder, a data set's name on the Hub, or a list of these.
         eval: Held-out data, named like `train`. Without it, part of `train` is held out.
-        holdout_every: Hold out one row of `train` in so many: 10 holds out the 1st, 11th, 21st. A plain text file has
+        holdout_every: Hold out every Nth row of `train`: 10 holds out the 1st, 11th, 21st. A plain text file has
             blocks of `training.max_length` tokens for rows.
         eval_limit: Evaluate at most this many held-out sequences, evenly spread; all of them when omitted.
         subset: The configuration of a data set that has several.

@@ -39,7 +39,7 @@ def evaluate(request: Request) -> Iterator[Evaluated]:
         Evaluated: One after another, as soon as each is finished.
 
     Raises:
-        PacaError: If something can't be done; before a model is loaded, where that can be told by then.
+        PacaError: If something can't be done; before a model is loaded, where that can be known then.
     """
     model = EvaluatedModel(request.model, request.dtype, request.merged)
     evaluations = prepare(request)

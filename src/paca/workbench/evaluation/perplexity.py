@@ -16,6 +16,7 @@ from paca.workbench.evaluation.evaluated_model import EvaluatedModel
 from paca.workbench.evaluation.journal import Journal
 from paca.workbench.models.generation import context_length
 from paca.workbench.training.held_out import HeldOut
+from paca.workbench.training.report import describe_held_out
 
 SUMS = "sums.jsonl"
 
@@ -41,12 +42,7 @@ def measure_perplexity(
     sums = [journal[str(start)] for start in starts]
     tokens = sum(count for _, count in sums)
     measured = HeldOut(sum(loss for loss, _ in sums) / tokens, tokens)
-    return {
-        "loss": measured.loss,
-        "perplexity": measured.perplexity,
-        "tokens": measured.tokens,
-        "sequences": len(sequences),
-    }
+    return {**describe_held_out(measured), "sequences": len(sequences)}
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def check_folder(folder: Path, trust: bool) -> None:
 
 
 def digest(folder: Path) -> str:
-    """Digest all task files, and the Python beside them, to 16 hexadecimal digits."""
+    """Digest all task files, and the Python next to them, to 16 hexadecimal digits."""
     found = hashlib.sha256()
     for path in [*_files(folder), *sorted(folder.rglob("*.py"))]:
         found.update(str(path.relative_to(folder)).encode() + path.read_bytes())

@@ -1,4 +1,4 @@
-"""The folder of one evaluation: with which settings it was begun, and what came of it."""
+"""The folder of one evaluation: the settings it was started with, and the result."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ RESULT = "result.json"  # written last, whole
 
 
 def open_work(folder: Path, settings: Mapping[str, Any], overwrite: bool = False) -> dict[str, Any] | None:
-    """Make a folder ready for an evaluation, which is resumed if it was begun there with the same settings.
+    """Make a folder ready for an evaluation, which is resumed if it was started there with the same settings.
 
     Returns the result if it is finished. `overwrite` deletes an earlier evaluation; without it, a PacaError refuses a
     folder that holds one with other settings, or something else.
@@ -39,7 +39,7 @@ def _go_on(folder: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     differences = describe_difference(begun_with, json.loads(json.dumps(settings)))
     if differences:
         raise PacaError(
-            f"The evaluation in {str(folder)!r} was begun with other settings: {'; '.join(differences)}. Add "
+            f"The evaluation in {str(folder)!r} was started with other settings: {'; '.join(differences)}. Add "
             "--overwrite to start again, or name another folder with --output DIR."
         )
     return _read(folder / RESULT) if (folder / RESULT).is_file() else None

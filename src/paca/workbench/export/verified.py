@@ -71,7 +71,7 @@ def export(
     """
     shard_bytes = _shard_bytes(max_shard_size)
     source = find_adapter(adapter)
-    place = Path(folder) if folder else _beside(source, to)
+    place = Path(folder) if folder else Path(source.adapter or "").resolve().parent / to
     if is_ours(place, CERTIFICATE, "export") and not overwrite:
         raise PacaError(
             f"The output folder {str(place)!r} holds an earlier export; add --overwrite to replace it, or name "
@@ -92,11 +92,6 @@ def export(
 
     write_folder(place, write)
     return {**certificate, "folder": str(place)}
-
-
-def _beside(source: Source, to: str) -> Path:
-    adapter = source.adapter
-    return (adapter if adapter else Path()).resolve().parent / to
 
 
 def _shard_bytes(text: str) -> int:

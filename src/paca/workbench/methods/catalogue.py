@@ -98,7 +98,7 @@ class Method:
         if self.peft is None:
             packed = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
             if self.trains_base and packed:
-                raise PacaError(f"{self.name} can't train packed weights, such as {packed[0]}; use an unpacked base.")
+                raise PacaError(f"{self.name} can't train quantized weights, such as {packed[0]}; use a plain base.")
             return model.requires_grad_(self.trains_base)
         with columns_of_embedded(self.config(setting)) as config:
             adapted = get_peft_model(model, config, autocast_adapter_dtype=not self.adapter_in_base_dtype)

@@ -12,7 +12,7 @@ class MethodSection:
 
     Args:
         name: `paca`, `lora`, or any other name that PEFT knows.
-        config: The fields of that method's config; in YAML they stand beside `name`.
+        config: The fields of that method's config; in YAML they stand next to `name`.
     """
 
     name: str = "paca"

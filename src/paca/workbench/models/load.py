@@ -36,7 +36,7 @@ def load_model(
         name: An embedded model's name, a local folder, or a name on the Hub.
         dtype: `auto` or a torch dtype's name.
         quantization: What a recipe's `model.quantization` may say; None for plain weights.
-        config: Fields of the model's configuration that are to be others than those that it was saved with.
+        config: Fields of the model's configuration to override.
 
     Returns:
         A causal language model. An embedded model's `name_or_path` is its short name, so that

@@ -24,7 +24,7 @@ class ModelSection:
             omitted. 4-bit layers compute in `dtype`.
         chat_template: How turns are written where the tokenizer says nothing of it, as that of a pretrained model:
             `plain`, or a file with a Jinja template. It is saved with the adapter.
-        config: Fields of the model's configuration that are to be others than those that it was saved with, such as
+        config: Fields of the model's configuration to override, such as
             `rope_parameters` for sequences longer than it was trained on.
     """
 

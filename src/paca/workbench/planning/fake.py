@@ -1,6 +1,6 @@
 """Gives a model on the meta device fake tensors on the CPU: it then runs as a real one does, and holds no memory."""
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,12 +25,9 @@ def materialize_fake(model: nn.Module) -> None:
                 module._buffers[name] = _fake(buffer, made)
     for module in model.modules():
         if isinstance(module, QuantizedLinear):
-            module.columns.dequantize = _dequantizer(module.base_layer.weight)
-
-
-def _dequantizer(weight: Any) -> Callable[[], Tensor]:
-    """PEFT tells a packed weight by its class, which a fake one cannot have."""
-    return lambda: dequantized_4bit(weight.data, weight.quant_state)
+            # PEFT tells a packed weight by its class, which a fake one cannot have.
+            weight: Any = module.base_layer.weight
+            module.columns.dequantize = partial(dequantized_4bit, weight.data, weight.quant_state)
 
 
 def _fake(tensor: Tensor, made: dict[int, Tensor]) -> Tensor:

@@ -27,27 +27,19 @@ class Loss:
     compute: Callable[[Any, Tensor], Tensor]
 
 
-def _full(model: Any, ids: Tensor) -> Tensor:
-    loss: Tensor = model(input_ids=ids, labels=ids).loss
-    return loss
-
-
-def _prepare_chunked(model: Any) -> None:
+def _fuse_head(model: Any) -> None:
     from trl.trainer.utils import add_fused_lm_head
 
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))  # what TRL's SFTTrainer asks for
 
 
-def _chunked(model: Any, ids: Tensor) -> Tensor:
-    loss: Tensor = model(input_ids=ids, labels=ids, fused_lm_head=True).loss
-    return loss
-
-
 LOSSES: dict[str, Loss] = {
     loss.name: loss
     for loss in (
-        Loss("full", lambda model: None, _full),  # transformers' own: all logits, and again in float32
-        Loss("chunked", _prepare_chunked, _chunked),  # TRL's, and thereby `paca finetune`'s: logits tile by tile
+        # transformers' own: all logits, and again in float32
+        Loss("full", lambda model: None, lambda model, ids: model(input_ids=ids, labels=ids).loss),
+        # TRL's, and thereby `paca finetune`'s: logits tile by tile
+        Loss("chunked", _fuse_head, lambda model, ids: model(input_ids=ids, labels=ids, fused_lm_head=True).loss),
     )
 }
 

@@ -62,7 +62,7 @@ def find_optimizer(name: str) -> Optimizer:
     known = ALIASES.get(name, name)
     if known not in OPTIMIZERS:
         raise PacaError(
-            f"The optimizer {name!r} is not planned for{suggestion(name, [*OPTIMIZERS, *ALIASES])}. "
+            f"The optimizer {name!r} cannot be planned{suggestion(name, [*OPTIMIZERS, *ALIASES])}. "
             f"Known: {', '.join(OPTIMIZERS)}."
         )
     return OPTIMIZERS[known]

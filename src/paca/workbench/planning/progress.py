@@ -1,4 +1,4 @@
-"""What a long plan shows while it goes on: a bar on standard error with the time left, none where nobody looks."""
+"""What a long plan shows while it runs: a bar on standard error with the time left, none where nobody looks."""
 
 from types import TracebackType
 

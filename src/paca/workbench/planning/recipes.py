@@ -44,7 +44,7 @@ def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> Training
         setting,
         tokens=arguments.max_length,
         loss="chunked",
-        adapter_dtype=torch.bfloat16 if recipe.model.quantization else None,  # TRL's choice over packed weights
+        adapter_dtype=torch.bfloat16 if recipe.model.quantization else None,  # TRL's choice over quantized weights
     )
 
 
@@ -65,7 +65,7 @@ def _method(recipe: Recipe) -> str:
         return "dora" if dora else name
     if isinstance(quantization, Mapping) or quantization == "int8" or name not in QUANTIZED or dora:
         raise PacaError(
-            f"model.quantization = {quantization!r} with the method {name!r} is not planned for; planned for are nf4 "
+            f"model.quantization = {quantization!r} with the method {name!r} cannot be planned; known are nf4 "
             f"and fp4 with {' and '.join(QUANTIZED)}."
         )
     return QUANTIZED[name]
@@ -100,9 +100,10 @@ class Estimate:
         """Say it in one line."""
         parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.peak.by_category.items() if size)
         verdict = "of" if self.peak.total <= self.available else "which is more than the"
+        device = "GPU" if torch.cuda.is_available() else "CPU"
         return (
             f"estimated peak of a step: {self.peak.total / 2**30:.2f} GiB ({parts}), {verdict} "
-            f"{self.available / 2**30:.1f} GiB that this machine's {_device()} has"
+            f"{self.available / 2**30:.1f} GiB that this machine's {device} has"
         )
 
 
@@ -114,10 +115,6 @@ def estimate(recipe: Recipe) -> Estimate:
     config = find_config(recipe.model.name)
     setting = recipe_setting(recipe, config, torch.cuda.is_available())
     return Estimate(Planner(config).step(setting).peak, _memory())
-
-
-def _device() -> str:
-    return "GPU" if torch.cuda.is_available() else "CPU"
 
 
 def _memory() -> int:

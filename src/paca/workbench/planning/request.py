@@ -30,7 +30,7 @@ class PlannedModel:
         name: As it was typed.
         config: The model's configuration.
         setting: How it is trained unless something else is asked for.
-        methods: By which methods, likewise.
+        methods: The methods to plan unless others are asked for.
     """
 
     name: str
@@ -91,7 +91,7 @@ def settings_of(planned: PlannedModel, typed: Mapping[str, Any]) -> list[Trainin
 def _shardable(method: Method, ranks: int) -> Method:
     if ranks > 1 and method.quantization:
         raise PacaError(
-            f"--ranks {ranks} with {method.name!r} is not planned for: how 4-bit layers lie in shards is not "
+            f"--ranks {ranks} with {method.name!r} cannot be planned: how 4-bit layers lie in shards is not "
             "counted. Plan for one rank, or for a method over plain weights."
         )
     return method

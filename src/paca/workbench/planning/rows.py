@@ -41,7 +41,8 @@ def make_row(
     }
     if gpu is None:
         return row
-    row["seconds_at_least"] = gpu.seconds_at_least(operations.total, _multiplied_in(setting))
+    multiplied_in = torch.bfloat16 if setting.autocast else setting.dtype
+    row["seconds_at_least"] = gpu.seconds_at_least(operations.total, multiplied_in)
     row["fits"] = step.peak.total <= gpu.bytes
     row["over"] = max(0, step.peak.total - gpu.bytes)
 
@@ -54,10 +55,6 @@ def make_row(
     if "max_batch" in searches:
         row["max_batch"] = largest_that_fits(lambda batch: excess(batch=batch), 1, LARGEST, 8)
     return row
-
-
-def _multiplied_in(setting: TrainingSetting) -> torch.dtype:
-    return torch.bfloat16 if setting.autocast else setting.dtype
 
 
 def advice(planner: Planner, setting: TrainingSetting, gpu: Gpu) -> str:

@@ -23,7 +23,7 @@ class TrainingSetting:
         adapter_dtype: Of what a method trains; None is PEFT's default, float32 over a 16-bit base.
         checkpointing: Recompute each block in backward instead of keeping what it made.
         attention: `fused`, what a GPU's kernels keep, or `sdpa`, what the CPU's keep.
-        block: Round sizes up to so many bytes; CUDA's allocator has 512.
+        block: Round sizes up to multiples of this many bytes; CUDA's allocator has 512.
         optimizer: A name in `OPTIMIZERS`.
         loss: A name in `LOSSES`.
         ranks: Processes over which FSDP2 divides parameters, gradients and the optimizer's states.

@@ -16,7 +16,6 @@ class Shape:
 
     Args:
         name: What is typed.
-        description: Whose it is.
         model_type: transformers' name of its kind of configuration.
         config: Fields of that configuration.
         hub: Names on the Hub of models of this shape; the first one's configuration is the source.
@@ -24,7 +23,6 @@ class Shape:
     """
 
     name: str
-    description: str
     model_type: str
     config: tuple[tuple[str, Any], ...]
     hub: tuple[str, ...]
@@ -38,8 +36,8 @@ _LLAMA = (
 )  # fmt: skip
 
 
-def _llama(name: str, description: str, sizes: tuple[int, ...], *hub: str) -> Shape:
-    return Shape(name, description, "llama", tuple(zip(_LLAMA, sizes, strict=True)), hub)
+def _llama(name: str, sizes: tuple[int, ...], *hub: str) -> Shape:
+    return Shape(name, "llama", tuple(zip(_LLAMA, sizes, strict=True)), hub)
 
 
 SHAPES: dict[str, Shape] = {
@@ -47,28 +45,24 @@ SHAPES: dict[str, Shape] = {
     for shape in (
         _llama(
             "llama2-7b",
-            "Meta's Llama 2, 7B",
             (4096, 11008, 32, 32, 32, 32000, 4096, False),
             "meta-llama/Llama-2-7b-hf",
             "meta-llama/Llama-2-7b-chat-hf",
         ),
         _llama(
             "llama2-13b",
-            "Meta's Llama 2, 13B",
             (5120, 13824, 40, 40, 40, 32000, 4096, False),
             "meta-llama/Llama-2-13b-hf",
             "meta-llama/Llama-2-13b-chat-hf",
         ),
         _llama(
             "llama3-8b",
-            "Meta's Llama 3, 8B",
             (4096, 14336, 32, 32, 8, 128256, 8192, False),
             "meta-llama/Meta-Llama-3-8B",
             "meta-llama/Meta-Llama-3-8B-Instruct",
         ),
         _llama(
             "llama3.1-70b",
-            "Meta's Llama 3.1, 70B",
             (8192, 28672, 80, 64, 8, 128256, 131072, False),
             "meta-llama/Llama-3.1-70B",
             "meta-llama/Meta-Llama-3.1-70B",
@@ -76,7 +70,6 @@ SHAPES: dict[str, Shape] = {
         ),
         _llama(
             "smollm2-135m",
-            "Hugging Face's SmolLM2, 135M",
             (576, 1536, 30, 9, 3, 49152, 8192, True),
             "HuggingFaceTB/SmolLM2-135M",
             "HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -84,7 +77,6 @@ SHAPES: dict[str, Shape] = {
         ),
         Shape(
             "vit-b-16",
-            "Google's vision transformer, base size, patches of 16 × 16",
             "vit",
             (
                 ("hidden_size", 768),
@@ -99,7 +91,6 @@ SHAPES: dict[str, Shape] = {
         ),
         Shape(
             "efficientnetv2-l",
-            "Google's EfficientNetV2-L, as timm builds it",
             "timm_wrapper",
             (("architecture", "tf_efficientnetv2_l"), ("num_labels", 1000)),
             ("timm/tf_efficientnetv2_l.in21k", "timm/tf_efficientnetv2_l.in21k_ft_in1k"),

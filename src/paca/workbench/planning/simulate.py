@@ -166,15 +166,12 @@ def measure(
     else:
         with_states(optimizer)
     paged = paged_states(optimizer) if kind.paged else []
-    handle = nn.modules.module.register_module_forward_pre_hook(lambda *_: entered())
-    try:
-        with (
-            StepTracker(model, optimizer, [*batch.values(), *kept_tensors(model)], setting.block, paged) as tracker,
-            OperationCounter(lambda: tracker.where()[0]) as counter,
-        ):
-            _take(model, batch, setting, optimizer)
-    finally:
-        handle.remove()
+    with (
+        nn.modules.module.register_module_forward_pre_hook(lambda *_: entered()),
+        StepTracker(model, optimizer, [*batch.values(), *kept_tensors(model)], setting.block, paged) as tracker,
+        OperationCounter(lambda: tracker.where()[0]) as counter,
+    ):
+        _take(model, batch, setting, optimizer)
     return Step(
         tracker.peak(),
         sum(state.untyped_storage().nbytes() for state in paged),

@@ -1,6 +1,6 @@
 """A recipe: one YAML file with the base model, the method and its config, the data, and the trainer's arguments.
 
-Everything is checked before a model or a data set is touched, and all problems are reported at once.
+Everything is checked before a model or a data set is loaded, and all problems are reported at once.
 """
 
 import dataclasses
@@ -59,18 +59,18 @@ class Recipe:
         return {**brought, **self.training}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as YAML spells it; `read_recipe` reads the same recipe back."""
-        spelled = dataclasses.asdict(self)
-        spelled["method"] = {"name": self.method.name, **self.method.config}
+        """Return the recipe as YAML holds it; `read_recipe` reads the same recipe back."""
+        content = dataclasses.asdict(self)
+        content["method"] = {"name": self.method.name, **self.method.config}
         if self.task == TEXT:
-            del spelled["task"], spelled["images"]
-        # As a recipe that says nothing of them, so that runs which were begun before they existed can be resumed.
+            del content["task"], content["images"]
+        # As a recipe that says nothing of them, so that runs which were started before they existed can be resumed.
         for section, keys in _LATER.items():
-            part = spelled[section] if section else spelled
+            part = content[section] if section else content
             for key in keys:
                 if part[key] is None:
                     del part[key]
-        return spelled
+        return content
 
 
 def find_recipe(name: str) -> Path:

@@ -10,7 +10,7 @@ class StoppingSection:
     """When training ends before its last step. Evaluations and checkpoints come at the same steps then.
 
     Args:
-        patience: Stop after so many evaluations in a row that are no better than the best.
+        patience: Stop after this many evaluations in a row without a new best.
         threshold: By how much a loss must be lower to count as better.
     """
 

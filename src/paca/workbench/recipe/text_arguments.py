@@ -57,7 +57,7 @@ def training_problems(training: Mapping[str, Any]) -> list[str]:
     )
 
 
-# Trainer divides by them, or cuts text into blocks of so many tokens.
+# Trainer divides by them, or cuts text into blocks of this many tokens.
 _AT_LEAST = {
     "max_length": 2,
     "per_device_train_batch_size": 1,

@@ -18,7 +18,7 @@ _PARTS = {"model": MODEL_SHARDS, "optimizer": OPTIMIZER_SHARDS}
 def for_engine(trainer: Any, checkpoint: Path | None, shards: bool) -> Path | None:
     """Rewrite a checkpoint, if need be, so that a trainer's engine can load it; one process does.
 
-    The trainer has not begun, and its model has the whole adapter; `shards` says whether the engine reads shards.
+    The trainer has not started, and its model has the whole adapter; `shards` says whether the engine reads shards.
     Returns the same folder.
     """
     if checkpoint is None or is_sharded(checkpoint) == shards:

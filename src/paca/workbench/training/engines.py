@@ -28,7 +28,7 @@ def use_engine(trainer: Any) -> None:
 
 
 def shards(trainer: Any) -> bool:
-    """Whether FSDP trains the model, so that no rank holds the whole of it once training has begun."""
+    """Whether FSDP trains the model, so that no rank holds the whole of it once training has started."""
     return bool(trainer.is_fsdp_enabled)
 
 

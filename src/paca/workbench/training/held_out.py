@@ -52,7 +52,8 @@ def evaluate(trainer: Any, data: Any = None, accuracy: bool = False) -> HeldOut:
     model.eval()
     total = tokens = hits = 0.0
     with torch.no_grad(), trainer.compute_loss_context_manager():
-        batches = tqdm(_batches(trainer, data), desc="evaluating", disable=_silent(trainer), leave=False)
+        silent = trainer.args.disable_tqdm or rank() > 0
+        batches = tqdm(_batches(trainer, data), desc="evaluating", disable=silent, leave=False)
         for batch, counts in shared_out(batches):
             inputs = trainer._prepare_inputs(batch)
             targets = inputs["labels"][:, 1:]
@@ -78,7 +79,3 @@ def _batches(trainer: Any, data: Any) -> Any:
     # accelerate's own would repeat sequences until every rank has the same number, and count these twice.
     with mock.patch.object(trainer.accelerator, "prepare", lambda loader: loader):
         return trainer.get_eval_dataloader(data)
-
-
-def _silent(trainer: Any) -> bool:
-    return trainer.args.disable_tqdm or rank() > 0

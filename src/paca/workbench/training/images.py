@@ -54,7 +54,7 @@ def load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, None]:
 def _load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, PixelFormat]:
     from transformers import set_seed
 
-    set_seed(recipe.seed)  # a new head is drawn; the same one when a run is resumed or its adapter is loaded again
+    set_seed(recipe.seed)  # of a new head: it is the same when a run is resumed or its adapter is loaded again
     classes = data.train.classes
     model = load_classifier(recipe.model.name, classes, recipe.model.dtype, recipe.images.weights)
     pixels = pixel_format(model, recipe.images.size)

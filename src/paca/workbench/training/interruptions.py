@@ -80,4 +80,4 @@ def _explained(folder: Path, error: Exception) -> str:
     last = last_complete(folder, discard_later=False)
     if last is None:
         return f"{what} No checkpoint was written yet: make room, and add --resume or --overwrite."
-    return f"{what} Its last checkpoint, {last.name}, is whole: make room, and add --resume to go on from there."
+    return f"{what} Its last checkpoint, {last.name}, is whole: make room, and add --resume to continue from there."

@@ -1,4 +1,4 @@
-"""The output folder of a run: what lies where, whether a run is going on in it, and what may be done with it."""
+"""The output folder of a run: what lies where, whether a run is in progress in it, and what may be done with it."""
 
 import json
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ def _refusal(folder: Path, finished: bool) -> str:
             "elsewhere with --output DIR."
         )
     return (
-        f"The output folder {str(folder)!r} holds a run that is not finished. Add --resume to go on from its last "
+        f"The output folder {str(folder)!r} holds a run that is not finished. Add --resume to continue from its last "
         "checkpoint, --overwrite to start again, or write elsewhere with --output DIR."
     )
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerCallback, TrainerState, set_seed
 
 from paca.tuner.distributed import check_ranks
 from paca.workbench.base.files import write_json
@@ -68,8 +69,6 @@ def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
     `seed` is that of all random numbers from here on, but a checkpoint has its own state. A StoppedError if SIGTERM
     came; a checkpoint is written then.
     """
-    from transformers import TrainerState, set_seed
-
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / STATE))
         if state.global_step >= state.max_steps or stopped_early(state):
@@ -81,7 +80,7 @@ def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
     choose_connections(trainer, seed, checkpoint is not None)
     check_ranks(trainer.model)
     if world_size() > 1:
-        trainer.add_callback(_all_ranks())
+        trainer.add_callback(_AllRanks())
     # The evaluation drew random numbers, or was skipped by a resumed run.
     set_seed(seed)
     term = StopOnTerm()
@@ -92,18 +91,13 @@ def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
         raise StoppedError(f"checkpoint-{trainer.state.global_step}")
 
 
-def _all_ranks() -> Any:
-    """A callback that marks a checkpoint when every rank has written its part of it."""
-    from torch.distributed import barrier
-    from transformers import TrainerCallback
+class _AllRanks(TrainerCallback):
+    """Marks a checkpoint when every rank has written its part of it."""
 
-    class AllRanks(TrainerCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            barrier()
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            on_main(lambda: write_json(folder / ALL_RANKS, world_size()))
-
-    return AllRanks()
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        torch.distributed.barrier()
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        on_main(lambda: write_json(folder / ALL_RANKS, world_size()))
 
 
 def stopped_early(state: Any) -> bool:
@@ -146,7 +140,5 @@ def choose_connections(trainer: Any, seed: int, resumes: bool = False) -> None:
 
 def selection_batches(trainer: Any, seed: int) -> Any:
     """The training data as a strategy that needs data sees it: the same batches whenever they are asked for."""
-    from transformers import set_seed
-
     set_seed(seed)
     return trainer.get_train_dataloader()

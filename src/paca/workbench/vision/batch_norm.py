@@ -85,7 +85,11 @@ def freeze_batch_norm(model: Any) -> Any:
     here.
     """
     layers = {name: model.get_submodule(name) for name in batch_norm_names(model)}
-    unknown = [name for name, layer in layers.items() if not _can_be_frozen(layer)]
+    unknown = [
+        name
+        for name, layer in layers.items()
+        if _forward_name(layer) not in (*_PLAIN, *_ACTIVATED) or layer.running_mean is None
+    ]
     if unknown:
         raise PacaError(
             f"images.batch_norm = 'frozen': {first_few(unknown, 3)} "
@@ -95,10 +99,6 @@ def freeze_batch_norm(model: Any) -> Any:
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, FrozenBatchNorm(layer))
     return model
-
-
-def _can_be_frozen(layer: Any) -> bool:
-    return _forward_name(layer) in (*_PLAIN, *_ACTIVATED) and layer.running_mean is not None
 
 
 def _forward_name(layer: Any) -> str:

@@ -1,7 +1,7 @@
 """Labelled images, wherever they lie: in memory, in files, in a data set. Decoded one at a time."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -29,13 +29,8 @@ class Images:
     def choose(self, positions: Sequence[int]) -> "Images":
         """Keep the images at these positions, in that order; nothing is decoded or copied."""
         chosen = tuple(positions)
-        return Images(
-            read=lambda position: self.read(chosen[position]),
-            labels=tuple(self.labels[position] for position in chosen),
-            classes=self.classes,
-            origin=self.origin,
-            skipped=self.skipped,
-        )
+        labels = tuple(self.labels[position] for position in chosen)
+        return replace(self, read=lambda position: self.read(chosen[position]), labels=labels)
 
 
 def from_array(pixels: Any, labels: Sequence[int], classes: Sequence[str], origin: str) -> Images:

@@ -133,7 +133,7 @@ def _embedded(name: str, classes: Sequence[str], weights: str) -> Any:
 def classifier_names(model: nn.Module, classes: int) -> list[str]:
     """Full names of a model's head, which turns features into classes; some distilled networks have two.
 
-    A PacaError if there is nothing with so many outputs.
+    A PacaError if no layer has one output per class.
     """
     network = getattr(model, "timm_model", None)
     if network is not None:

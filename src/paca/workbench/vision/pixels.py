@@ -1,7 +1,7 @@
 """From images to the tensors that a model takes: resized, varied, normalised.
 
 How a training image is varied depends on the seed, the epoch and its position alone. So a run that was interrupted
-sees the same images as one that was not, whatever was drawn or fetched ahead in between.
+sees the same images as one that was not, whatever was sampled or fetched ahead in between.
 """
 
 from collections.abc import Callable

@@ -170,7 +170,7 @@ def test_a_batch_is_halved_until_it_fits():
     assert largest_micro_batch(8, attempt) == 2
     assert largest_micro_batch(12, attempt) == 1  # every size divides the first, so that the step stays the same
     assert tried == [8, 4, 2, 12, 6, 3, 1]
-    with pytest.raises(PacaError, match="One sequence of this recipe needs more memory than there is"):
+    with pytest.raises(PacaError, match="One sequence of this recipe needs needs hardly there is"):
         largest_micro_batch(4, lambda size: attempt(size, most=0))
     with pytest.raises(RuntimeError, match="something else"):
         largest_micro_batch(4, lambda size: (_ for _ in ()).throw(RuntimeError("something else")))
@@ -195,7 +195,7 @@ def test_a_run_goes_on_with_a_smaller_micro_batch_and_the_same_steps(content, tm
     content["training"]["per_device_train_batch_size"] = 4
     metrics = finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))
     assert (
-        "warning: out of memory with 4 sequences at once: training goes on with 2 at once and 2 accumulated"
+        "warning: out of memory with 4 sequences at once: training continues with 2 at once and 2 accumulated"
         in capsys.readouterr().err
     )
     assert metrics["steps"] == 6

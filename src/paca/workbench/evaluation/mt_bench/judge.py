@@ -94,7 +94,8 @@ def judge_all(endpoint: Endpoint, waiting: Sequence[Case], journal: Journal, par
     if failures:
         raise PacaError(
             f"The judge at {endpoint.url} gave no answer to {len(failures)} of {len(waiting)} questions, each asked "
-            f"{endpoint.retries + 1} times ({failures[-1]}). The other verdicts are kept: repeat the command to go on."
+            f"{endpoint.retries + 1} times ({failures[-1]}). The other verdicts are kept: repeat the "
+            "command to continue."
         )
 
 

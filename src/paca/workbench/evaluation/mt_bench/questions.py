@@ -13,7 +13,7 @@ from paca.workbench.data.files import read_json_lines
 from paca.workbench.data.formats import BadRow
 
 QUESTIONS, PROMPTS, REFERENCES = "question.jsonl", "judge_prompts.jsonl", "reference_answer"
-REFERENCED = ("coding", "math", "reasoning")  # the published scores rate these beside a reference answer
+REFERENCED = ("coding", "math", "reasoning")  # the published scores rate these against a reference answer
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 # What each of the four prompts must have a place for: by turn, and whether there is a reference answer.

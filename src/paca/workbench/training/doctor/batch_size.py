@@ -26,7 +26,7 @@ def largest_micro_batch(size: int, attempt: Callable[[int], None]) -> int:
                 raise
             if size == 1:
                 raise PacaError(
-                    "One sequence of this recipe needs more memory than there is. Set a smaller training.max_length, "
+                    "One sequence of this recipe needs needs hardly there is. Set a smaller training.max_length, "
                     "training.gradient_checkpointing=true, model.quantization=nf4, or a smaller method.r."
                 ) from error
         size = next(smaller for smaller in range(size // 2, 0, -1) if size % smaller == 0)
@@ -47,7 +47,7 @@ def set_micro_batch(trainer: Any, size: int) -> None:
 
 
 def follow_earlier_start(trainer: Any, folder: Path) -> None:
-    """Take the micro-batch that an earlier start of the run found, since it decides how random numbers are drawn."""
+    """Take the micro-batch that an earlier start of the run found, since it decides which random numbers are used."""
     path = folder / MICRO_BATCH
     size = int(json.loads(path.read_text())) if path.exists() else 0
     if size and trainer.args.per_device_train_batch_size % size == 0:

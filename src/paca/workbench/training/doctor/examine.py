@@ -17,7 +17,7 @@ from paca.workbench.training.doctor.findings import Finding, fine, note, problem
 from paca.workbench.training.doctor.rehearsal import Rehearsal, rehearse
 from paca.workbench.training.report import count_parameters
 
-MOST_SEQUENCES = 2000  # labels of so many are read
+MOST_SEQUENCES = 2000  # whose labels are read, at most
 MOST_NAMED = 3
 MUCH_CUT = 0.1
 LITTLE_SHOWN = 0.5
@@ -116,7 +116,7 @@ def rehearsal_findings(
     yield from _learning(rehearsal, arguments)
     if rehearsal.micro_batch < wanted:
         yield warning(
-            f"out of memory with {wanted} sequences at once: training goes on with {rehearsal.micro_batch} at once "
+            f"out of memory with {wanted} sequences at once: training continues with {rehearsal.micro_batch} at once "
             f"and {arguments.gradient_accumulation_steps} accumulated, so that a step takes as many as before"
         )
     if rehearsal.eval_batch < evaluated:
@@ -127,7 +127,7 @@ def rehearsal_findings(
     steps = total_steps(trainer)
     seconds = steps * rehearsal.seconds * arguments.gradient_accumulation_steps
     yield note(
-        f"the longest batch, an evaluation and a checkpoint went well{peak}; at most about {_spelled(seconds)} for "
+        f"the longest batch, an evaluation and a checkpoint went well{peak}; at most about {_duration(seconds)} for "
         f"{steps:,} steps, if all batches were the longest"
     )
     keep = (arguments.save_total_limit or steps) + 1
@@ -180,7 +180,7 @@ def total_steps(trainer: Any) -> int:
     return max(math.ceil(arguments.num_train_epochs * len(trainer.train_dataset) / per_step), 1)
 
 
-def _spelled(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes = seconds / 60
     return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 

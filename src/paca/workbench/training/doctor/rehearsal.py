@@ -176,7 +176,7 @@ def shown_share(model: nn.Module) -> float | None:
 
 @contextlib.contextmanager
 def _all_chosen(model: Any) -> Iterator[None]:
-    """Let connections that wait for data be trained as they are: what is measured hardly depends on which they are."""
+    """Let connections that wait for data be trained as they are; which they are makes little difference here."""
     tuner = getattr(model, "base_model", model)
     waiting = getattr(tuner, "unselected", None)
     if not waiting:
