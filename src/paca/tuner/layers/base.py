@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ...errors import PacaError
 from ...method.columns.layout import ConnectionMajorParameter, lay_out_row_major
@@ -34,7 +35,8 @@ from .additive import additive, mixed_batch
 from .hooks import call_in_place_of, has_hooks
 from .parameters import ConnectionDict, DeltaDict
 
-PLAIN = (nn.Parameter, ConnectionMajorParameter)  # weights in memory of their own; not shards or quantized tensors
+# Weights in memory of their own, not shards or quantized tensors. Fake tensors stand for them in `paca plan`.
+PLAIN = (nn.Parameter, ConnectionMajorParameter, FakeTensor)
 
 
 class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard could not change its class

@@ -20,7 +20,8 @@ def materialize_fake(model: nn.Module) -> None:
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 module._parameters[name] = _fake(parameter, made)  # type: ignore[assignment]
-        for name, buffer in module._buffers.items():
+        for name in module._buffers:
+            buffer = module._buffers[name]  # itself: a walk over them may give copies
             if buffer is not None:
                 module._buffers[name] = _fake(buffer, made)
     for module in model.modules():
