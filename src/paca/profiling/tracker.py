@@ -8,8 +8,7 @@ device, `meta` included.
 """
 
 import weakref
-from collections.abc import Iterable, Iterator
-from itertools import chain
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -151,7 +150,8 @@ def _tensors_of(include: nn.Module | Iterable[Tensor] | None) -> list[Tensor]:
     if include is None:
         return []
     if isinstance(include, nn.Module):
-        return list(chain(_with_gradients(include.parameters()), include.buffers()))
+        gradients = [parameter.grad for parameter in include.parameters() if parameter.grad is not None]
+        return [*include.parameters(), *include.buffers(), *gradients]
     tensors = [include] if isinstance(include, Tensor) else list(include)
     for tensor in tensors:
         if not isinstance(tensor, Tensor):
@@ -160,13 +160,6 @@ def _tensors_of(include: nn.Module | Iterable[Tensor] | None) -> list[Tensor]:
                 "pass a module, or an iterable of tensors such as optimizer_state.values()."
             )
     return tensors
-
-
-def _with_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
-    for parameter in parameters:
-        yield parameter
-        if parameter.grad is not None:
-            yield parameter.grad
 
 
 def _wraps_tensors(kind: type) -> bool:

@@ -70,7 +70,8 @@ class Conversation:
             pieces.append(piece)
             write(piece)
 
-        with contextlib.suppress(KeyboardInterrupt), self._as_asked():
+        chosen = contextlib.nullcontext() if self.adapter_on else self.model.disable_adapter()
+        with contextlib.suppress(KeyboardInterrupt), chosen:
             generate(self.model, self.tokenizer, inputs, self.sampling, show)
         answer = "".join(pieces).strip()
         self.messages.append({"role": "assistant", "content": answer})
@@ -105,9 +106,6 @@ class Conversation:
         if not hasattr(self.model, "disable_adapter"):
             raise PacaError("There is no adapter: a plain model was loaded.")
         self.adapter_on = on
-
-    def _as_asked(self) -> Any:
-        return contextlib.nullcontext() if self.adapter_on else self.model.disable_adapter()
 
     def _prompt(self) -> Any:
         """The conversation as token ids; the oldest turns are forgotten where it has grown too long."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,9 +29,7 @@ def selector(indices: Tensor, in_features: int, rank: int, dtype: torch.dtype) -
 
 def padded(delta: Tensor, rank: int) -> Tensor:
     """`B`, shape `(out, rank)`: the update, shape `(out, r)`, filled up with columns of zeros."""
-    wide = torch.zeros(len(delta), rank, dtype=delta.dtype)
-    wide[:, : delta.shape[1]] = delta
-    return wide
+    return F.pad(delta, (0, rank - delta.shape[1]))
 
 
 def write_lora(model: Any, folder: Path) -> None:

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from paca.errors import PacaError, first_few
-from paca.tuner.export.lora import padded
 from paca.tuner.export.updates import LinearUpdate, common_rank, config_fields, linear_updates, other_tensors, rescaled
 from paca.tuner.layers.find import PEFT_PREFIX
 
@@ -65,7 +64,7 @@ def write_peft(model: Any, folder: Path) -> None:
 
 def _tensors(update: LinearUpdate, rank: int, scaling: float) -> dict[str, Tensor]:
     indices, places = padded_indices(update.indices.cpu(), update.in_features, rank)
-    delta = padded(torch.empty(len(update.delta), 0, dtype=update.delta.dtype), rank)
+    delta = torch.zeros(len(update.delta), rank, dtype=update.delta.dtype)
     delta[:, places] = rescaled(update, scaling).cpu()
     name = f"{PEFT_PREFIX}{update.name}"
     return {f"{name}.paca_delta": delta, f"{name}.paca_indices": indices}

@@ -7,12 +7,13 @@ import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import LONGEST_NAME, one_line, shown, suggestion
-from paca.workbench.data.files import READERS, UNSAFE_SUFFIXES, Placed, read_csv, read_text
+from paca.workbench.data.files import READERS, UNSAFE_SUFFIXES, read_csv, read_text
 from paca.workbench.data.formats import Row, convert_rows
 
 TEXT_SUFFIXES = {".txt", ".text", ".md", ".rst", ".py", ".html", ".tex", ".log"}
@@ -107,7 +108,8 @@ def _read_one(name: str, place: Place) -> Documents:
     if is_file_or_built_in:
         return _read_file(path, place.format)
     if is_folder and _are_mmlu(path):
-        return Documents(convert_rows(_all_csv(path), place.format))
+        rows = chain.from_iterable(map(read_csv, sorted(path.glob("*.csv"))))
+        return Documents(convert_rows(rows, place.format))
     return Documents(_load_data_set(str(path) if is_folder else name, place))
 
 
@@ -145,11 +147,6 @@ def _are_mmlu(folder: Path) -> bool:
     except PacaError:
         return False
     return isinstance(row, dict) and "subject" in row
-
-
-def _all_csv(folder: Path) -> Placed:
-    for path in sorted(folder.glob("*.csv")):
-        yield from read_csv(path)
 
 
 def _load_data_set(name: str, place: Place) -> list[Row]:

@@ -79,10 +79,7 @@ def _alpaca_problem(row: Row) -> str | None:
 
 def _from_alpaca(row: Row) -> Row:
     question = "\n\n".join(filter(None, ((row.get(key) or "").strip() for key in ("instruction", "input"))))
-    return _exchange(question, row["output"].strip())
-
-
-def _exchange(question: str, answer: str) -> Row:
+    answer = row["output"].strip()
     return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
@@ -187,7 +184,8 @@ def _problem(row: Any, kind: Format | None) -> str | None:
     if not isinstance(row, dict):
         return f"expected an object with keys such as 'text' or 'messages', got {type(row).__name__}"
     if kind is None:
-        return f"its keys ({_keys(row)}) are those of no known format{_hint(row)}; known: {_known()}"
+        known = "; ".join(f"{one.name} ({', '.join(one.fields)})" for one in _ALL)
+        return f"its keys ({_keys(row)}) are those of no known format{_hint(row)}; known: {known}"
     missing = [name for name in kind.fields if name not in row]
     if missing:
         return (
@@ -204,7 +202,3 @@ def _keys(row: Row) -> str:
 def _hint(row: Row, fields: Iterable[str] | None = None) -> str:
     known = [name for kind in _ALL for name in kind.fields] if fields is None else list(fields)
     return next(filter(None, (suggestion(str(key)[:60], known) for key in list(row)[:12])), "")
-
-
-def _known() -> str:
-    return "; ".join(f"{kind.name} ({', '.join(kind.fields)})" for kind in _ALL)

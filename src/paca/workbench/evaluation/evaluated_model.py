@@ -32,7 +32,7 @@ class EvaluatedModel:
         return {
             "base": self.source.base,
             "base_files": _stamps(Path(self.source.base)),
-            "adapter": None if adapter is None else _digest([adapter / CONFIG, adapter / WEIGHTS]),
+            "adapter": None if adapter is None else file_digest(adapter / CONFIG, adapter / WEIGHTS),
             "dtype": self.dtype,
             "quantization": self.source.quantization,
             "merged": self.merged,
@@ -74,12 +74,8 @@ def slug(name: str) -> str:
     return plain if plain and plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".lstrip("-")
 
 
-def file_digest(path: Path) -> str:
-    """Digest a file's bytes to 16 hexadecimal digits."""
-    return _digest([path])
-
-
-def _digest(paths: list[Path]) -> str:
+def file_digest(*paths: Path) -> str:
+    """Digest the bytes of files, one after another, to 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

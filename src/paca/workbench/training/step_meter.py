@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from transformers import TrainerCallback
 
 from paca.method.columns.resident import kept_tensors
+from paca.profiling.peak import state_tensors
 from paca.profiling.tracker import StorageTracker, track
 
 
@@ -68,9 +68,5 @@ class StepMeter(TrainerCallback):
 def _held_tensors(model: Any, optimizer: Any) -> Iterator[Tensor]:
     """What is alive between two steps: weights, pretrained columns, buffers, gradients and the optimizer's state."""
     gradients = (parameter.grad for parameter in model.parameters() if parameter.grad is not None)
-    state = (leaf for leaf in tree_leaves(_optimizer_state(optimizer)) if isinstance(leaf, Tensor))
+    state = state_tensors(getattr(optimizer, "optimizer", optimizer))  # accelerate's holds the optimizer itself
     return chain(model.parameters(), model.buffers(), kept_tensors(model), gradients, state)
-
-
-def _optimizer_state(optimizer: Any) -> Any:
-    return {} if optimizer is None else list(getattr(optimizer, "optimizer", optimizer).state.values())
