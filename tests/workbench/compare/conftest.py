@@ -4,7 +4,8 @@ import pytest
 from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
 
 from paca.workbench.compare.choice import choose_methods
-from paca.workbench.compare.comparison import Comparison, begin, compare
+from paca.workbench.compare.comparison import Comparison, compare
+from paca.workbench.compare.folder import open_folder
 from paca.workbench.compare.progress import Progress
 from paca.workbench.compare.report import write_report
 from paca.workbench.compare.worker import InProcessWorker
@@ -30,7 +31,7 @@ def here(recipe):
 
 
 def run(comparison, folder, worker):
-    begin(comparison, folder)
+    open_folder(folder, comparison.spec())
     with Progress() as progress:
         compare(comparison, folder, [worker], progress)
     return write_report(folder)

@@ -15,7 +15,9 @@ def test_the_floor_comes_first_and_nothing_twice():
 def test_methods_of_peft_go_by_name_and_by_config_class_with_arguments():
     chosen = choose_methods("lora(r=8,use_rslora=true),VeraConfig(r=64),ia3")
     assert [found.label for found in chosen[1:]] == ["lora(r=8,use_rslora=true)", "VeraConfig(r=64)", "ia3"]
-    configs = [found.method.config(AdapterSetting(16, "all-linear", 1, found.arguments)) for found in chosen[1:]]
+    configs = [
+        found.method.config(AdapterSetting(16, "all-linear", 1, found.setting.arguments)) for found in chosen[1:]
+    ]
     assert [type(config).__name__ for config in configs] == ["LoraConfig", "VeraConfig", "IA3Config"]
     assert (configs[0].r, configs[0].lora_alpha, configs[0].use_rslora) == (8, 8, True)
     assert configs[1].r == 64
@@ -25,8 +27,8 @@ def test_methods_of_peft_go_by_name_and_by_config_class_with_arguments():
 def test_an_argument_may_be_a_list_or_a_mapping():
     text = "paca(r=4,rank_pattern={q_proj: 8, up_proj: 2}),lora(target_modules=[q_proj, v_proj],r=2)"
     paca, lora = choose_methods(text)[1:]
-    assert paca.arguments == {"r": 4, "rank_pattern": {"q_proj": 8, "up_proj": 2}}
-    assert lora.arguments == {"target_modules": ["q_proj", "v_proj"], "r": 2}
+    assert paca.setting.arguments == {"r": 4, "rank_pattern": {"q_proj": 8, "up_proj": 2}}
+    assert lora.setting.arguments == {"target_modules": ["q_proj", "v_proj"], "r": 2}
     assert f"{paca.label},{lora.label}" == text
     assert read_rates([f"{paca.label}=5e-3"], [paca.label, lora.label]) == {paca.label: [5e-3]}
 

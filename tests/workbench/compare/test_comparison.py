@@ -9,12 +9,11 @@ from tests.workbench.compare.conftest import RATES, run
 
 from paca.errors import PacaError
 from paca.workbench.compare.choice import choose_methods
-from paca.workbench.compare.comparison import Runner, begin, compare, ranked_entries
-from paca.workbench.compare.folder import finished, stored_units
+from paca.workbench.compare.comparison import Runner, compare, ranked_entries
+from paca.workbench.compare.folder import finished, open_folder, stored_units
 from paca.workbench.compare.progress import Progress
-from paca.workbench.compare.units import PROFILE, RUN, Entry, Unit
+from paca.workbench.compare.units import PROFILE, RUN, Unit
 from paca.workbench.compare.worker import InProcessWorker
-from paca.workbench.methods.catalogue import AdapterSetting
 
 
 class Counting:
@@ -138,7 +137,7 @@ def test_the_same_comparison_twice_has_identical_losses(comparison, compared, re
 def test_an_interrupted_comparison_loses_only_the_unit_in_progress(comparison, here, tmp_path):
     short = dataclasses.replace(comparison, methods=tuple(choose_methods("paca,lora")), seeds=1, rates={})
     folder = tmp_path / "out"
-    begin(short, folder)
+    open_folder(folder, short.spec())
     with pytest.raises(KeyboardInterrupt), Progress() as progress:
         compare(short, folder, [Counting(here, stop_at="run--lora--seed3")], progress)
     rest = Counting(here)
@@ -175,21 +174,21 @@ def test_the_folder_of_another_recipe_is_refused(comparison, compared, what):
         "match": {"match": "rank"},
     }
     with pytest.raises(PacaError, match=r"holds a comparison of another recipe: .*Add --overwrite to replace it") as e:
-        begin(dataclasses.replace(comparison, **changes[what]), folder)
+        open_folder(folder, dataclasses.replace(comparison, **changes[what]).spec())
     assert ("recipe.seed was 3, now 9" in str(e.value)) == (what == "recipe")
 
 
 def test_a_folder_with_other_files_is_refused_and_nothing_is_written(comparison, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(PacaError, match=r"holds files that no comparison wrote \(thesis.tex\)"):
-        begin(comparison, tmp_path)
+        open_folder(tmp_path, comparison.spec())
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_overwriting_takes_the_old_units_away(comparison, tmp_path):
-    begin(comparison, tmp_path / "out")
+    open_folder(tmp_path / "out", comparison.spec())
     (tmp_path / "out" / "units" / "old.json").write_text("{}")
-    begin(dataclasses.replace(comparison, match="rank"), tmp_path / "out", overwrite=True)
+    open_folder(tmp_path / "out", dataclasses.replace(comparison, match="rank").spec(), overwrite=True)
     assert list((tmp_path / "out" / "units").iterdir()) == []
 
 
@@ -225,8 +224,8 @@ def test_a_failed_unit_and_one_with_other_values_are_run_again(compared, compari
 
 
 def test_several_workers_run_units_at_the_same_time_and_results_keep_their_order(comparison, tmp_path):
-    begin(comparison, tmp_path / "out")
-    entry = Entry(comparison.methods[0], AdapterSetting())
+    open_folder(tmp_path / "out", comparison.spec())
+    entry = comparison.methods[0]
     jobs = [Unit(RUN, (entry,), {"seed": seed}) for seed in range(6)]
     meeting = threading.Barrier(2)
     with Progress() as progress:

@@ -9,11 +9,11 @@ import torch
 
 from paca.errors import PacaError
 from paca.workbench.base.search import largest_that_fits
-from paca.workbench.compare.choice import Chosen
+from paca.workbench.compare.choice import Entry
 from paca.workbench.compare.failures import KILLED
 from paca.workbench.compare.limits import SEQUENCE_STEP, fits
 from paca.workbench.compare.measures import error_of_median, nearest_rank, paired_ratios
-from paca.workbench.compare.units import LONGEST, OPERATIONS, PROFILE, THROUGHPUT, Entry, Unit
+from paca.workbench.compare.units import LONGEST, OPERATIONS, PROFILE, THROUGHPUT, Unit
 from paca.workbench.compare.unrelated import unrelated_text
 from paca.workbench.compare.worker import SubprocessWorker
 from paca.workbench.methods.catalogue import METHODS as KNOWN
@@ -23,7 +23,7 @@ LIMIT = 2_000_000
 
 
 def entry(name, rank=4):
-    return Entry(Chosen(name, KNOWN[name]), AdapterSetting(rank))
+    return Entry(name, KNOWN[name], AdapterSetting(rank))
 
 
 def nothing(*_):

@@ -63,15 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and print the table; 1 where every method failed, 130 after Ctrl-C."""
-    from paca.workbench.compare.comparison import begin, compare, explore
-    from paca.workbench.compare.folder import HTML
+    from paca.workbench.compare.comparison import compare, explore
+    from paca.workbench.compare.folder import HTML, open_folder
     from paca.workbench.compare.markdown import summary_table
     from paca.workbench.compare.progress import Progress
     from paca.workbench.compare.report import write_report
 
     comparison = _comparison(arguments)
     folder = Path(arguments.output or f"{comparison.recipe.output_dir}-compare")
-    begin(comparison, folder, arguments.overwrite)
+    open_folder(folder, comparison.spec(), arguments.overwrite)
     experiments = [kind for name, kind in EXPERIMENTS.items() if getattr(arguments, name)]
     try:
         with _workers(arguments.jobs, comparison) as workers, Progress() as progress:
@@ -106,7 +106,7 @@ def _comparison(arguments: argparse.Namespace) -> Any:
     return Comparison(
         recipe,
         tuple(methods),
-        rates=read_rates(arguments.rates, [chosen.label for chosen in methods]),
+        rates=read_rates(arguments.rates, [entry.label for entry in methods]),
         **{name: getattr(arguments, name) for name in SETTINGS},
     )
 

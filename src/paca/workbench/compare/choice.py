@@ -8,7 +8,7 @@ from typing import Any
 from paca.errors import PacaError
 from paca.workbench.base import yaml
 from paca.workbench.base.messages import suggestion
-from paca.workbench.methods.catalogue import FLOOR, METHODS, Method
+from paca.workbench.methods.catalogue import FLOOR, METHODS, AdapterSetting, Method
 from paca.workbench.methods.registry import known_methods, method_problems
 
 DEFAULT = "paca,lora,miss,lora-fa"
@@ -17,28 +17,37 @@ _COMMA_OUTSIDE_BRACKETS = re.compile(r",(?![^\[\]{}]*[\]}])")
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A method as it was asked for.
+class Entry:
+    """A method that is compared, with what it is given.
 
     Args:
         label: What tables call it: the method's name, with its arguments if it was given some.
         method: The method.
-        arguments: Of its PEFT config.
+        setting: Rank, target modules, arguments.
     """
 
     label: str
     method: Method
-    arguments: Mapping[str, Any] = field(default_factory=dict)
+    setting: AdapterSetting = field(default_factory=AdapterSetting)
+
+    def identity(self) -> dict[str, Any]:
+        """What its numbers depend on, for JSON."""
+        return {
+            "method": self.label,
+            "rank": self.setting.rank if self.method.peft is not None else None,
+            "targets": repr(self.setting.targets),
+            "arguments": {key: repr(value) for key, value in self.setting.arguments.items()},
+        }
 
 
-def choose_methods(text: str) -> list[Chosen]:
+def choose_methods(text: str) -> list[Entry]:
     """Find the methods that a user names; the frozen floor is always among them, first.
 
     Names are separated by commas; each may have arguments of the method's PEFT config in parentheses. A PacaError
     names all unknown methods, with near names, and all unknown arguments at once.
     """
     problems: list[str] = []
-    chosen = {FLOOR: Chosen(FLOOR, METHODS[FLOOR])}
+    chosen = {FLOOR: Entry(FLOOR, METHODS[FLOOR])}
     for name, given in _split(text):
         found = _find(name, problems)
         arguments = _arguments(name, given, problems)
@@ -46,7 +55,7 @@ def choose_methods(text: str) -> list[Chosen]:
             continue
         problems += _argument_problems(name, found, arguments)
         label = name if not arguments else f"{name}({given.strip()})"
-        chosen[label] = Chosen(label, found, arguments)
+        chosen[label] = Entry(label, found, AdapterSetting(arguments=arguments))
     if problems:
         raise PacaError("--methods: " + "\n  ".join(problems))
     if len(chosen) == 1:

@@ -9,8 +9,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.compare.choice import Chosen
-from paca.workbench.compare.folder import finished, open_folder, store
+from paca.workbench.compare.choice import Entry
+from paca.workbench.compare.folder import finished, store
 from paca.workbench.compare.limits import available_bytes
 from paca.workbench.compare.progress import Progress
 from paca.workbench.compare.rates import rates_of
@@ -23,7 +23,6 @@ from paca.workbench.compare.units import (
     SWEEP,
     THROUGHPUT,
     TIMING,
-    Entry,
     Unit,
 )
 from paca.workbench.compare.worker import Worker
@@ -53,7 +52,7 @@ class Comparison:
     """
 
     recipe: Recipe
-    methods: tuple[Chosen, ...]
+    methods: tuple[Entry, ...]
     seeds: int = 1
     match: str = PARAMETERS
     rates: Mapping[str, list[float]] = field(default_factory=dict)
@@ -116,12 +115,12 @@ def compare(comparison: Comparison, folder: Path, workers: Sequence[Worker], pro
         _run_job(comparison, entry, comparison.recipe.seed + index, rates[entry.label])
         for index in range(comparison.seeds)
         for entry in alive
-        if entry.label in rates and (entry.chosen.method.trains or index == 0)
+        if entry.label in rates and (entry.method.trains or index == 0)
     ]
     results = runner.run(runs)
     failed = {unit.entry.label for unit, found in zip(runs, results, strict=True) if "error" in found}
     timed = tuple(entry for entry in alive if entry.label not in failed)
-    if any(entry.chosen.method.trains for entry in timed):
+    if any(entry.method.trains for entry in timed):
         runner.run([Unit(TIMING, timed, {"rounds": comparison.rounds})])
 
 
@@ -153,15 +152,18 @@ def ranked_entries(comparison: Comparison, runner: Runner) -> list[Entry]:
     plain = AdapterSetting(rank, targets, recipe.seed)
     by_recipe = {recipe.method.name: own}  # what the recipe says of its own method besides rank and targets
     entries = [
-        Entry(chosen, replace(plain, arguments={**by_recipe.get(chosen.method.name, {}), **chosen.arguments}))
-        for chosen in comparison.methods
+        replace(
+            entry,
+            setting=replace(plain, arguments={**by_recipe.get(entry.method.name, {}), **entry.setting.arguments}),
+        )
+        for entry in comparison.methods
     ]
     if comparison.match == RANK:
         return entries
     measure = next((entry for entry in entries if entry.label == recipe.method.name), None) or Entry(
-        Chosen(recipe.method.name, METHODS.get(recipe.method.name, METHODS["paca"])), replace(plain, arguments=own)
+        recipe.method.name, METHODS.get(recipe.method.name, METHODS["paca"]), replace(plain, arguments=own)
     )
-    others = tuple(entry for entry in entries if entry.label != measure.label and entry.chosen.method.peft)
+    others = tuple(entry for entry in entries if entry.label != measure.label and entry.method.peft)
     [found] = runner.run([Unit(RANKS, (measure, *others))])
     if "error" in found:
         raise PacaError(f"The ranks that train equally many parameters can't be found: {found['error']}")
@@ -181,10 +183,10 @@ def tuned_rates(comparison: Comparison, runner: Runner, entries: Sequence[Entry]
     tried: list[Unit] = []
     rates: dict[str, float | None] = {}
     for entry in entries:
-        own = recipe.training.get("learning_rate") if entry.chosen.method.name == recipe.method.name else None
-        grid = rates_of(entry.chosen, comparison.rates, comparison.sweep, own)
-        if not entry.chosen.method.trains or len(grid) == 1:
-            rates[entry.label] = grid[0] if entry.chosen.method.trains else None
+        own = recipe.training.get("learning_rate") if entry.method.name == recipe.method.name else None
+        grid = rates_of(entry, comparison.rates, comparison.sweep, own)
+        if not entry.method.trains or len(grid) == 1:
+            rates[entry.label] = grid[0] if entry.method.trains else None
             continue
         values = {"seed": recipe.seed, "steps": comparison.sweep_steps}
         tried += [Unit(SWEEP, (entry,), {**values, "rate": rate}) for rate in grid]
@@ -199,8 +201,3 @@ def tuned_rates(comparison: Comparison, runner: Runner, entries: Sequence[Entry]
 def _run_job(comparison: Comparison, entry: Entry, seed: int, rate: float | None) -> Unit:
     entry = replace(entry, setting=replace(entry.setting, seed=seed))
     return Unit(RUN, (entry,), {"seed": seed, "rate": rate, "points": comparison.points})
-
-
-def begin(comparison: Comparison, folder: Path, overwrite: bool = False) -> None:
-    """Make a folder ready for a comparison, or refuse, as `open_folder` does."""
-    open_folder(folder, comparison.spec(), overwrite)

@@ -56,7 +56,7 @@ def longest_sequence(workload: Workload, unit: Unit, watch: Watch) -> dict[str, 
     The result has `tokens`, 0 if not even the shortest fits; whether these are all that the model has positions for;
     and the peaks by size.
     """
-    positions = getattr(workload.base(unit.entry.chosen.method).config, "max_position_embeddings", None) or 2**20
+    positions = getattr(workload.base(unit.entry.method).config, "max_position_embeddings", None) or 2**20
     needed: dict[str, int] = {}
 
     def excess(tokens: int) -> float:

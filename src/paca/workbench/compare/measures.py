@@ -13,8 +13,9 @@ from paca.profiling.environment import machine
 from paca.profiling.operations import OperationCounter
 from paca.profiling.steps import StepTime, TrainingStep, interleave, quartiles
 from paca.workbench.base.search import largest_that_fits
+from paca.workbench.compare.choice import Entry
 from paca.workbench.compare.failures import OutOfMemoryError, is_out_of_memory
-from paca.workbench.compare.units import FLOOR_AGAIN, Entry, Unit, Watch
+from paca.workbench.compare.units import FLOOR_AGAIN, Unit, Watch
 from paca.workbench.compare.workload import Workload
 from paca.workbench.training.report import count_parameters
 
@@ -164,7 +165,7 @@ def match_ranks(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
 
 
 def _has_rank(entry: Entry) -> bool:
-    config = entry.chosen.method.config(entry.setting)
+    config = entry.method.config(entry.setting)
     return config is not None and hasattr(config, "r") and "r" not in entry.setting.arguments
 
 
@@ -172,10 +173,10 @@ def trained_parameters(workload: Workload, entry: Entry, rank: int) -> int:
     """Count the values that a method trains at a rank, on a model without memory."""
     from transformers import AutoModelForCausalLM
 
-    configuration = workload.base(replace(entry.chosen.method, quantization=None)).config
+    configuration = workload.base(replace(entry.method, quantization=None)).config
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(configuration)
-        model = entry.chosen.method.put_on(model, replace(entry.setting.anywhere(), rank=rank))
+        model = entry.method.put_on(model, replace(entry.setting.anywhere(), rank=rank))
     return count_parameters(model).trained
 
 

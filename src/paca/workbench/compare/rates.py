@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import suggestion
-from paca.workbench.compare.choice import Chosen
+from paca.workbench.compare.choice import Entry
 
 FACTOR = 2.0  # between neighbours of a grid
 
@@ -40,12 +40,12 @@ def grid(centre: float, number: int) -> list[float]:
     return [float(f"{centre * FACTOR ** (index - (number - 1) // 2):.3g}") for index in range(number)]
 
 
-def rates_of(chosen: Chosen, given: Mapping[str, list[float]], sweep: int, own: float | None) -> list[float]:
+def rates_of(entry: Entry, given: Mapping[str, list[float]], sweep: int, own: float | None) -> list[float]:
     """The rates that a method is tried at: given ones, else a sweep, else a single one, which is used untried.
 
     `own` is the recipe's rate, if this is the recipe's method.
     """
-    if chosen.label in given:
-        return given[chosen.label]
-    centre = own or chosen.method.rate
+    if entry.label in given:
+        return given[entry.label]
+    centre = own or entry.method.rate
     return grid(centre, sweep) if sweep else [centre]

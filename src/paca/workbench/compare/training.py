@@ -92,7 +92,7 @@ def full_run(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     trainer = workload.trainer(entry, seed, rate)
     recorder = CurveRecorder(trainer, unit.values["points"], watch)
     unrelated = {"before": evaluate(trainer, workload.unrelated).loss}
-    if entry.chosen.method.trains:
+    if entry.method.trains:
         trainer.add_callback(recorder)
         train(trainer, seed, None)
     else:

@@ -5,42 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from paca.workbench.compare.choice import Chosen
-from paca.workbench.methods.catalogue import AdapterSetting
+from paca.workbench.compare.choice import Entry
 
 RANKS, PROFILE, SWEEP, RUN, TIMING = "ranks", "profile", "sweep", "run", "timing"
 THROUGHPUT, LONGEST, OPERATIONS = "throughput", "max-seq", "operations"
 FLOOR_AGAIN = "frozen again"  # timed twice: how far apart the two are is the noise
 
 Watch = Callable[[int, int, str], None]  # told how much is done, of how much, and what is going on
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A method with what it is given.
-
-    Args:
-        chosen: The method, as it was asked for.
-        setting: Rank, target modules, arguments.
-    """
-
-    chosen: Chosen
-    setting: AdapterSetting
-
-    @property
-    def label(self) -> str:
-        """What tables call it."""
-        return self.chosen.label
-
-    def identity(self) -> dict[str, Any]:
-        """What its numbers depend on, for JSON."""
-        arguments = {key: repr(value) for key, value in self.setting.arguments.items()}
-        return {
-            "method": self.label,
-            "rank": self.setting.rank if self.chosen.method.peft is not None else None,
-            "targets": repr(self.setting.targets),
-            "arguments": arguments,
-        }
 
 
 @dataclass(frozen=True)

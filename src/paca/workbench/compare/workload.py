@@ -10,7 +10,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.profiling.steps import TrainingStep
-from paca.workbench.compare.units import Entry
+from paca.workbench.compare.choice import Entry
 from paca.workbench.compare.unrelated import unrelated_text
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import TrainingData, hold_out, prepare_data, read_data, spread
@@ -93,10 +93,10 @@ class Workload:
 
         With `share`, the copy stands on the base's own weights where the method never writes to them.
         """
-        base = self.base(entry.chosen.method)
-        shared = share and (entry.chosen.method.keeps_base or not entry.chosen.method.trains)
+        base = self.base(entry.method)
+        shared = share and (entry.method.keeps_base or not entry.method.trains)
         memo = {id(parameter): parameter for parameter in base.parameters()} if shared else {}
-        return entry.chosen.method.put_on(copy.deepcopy(base, memo), entry.setting).train()
+        return entry.method.put_on(copy.deepcopy(base, memo), entry.setting).train()
 
     def arguments(self, seed: int, changes: Mapping[str, Any] | None = None) -> Any:
         """The recipe's `SFTConfig`, without checkpoints and bars; `changes` win over its `training` keys."""

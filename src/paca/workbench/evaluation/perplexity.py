@@ -16,7 +16,6 @@ from paca.workbench.evaluation.evaluated_model import EvaluatedModel
 from paca.workbench.evaluation.journal import Journal
 from paca.workbench.models.generation import context_length
 from paca.workbench.training.held_out import HeldOut
-from paca.workbench.training.report import describe_held_out
 
 SUMS = "sums.jsonl"
 
@@ -42,7 +41,7 @@ def measure_perplexity(
     sums = [journal[str(start)] for start in starts]
     tokens = sum(count for _, count in sums)
     measured = HeldOut(sum(loss for loss, _ in sums) / tokens, tokens)
-    return {**describe_held_out(measured), "sequences": len(sequences)}
+    return {**measured.to_dict(), "sequences": len(sequences)}
 
 
 @torch.no_grad()

@@ -34,6 +34,10 @@ class HeldOut:
         except OverflowError:
             return math.inf
 
+    def to_dict(self) -> dict[str, Any]:
+        """What metrics.json holds of it."""
+        return {"loss": self.loss, "perplexity": self.perplexity, "tokens": self.tokens}
+
 
 def evaluate(trainer: Any, data: Any = None, accuracy: bool = False) -> HeldOut:
     """Measure a trainer's model on tokenized sequences.

@@ -10,7 +10,6 @@ from paca.profiling.environment import versions as installed_versions
 from paca.workbench.base.files import write_file
 from paca.workbench.base.pictures import draw_losses
 from paca.workbench.recipe.recipe import Recipe
-from paca.workbench.training.held_out import HeldOut
 from paca.workbench.training.run_folder import ADAPTER
 
 VERSIONED = ("paca", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
@@ -36,11 +35,6 @@ def count_parameters(model: Any) -> Parameters:
     sizes = unpacked_sizes(model)
     trained = sum(sizes[name] for name, parameter in model.named_parameters() if parameter.requires_grad)
     return Parameters(trained, sum(sizes.values()))
-
-
-def describe_held_out(measured: HeldOut) -> dict[str, Any]:
-    """Write a measurement on held-out data for JSON: `loss`, `perplexity` and `tokens`."""
-    return {"loss": measured.loss, "perplexity": measured.perplexity, "tokens": measured.tokens}
 
 
 def versions() -> dict[str, str]:

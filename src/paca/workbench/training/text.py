@@ -24,7 +24,7 @@ from paca.workbench.training.doctor.batch_size import follow_earlier_start
 from paca.workbench.training.engines import adapter_state, shards, use_engine
 from paca.workbench.training.held_out import evaluate
 from paca.workbench.training.report import closing_lines as closing_lines
-from paca.workbench.training.report import describe_held_out, draw_loss_curve, run_metrics
+from paca.workbench.training.report import draw_loss_curve, run_metrics
 from paca.workbench.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS
 from paca.workbench.training.stages import examined, measured_first, train
 from paca.workbench.training.step_meter import StepMeter
@@ -65,7 +65,7 @@ def run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path, doctor: bool
     follow_earlier_start(trainer, folder)
     if doctor and not shards(trainer):  # other ranks than 0 may hold no weights yet
         examined(trainer, recipe, folder, data)
-    before = measured_first(trainer, folder / BEFORE, lambda: describe_held_out(evaluate(trainer)))
+    before = measured_first(trainer, folder / BEFORE, lambda: evaluate(trainer).to_dict())
     meter = StepMeter()
     trainer.add_callback(meter)
     train(trainer, recipe.seed, on_main(lambda: for_engine(trainer, last_complete(folder), shards(trainer))))
@@ -124,7 +124,7 @@ def _metrics(
 ) -> dict[str, Any]:
     return {
         "before": before,
-        "after": describe_held_out(evaluate(trainer)),
+        "after": evaluate(trainer).to_dict(),
         "held_out": {"sequences": len(data.held_out), "total": data.held_out_total},
         "tokens_per_second": meter.tokens_per_second,
         "peak_bytes": meter.peak_bytes,
