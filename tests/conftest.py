@@ -1,10 +1,15 @@
 """What every test stands on: no network, one torch thread per worker, a fixed seed."""
 
+import getpass
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if capability := os.environ.get("ATEN_CPU_CAPABILITY"):  # torch.compile's cache does not tell them apart, but must
+    own_cache = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}_{capability}")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", own_cache)
 
 import pytest
 import torch
