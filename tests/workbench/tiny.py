@@ -65,7 +65,7 @@ def save_adapted(folder: Path) -> Path:
     save_model(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model", max_position_embeddings=2048)
     model.save_pretrained(folder / "model")
-    adapted = get_peft_model(model, PacaConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    adapted = get_peft_model(model, PacaConfig(r=8, target_modules="all-linear", random_seed=1, task_type="CAUSAL_LM"))
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
         if "paca_delta" in name:
