@@ -1,0 +1,83 @@
+"""Compiled products over adapted weights: no copy of a weight in the generated code, and the update of now in each call."""
+
+import copy
+import re
+
+import pytest
+import torch
+from peft import get_peft_model
+from tests.toys import trained
+from torch import nn
+from torch._inductor.utils import run_and_get_code
+
+from paca import PacaConfig
+
+WIDTH, ROWS = 256, 8
+
+
+@pytest.fixture
+def models():
+    """A network, adapted, and its plain twin."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    plain = nn.Sequential(*[layer for _ in range(3) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU())])
+    names = ["0", "2", "4"]
+    config = PacaConfig(r=4, target_modules=names, init_weights=False, random_seed=0)
+    yield plain, get_peft_model(copy.deepcopy(plain), config)
+    torch.compiler.reset()
+
+
+def weight_sized(code):
+    """Allocations and copies of as many elements as a weight has, in what the compiler has written."""
+    sizes = re.findall(r"empty_strided\w*\(\((\d+), ?(\d*)", code)
+    elements = [int(first) * int(second or 1) for first, second in sizes]
+    return [count for count in elements if count >= WIDTH * WIDTH], re.findall(r"\.clone\(|copy_\(", code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grad", [True, False])
+def test_the_generated_code_holds_no_copy_of_a_weight(models, grad):
+    plain, model = models
+    x = torch.randn(ROWS, WIDTH, requires_grad=True)
+    compiled = torch.compile(model, fullgraph=True)
+
+    def step():
+        with torch.set_grad_enabled(grad):
+            y = compiled(x)
+        if grad:
+            y.square().sum().backward()
+        return y
+
+    y, codes = run_and_get_code(step)
+    assert len(codes) == (2 if grad else 1)
+    assert [weight_sized(code) for code in codes] == [([], [])] * len(codes)
+    assert "paca.linear" in codes[0]
+    torch.testing.assert_close(y, model(x), rtol=0, atol=1e-4)
+    assert not torch.allclose(y, plain(x), atol=1e-2)
+
+
+@pytest.mark.slow
+def test_five_compiled_steps_are_those_of_eager_and_the_weights_pretrained_after_each(models):
+    plain, model = models
+    twin = copy.deepcopy(model)
+    compiled = torch.compile(model, fullgraph=True)
+    x = torch.randn(ROWS, WIDTH)
+    curves = []
+    for network, run in ((twin, twin), (model, compiled)):
+        optimizer, curve = torch.optim.AdamW(trained(network), lr=1e-2, fused=True), []
+        for _ in range(5):
+            loss = run(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            curve.append(loss.item())
+            for name in ("0", "2", "4"):
+                layer = network.get_base_model().get_submodule(name)
+                assert torch.equal(layer.base_layer.weight, plain.get_submodule(name).weight)
+        curves.append(curve)
+    torch.testing.assert_close(curves[1], curves[0], rtol=2e-6, atol=0)
+    with torch.no_grad():
+        before = compiled(x)
+        trained(model)[0].zero_()
+        assert not torch.allclose(compiled(x), before)
+        torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-4)
