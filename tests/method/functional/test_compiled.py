@@ -1,4 +1,4 @@
-"""Compiled products over adapted weights: no copy of a weight in the generated code, and the update of now in each call."""
+"""Compiled products over adapted weights: no copy of a weight in the code, and the update of now in each call."""
 
 import copy
 import re
