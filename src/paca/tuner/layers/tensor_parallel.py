@@ -110,7 +110,7 @@ class TensorParallelLinear(Linear):
                 "its weights hold one adapter's columns at a time. Pass rows with the same adapter together, after "
                 "set_adapter, or load the model without tp_plan."
             )
-        return super().forward(x, *args, **kwargs)
+        return self.compute(self.updates(), x, *args, **kwargs)
 
     def compute(self, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The base layer's forward with some updates, whose columns are in the weight.
