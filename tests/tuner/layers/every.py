@@ -45,6 +45,11 @@ def routed():
     return numbers(LENGTH, WIDTH), chosen, numbers(LENGTH, 2, seed=9).abs()
 
 
+def simply(layer, *inputs):
+    """A function of this module, so that networks can be pickled."""
+    return layer(*inputs)
+
+
 @dataclass(frozen=True)
 class Kind:
     """A layer, its inputs, and where in its weights connections are."""
@@ -54,7 +59,7 @@ class Kind:
     add: Callable[..., torch.Tensor]  # (weight, index, update): the weight with one connection's update added
     kept: int  # numbers kept for backward per connection
     options: dict[str, Any] = field(default_factory=dict)  # of the configuration
-    call: Callable[..., Any] = lambda layer, *inputs: layer(*inputs)
+    call: Callable[..., Any] = simply
 
 
 def on(dimension):

@@ -134,7 +134,7 @@ class Experts(PacaLayer):
     def holds_columns(self) -> bool:
         """Whether the experts' module multiplies with a weight that columns can be put into."""
         module = self.get_base_layer()
-        weight = module._parameters[self.weight_name]
+        weight = module._parameters.get(self.weight_name)  # none where something computes it anew
         return (
             "forward" not in module.__dict__
             and type(weight) in PLAIN
