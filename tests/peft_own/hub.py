@@ -1,0 +1,93 @@
+"""The tiny models that PEFT's tests load from the Hub, made from random configurations under the same names.
+
+`from_pretrained("owner/name")` takes a folder `owner/name` of the working directory before it asks the Hub.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+VOCABULARY = 100
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.1,
+}
+GROUPED: dict[str, Any] = {**SIZES, "num_key_value_heads": 2, "head_dim": 4}
+OPT: dict[str, Any] = {**SIZES, "ffn_dim": 32, "word_embed_proj_dim": 16, "init_std": 0.1}
+GPT: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "rotary_dim": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.1,
+}
+T5: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": 16, "d_ff": 32, "d_kv": 4, "num_layers": 2, "num_heads": 4}
+BART: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "max_position_embeddings": 128,
+    "init_std": 0.1,
+}
+EXPERTS: dict[str, Any] = {**GROUPED, "num_local_experts": 4, "num_experts_per_tok": 2}
+
+# Name on the Hub, class, fields of its configuration.
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "peft-internal-testing/tiny-random-OPTForCausalLM": ("OPTForCausalLM", OPT),
+    "peft-internal-testing/tiny-random-GPT2LMHeadModel": ("GPT2LMHeadModel", GPT),
+    "peft-internal-testing/tiny-random-GPTJForCausalLM": ("GPTJForCausalLM", GPT),
+    "trl-internal-testing/tiny-random-LlamaForCausalLM": ("LlamaForCausalLM", GROUPED),
+    "peft-internal-testing/tiny-dummy-qwen2": ("Qwen2ForCausalLM", GROUPED),
+    "hf-internal-testing/tiny-random-Gemma3ForCausalLM": ("Gemma3ForCausalLM", {**GROUPED, "sliding_window": 64}),
+    "hf-internal-testing/tiny-random-gpt2": ("GPT2LMHeadModel", GPT),
+    "hf-internal-testing/tiny-random-MistralForCausalLM": ("MistralForCausalLM", GROUPED),
+    "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated": ("T5ForConditionalGeneration", T5),
+    "peft-internal-testing/tiny-random-BartForConditionalGeneration": ("BartForConditionalGeneration", BART),
+    "peft-internal-testing/tiny-random-BertModel": ("BertModel", SIZES),
+    "peft-internal-testing/tiny-random-RobertaModel": ("RobertaModel", SIZES),
+    "peft-internal-testing/tiny-random-DebertaModel": ("DebertaModel", SIZES),
+    "peft-internal-testing/tiny-random-DebertaV2Model": ("DebertaV2Model", SIZES),
+    "peft-internal-testing/tiny-random-BertForSequenceClassification": ("BertForSequenceClassification", SIZES),
+    "peft-internal-testing/tiny-random-RobertaForSequenceClassification": (
+        "RobertaForSequenceClassification",
+        SIZES,
+    ),
+    "trl-internal-testing/tiny-LlamaForSequenceClassification-3.2": ("LlamaForSequenceClassification", GROUPED),
+    "trl-internal-testing/tiny-Llama4ForCausalLM": ("Llama4ForCausalLM", EXPERTS),
+    "trl-internal-testing/tiny-GptOssForCausalLM": ("GptOssForCausalLM", EXPERTS),
+}
+
+
+def make_models(folder: Path) -> None:
+    """Make all of them, unless they are there.
+
+    Args:
+        folder: What will be the working directory.
+    """
+    for name, (class_name, options) in MODELS.items():
+        if (folder / name / "config.json").exists():
+            continue
+        torch.manual_seed(0)
+        model_class = getattr(transformers, class_name)
+        model_class(model_class.config_class(**options)).save_pretrained(folder / name)
