@@ -37,7 +37,15 @@ GPT: dict[str, Any] = {
     "eos_token_id": 2,
     "initializer_range": 0.1,
 }
-T5: dict[str, Any] = {"vocab_size": VOCABULARY, "d_model": 16, "d_ff": 32, "d_kv": 4, "num_layers": 2, "num_heads": 4}
+T5: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "d_ff": 32,
+    "d_kv": 4,
+    "num_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
 BART: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "d_model": 16,
@@ -55,6 +63,7 @@ EXPERTS: dict[str, Any] = {**GROUPED, "num_local_experts": 4, "num_experts_per_t
 # Name on the Hub, class, fields of its configuration.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "peft-internal-testing/tiny-random-OPTForCausalLM": ("OPTForCausalLM", OPT),
+    "peft-internal-testing/opt-125m": ("OPTForCausalLM", OPT),
     "peft-internal-testing/tiny-random-GPT2LMHeadModel": ("GPT2LMHeadModel", GPT),
     "peft-internal-testing/tiny-random-GPTJForCausalLM": ("GPTJForCausalLM", GPT),
     "trl-internal-testing/tiny-random-LlamaForCausalLM": ("LlamaForCausalLM", GROUPED),

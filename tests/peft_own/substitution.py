@@ -1,83 +1,77 @@
 """A pytest plugin that puts `PacaConfig` in the place of the methods of PEFT's own tests.
 
-PEFT's tests are tables of methods: `@pytest.mark.parametrize("model_id, config_cls, config_kwargs", …)`. Every row of
-another method becomes one of PaCA's, with the layers and options of that row which PaCA knows; of rows that are then
-equal one stays. Tests that no table feeds are about a method's own things and are left out.
+Most of these are tables of methods: `@pytest.mark.parametrize("model_id, config_cls, config_kwargs", …)`. Every row of
+another method becomes one of PaCA's, with those of its layers and options that PaCA knows as well; of rows that are
+then equal one stays. In tests that no table feeds, and that say LoRA only to have a method, `LoraConfig` makes a
+`PacaConfig`. What is about another method's own things is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
 import pytest
-from peft import PeftConfig, PromptLearningConfig
+from peft import LoraConfig, PeftConfig, PromptLearningConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from paca import PacaConfig
 
-# Their layers have no weight with columns, or the config doesn't name layers at all.
-NOT_OF_WEIGHTS = {"LNTuningConfig", "TrainableTokensConfig", "OSFConfig", "ShadowConfig", "AdaptionPromptConfig"}
 METHODS = {kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
 
-# What a row says beside its method, in words that mean the same in PaCA.
+# Methods whose rows are none of PaCA's: they name no layers with a weight, or don't start from the pretrained model.
+OTHERS = {
+    *("LNTuningConfig", "TrainableTokensConfig", "OSFConfig", "ShadowConfig", "AdaptionPromptConfig", "XLoraConfig"),
+    *("AdaLoraConfig", "FourierFTConfig", "PolyConfig", "VBLoRAConfig"),
+}
+# Options that PaCA has under the same name and with the same meaning.
 SHARED = (
     *("target_modules", "target_parameters", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("modules_to_save", "bias", "task_type", "inference_mode", "base_model_name_or_path", "revision"),
+    *("rank_pattern", "alpha_pattern", "fan_in_fan_out"),
 )
-# What a row is about, if PaCA has nothing of the kind.
-UNKNOWN = ("trainable_token_indices", "alora_invocation_tokens")
+UNKNOWN = ("trainable_token_indices", "alora_invocation_tokens", "layer_replication", "use_dora")
 
-NOT_PACAS = {
-    "test_add_weighted_adapter": "PaCA has no weighted combinations of adapters",
-    "test_default_target_modules": "sets the table of LoRA's and DeLoRA's usual layers",
-}
-
-PACAS: set[str] = set()  # the tests whose table of methods says PaCA now
+# Signs that a test is about LoRA itself, and not only in need of a method.
+LORAS_OWN = re.compile(
+    r"lora_(?!alpha|dropout|only)\w|Lora(?!Config)|\blora\.|[\"']lora|init_lora_weights=[\"']|use_\w*ora|\b(?!Lora|Auto)\w+Config\("
+)
 
 
 class CannotSay(Exception):
-    """A row that PaCA has no words for."""
+    """Something that PaCA has no words for."""
 
 
-def adapts_weights(config_class: type) -> bool:
-    """Whether a method changes the weights of layers that its configuration names."""
-    return not issubclass(config_class, PromptLearningConfig) and config_class.__name__ not in NOT_OF_WEIGHTS
-
-
-def translated(options: dict[str, Any]) -> dict[str, Any]:
-    """A method's options as PaCA's, two connections in each layer, scaled by 2."""
-    if any(options.get(name) is not None for name in UNKNOWN):
+def translated(options: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """A method's options as PaCA's."""
+    if any(options.get(name) for name in UNKNOWN):
         raise CannotSay
-    if any(not is_expert_weight(name) for name in options.get("target_parameters") or ()):
-        raise CannotSay
-    shared = {name: options[name] for name in SHARED if options.get(name) not in (None, "none")}
-    shared.update(r=2, paca_alpha=4, clamp_rank=True)
-    if shared.get("bias", "").endswith("_only"):
-        shared["bias"] = "paca_only"
-    if any(name.startswith("init_") and name.endswith("weights") and not options[name] for name in options):
-        shared["init_weights"] = False
-    return shared
-
-
-def is_expert_weight(name: str) -> bool:
-    """Whether a parameter is one of those that PaCA's `target_parameters` is for."""
-    return "experts" in name
+    if any("experts" not in name for name in options.get("target_parameters") or ()):
+        raise CannotSay  # PaCA's are fused expert weights
+    paca = {name: options[name] for name in SHARED if options.get(name) not in (None, "none")}
+    if paca.get("bias", "").endswith("_only"):
+        paca["bias"] = "paca_only"
+    if any(re.fullmatch("init_.*weights", name) and options[name] is False for name in options):
+        paca["init_weights"] = False
+    return {"clamp_rank": True, **paca, **more}
 
 
 def substituted(value: Any) -> Any:
-    """One cell of a row."""
-    if isinstance(value, type) and issubclass(value, PeftConfig) and value is not PacaConfig:
-        if not adapts_weights(value):
+    """A cell of a table, as PaCA has it: eight connections in each layer, scaled by two."""
+    if is_of_a_method(value):
+        kind = value if isinstance(value, type) else type(value)
+        if issubclass(kind, PromptLearningConfig) or kind.__name__ in OTHERS:
             raise CannotSay
-        return PacaConfig
-    if isinstance(value, PeftConfig):
-        substituted(type(value))
-        options = {field.name: getattr(value, field.name) for field in fields(value)}
-        return PacaConfig(**translated({name: option for name, option in options.items() if option is not None}))
+        if kind is value:
+            return PacaConfig
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+        return PacaConfig(**translated(value, r=8, paca_alpha=16))
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-        return translated(value)
+        return translated(value, r=8, paca_alpha=16)
     return "paca" if isinstance(value, str) and value.split("+")[0] in METHODS else value
 
 
@@ -93,20 +87,35 @@ def cells_of(row: Any, columns: int) -> list[Any]:
     return list(row) if columns > 1 else [row]
 
 
-def paca_rows(names: list[str], rows: Iterable[Any]) -> list[Any] | None:
-    """A table's rows for PaCA, each once; None for a table that has none."""
+def paca_rows(names: list[str], rows: Iterable[Any]) -> list[Any]:
+    """A table's rows for PaCA, each once; none of a table that isn't one of methods."""
     found: dict[str, Any] = {}
     for row in rows:
         cells = cells_of(row, len(names))
         if not any(map(is_of_a_method, cells)):
-            return None
+            return []
         try:
             cells = [substituted(cell) for cell in cells]
         except CannotSay:
             continue
         said = repr([cell for name, cell in zip(names, cells, strict=True) if name != "test_name"])
         found.setdefault(said, cells if len(names) > 1 else cells[0])
-    return list(found.values()) or None
+    return list(found.values())
+
+
+class InPlaceOfLora(LoraConfig):
+    """What `LoraConfig` is in a test that names it."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A `PacaConfig` with the same rank, scaling and layers."""
+        alpha = kwargs.get("lora_alpha", 8)
+        try:
+            return PacaConfig(*args, **translated(kwargs, r=kwargs.get("r", 8), paca_alpha=alpha))
+        except CannotSay:
+            pytest.skip("PaCA has no words for this configuration")
+
+
+FROM_TABLES: set[str] = set()  # the tests whose table of methods says PaCA now
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -117,22 +126,55 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     def with_paca(argnames: Any, argvalues: Any, *args: Any, ids: Any = None, **kwargs: Any) -> None:
         names = [name.strip() for name in argnames.split(",")] if isinstance(argnames, str) else list(argnames)
         rows = list(argvalues)
-        substitutes = paca_rows(names, rows)
-        if substitutes is not None:
-            PACAS.add(metafunc.definition.nodeid)
-            rows, ids = substitutes, None
-        parametrize(argnames, rows, *args, ids=ids, **kwargs)
+        own = paca_rows(names, rows)
+        if own:
+            FROM_TABLES.add(metafunc.definition.nodeid)
+        parametrize(argnames, own or rows, *args, ids=None if own else ids, **kwargs)
 
     metafunc.parametrize = with_paca
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not about PaCA."""
+    chosen = [item for item in items if feeds_from_table(item) or names_lora(item)]
+    left = set(items) - set(chosen)
+    config.hook.pytest_deselected(items=[item for item in items if item in left])
+    items[:] = chosen
+
+
+def feeds_from_table(item: Any) -> bool:
+    """Whether PaCA came to a test by its table of methods."""
+    return item.nodeid.split("[")[0] in FROM_TABLES
+
+
+def names_lora(item: Any) -> bool:
+    """Whether a test says LoRA only to have a method."""
+    if not inspect.isfunction(item.function):
+        return False
+    function = without_comments(inspect.getsource(item.function))
+    says = function + (source_of(item.cls) if item.cls and "LoraConfig(" not in function else "")
+    return "LoraConfig(" in says and not LORAS_OWN.search(function)
+
+
+source_of = functools.cache(inspect.getsource)
+
+
+def without_comments(source: str) -> str:
+    """The code alone, without the line that names the function."""
+    return re.sub(r"#.*|def .*?:\n", "", source)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: Any) -> Iterator[None]:
+    """While a test runs that names LoRA, its fixtures too, `LoraConfig` is `InPlaceOfLora`."""
+    if feeds_from_table(item):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(item.module, "LoraConfig", InPlaceOfLora, raising=False)
+        return (yield)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Name PEFT's own marks, which its tests would be warned of."""
+    """Name PEFT's own marks, of which pytest would warn."""
     for name in ("regression", "single_gpu_tests", "multi_gpu_tests", "bitsandbytes", "skipf"):
         config.addinivalue_line("markers", name)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what no table feeds."""
-    config.hook.pytest_deselected(items=[item for item in items if item.nodeid.split("[")[0] not in PACAS])
-    items[:] = [item for item in items if item.nodeid.split("[")[0] in PACAS]
