@@ -225,7 +225,7 @@ class PacaModel(BaseTuner):
             return
         if self.training:
             raise PacaError("Cannot pass `adapter_names` when the model is in training mode.")
-        layers = paca_layers(self).values()
+        layers = list(paca_layers(self).values())
         known = {name for layer in layers for name in layer.paca_delta} | {"__base__"}
         unknown = sorted(set(names) - known)
         if unknown:
@@ -288,6 +288,8 @@ class PacaModel(BaseTuner):
         cls, model: nn.Module, config: PacaConfig, adapter_name: str, **kwargs: Any
     ) -> dict[str, Tensor]:
         state = super()._get_adapter_state_dict(model=model, config=config, adapter_name=adapter_name, **kwargs)
+        own_name = f".paca_delta.{adapter_name}"
+        state = {key.replace(f"{own_name}.weight", own_name): value for key, value in state.items()}
         return {**state, **own_entries(model, adapter_name, state, kwargs["state_dict"])}
 
     @classmethod

@@ -63,10 +63,21 @@ def divided_problem(module: nn.Module) -> str | None:
     )
 
 
-def require_not_flattened(module: nn.Module, name: str) -> None:
-    """Refuse FSDP1, which puts all parameters of a block end to end and cuts the row where it likes.
+def is_flattened(module: nn.Module, name: str) -> bool:
+    """Whether a parameter is one of those that FSDP1 has put end to end with all others of a block.
 
-    On one process with `use_orig_params` it cuts nothing; there the update is computed beside the base layer.
+    Args:
+        module: Its owner.
+        name: Its name there.
+    """
+    managed = "_fsdp_use_orig_params" in module.__dict__  # FSDP2 says so as well
+    return managed and not is_sharded(module._parameters.get(name)) and not _hooked(module)
+
+
+def require_not_flattened(module: nn.Module, name: str) -> None:
+    """Refuse FSDP1, which cuts the row of flattened parameters where it likes.
+
+    On one process with `use_orig_params` it cuts nothing.
 
     Args:
         module: An adapted base layer.
@@ -76,8 +87,7 @@ def require_not_flattened(module: nn.Module, name: str) -> None:
         PacaError: If FSDP1 manages it and divides its parameters; says what to use instead.
     """
     wrapped = type(module).__name__ == "FullyShardedDataParallel"
-    managed = "_fsdp_use_orig_params" in module.__dict__ and _ranks() > 1  # FSDP2 says so as well
-    if wrapped or (managed and not is_sharded(module._parameters.get(name)) and not _hooked(module)):
+    if wrapped or (is_flattened(module, name) and _ranks() > 1):
         raise PacaError(
             "FSDP1 flattens parameters (FullyShardedDataParallel, fsdp_version: 1): a rank holds stretches of a layer "
             "in which neither columns nor their updates can be found. Shard with FSDP2 instead: fsdp_version: 2 in "

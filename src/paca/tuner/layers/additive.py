@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ...errors import PacaError
-from ...method.columns.sharded import is_sharded, require_not_flattened
+from ...method.columns.sharded import is_sharded
 from ...method.columns.update import ColumnUpdate
+from .hooks import call_over
 
 
 def additive(layer: Any, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -31,7 +32,8 @@ def additive(layer: Any, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: An
     Returns:
         Shape `(..., out)`.
     """
-    require_not_flattened(layer.get_base_layer(), layer.weight_name)
+    if layer.is_flattened() and not torch.is_grad_enabled():  # rounded as without FSDP1
+        return call_over(layer.base_layer, layer.weight_name, layer.weight_with(updates), x, *args, **kwargs)
     y = _base_forward(layer, x, *args, **kwargs)
     for update in () if layer.merged_adapters else updates:
         y = y + layer._additive(x, update).to(y.dtype)
@@ -49,7 +51,7 @@ def _base_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     with loan as own:
         if own is weight:
             return base(x, *args, **kwargs)
-        return torch.func.functional_call(base, {layer.weight_name: own}, (x, *args), kwargs)
+        return call_over(base, layer.weight_name, own, x, *args, **kwargs)
 
 
 @torch.compiler.disable

@@ -20,7 +20,7 @@ from ...errors import PacaError
 from ...method.functional.attention import MaskedKeyValues, attend
 from ...method.functional.linear import require_frozen
 from .base import PacaLayer
-from .hooks import call_in_place_of
+from .hooks import call_in_place_of, call_over
 from .linear import Linear, linear_over
 
 
@@ -97,11 +97,13 @@ class Attention(PacaLayer):
             )
         if torch.compiler.is_compiling() or self._projections_are_differentiated(query, key, value):
             return call_in_place_of(base, self._attend, query, key, value, *args, **kwargs)
-        with ExitStack() as stack:
-            parts = [part for part in (self, base.out_proj) if part.holds_columns()]
-            held = [stack.enter_context(part.lend_own()) is part.base_weight for part in parts]
-            if all(held):
-                return base(query, key, value, *args, **kwargs)
+        if self.is_flattened():
+            return call_over(base, self.weight_name, self.weight, query, key, value, *args, **kwargs)
+        parts = (self, base.out_proj)
+        if all(part.holds_columns() for part in parts):
+            with ExitStack() as stack:
+                if all(stack.enter_context(part.lend_own()) is part.base_weight for part in parts):
+                    return base(query, key, value, *args, **kwargs)
         return call_in_place_of(base, self._attend, query, key, value, *args, **kwargs)
 
     def _projections_are_differentiated(self, *inputs: Tensor) -> bool:

@@ -24,9 +24,11 @@ from ...method.columns.retired import RetiredColumns, move
 from ...method.columns.sharded import (
     ShardedColumns,
     divided_problem,
+    is_flattened,
     is_gathered,
     is_sharded,
     own_rows,
+    require_not_flattened,
 )
 from ...method.columns.shared_gather import SharedGather
 from ...method.columns.update import ColumnUpdate
@@ -302,12 +304,27 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         The base weight within a call that has its columns in it, else a copy with them.
         """
         weight, updates = self.base_weight, self.updates()
-        if torch.compiler.is_compiling() or self.merged_adapters or not updates or not self.holds_columns():
+        if torch.compiler.is_compiling() or self.merged_adapters or not updates:
             return weight
+        if not self.holds_columns():
+            return self.weight_with(updates) if self.is_flattened() else weight
         if self.columns.is_in(weight) or self._waits_for_values():
             return weight
         with self.lend_own() as adapted:
             return adapted.clone()
+
+    def weight_with(self, updates: tuple[ColumnUpdate, ...]) -> Tensor:
+        """A copy of the base weight with the columns of some updates in it."""
+        return Stay(Lease(), self.columns, self.base_weight, updates).private_copy()
+
+    def is_flattened(self) -> bool:
+        """Whether FSDP1 keeps the base weight, on one process, where it leaves it whole.
+
+        Raises:
+            PacaError: If it divides the weight over several.
+        """
+        require_not_flattened(self.get_base_layer(), self.weight_name)
+        return is_flattened(self.get_base_layer(), self.weight_name)
 
     def lend_for_call(self, lease: Lease) -> Lease | None:
         """Have the columns in the weight for a call of the whole model.

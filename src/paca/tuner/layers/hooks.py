@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 _OWN_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -51,6 +51,27 @@ def _traced(base: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: 
 def _of(hook: Callable[..., Any], base: nn.Module) -> Callable[..., Any]:
     """The hook, told of the module that it was registered on."""
     return lambda _, *args, **kwargs: hook(base, *args, **kwargs)
+
+
+def call_over(base: nn.Module, name: str, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A module's forward, hooks included, over another weight; nobody else who calls it meanwhile gets that.
+
+    Args:
+        base: The module.
+        name: The parameter that is another one.
+        weight: What takes its place.
+        *args: The input.
+        **kwargs: Likewise.
+
+    Returns:
+        What the module returns.
+    """
+    if "forward" in base.__dict__:  # a function of others, over this very module
+        return torch.func.functional_call(base, {name: weight}, args, kwargs)
+    other = base.__class__.__new__(base.__class__)
+    other.__dict__ = {**base.__dict__, "_parameters": {**base._parameters, name: weight}}
+    other.__dict__.pop(name, None)  # where FSDP1 has put its parameters
+    return call_in_place_of(base, other.forward, *args, **kwargs)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 from peft.tuners._buffer_dict import BufferDict
 from torch import nn
 
+from ...method.columns.sharded import is_flattened
+
 
 class DeltaDict(nn.ParameterDict):
     """The updates of a layer's adapters, by name.
@@ -41,7 +43,9 @@ class _Delta(nn.Module):
         self.weight = delta
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        destination[prefix[:-1]] = self.weight if keep_vars else self.weight.detach()
+        # FSDP1 looks for every parameter under its own name.
+        name = prefix + "weight" if is_flattened(self, "weight") else prefix[:-1]
+        destination[name] = self.weight if keep_vars else self.weight.detach()
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, metadata: Any, strict: bool, missing: list[str], *lists: Any
