@@ -42,16 +42,16 @@ LORAS_OWN = re.compile(
 )
 
 
-class CannotSay(Exception):
+class NoCounterpartError(Exception):
     """Something that PaCA has no words for."""
 
 
 def translated(options: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A method's options as PaCA's."""
     if any(options.get(name) for name in UNKNOWN):
-        raise CannotSay
+        raise NoCounterpartError
     if any("experts" not in name for name in options.get("target_parameters") or ()):
-        raise CannotSay  # PaCA's are fused expert weights
+        raise NoCounterpartError  # PaCA's are fused expert weights
     paca = {name: options[name] for name in SHARED if options.get(name) not in (None, "none")}
     if paca.get("bias", "").endswith("_only"):
         paca["bias"] = "paca_only"
@@ -65,7 +65,7 @@ def substituted(value: Any) -> Any:
     if is_of_a_method(value):
         kind = value if isinstance(value, type) else type(value)
         if issubclass(kind, PromptLearningConfig) or kind.__name__ in OTHERS:
-            raise CannotSay
+            raise NoCounterpartError
         if kind is value:
             return PacaConfig
         value = {field.name: getattr(value, field.name) for field in fields(value)}
@@ -96,7 +96,7 @@ def paca_rows(names: list[str], rows: Iterable[Any]) -> list[Any]:
             return []
         try:
             cells = [substituted(cell) for cell in cells]
-        except CannotSay:
+        except NoCounterpartError:
             continue
         said = repr([cell for name, cell in zip(names, cells, strict=True) if name != "test_name"])
         found.setdefault(said, cells if len(names) > 1 else cells[0])
@@ -111,7 +111,7 @@ class InPlaceOfLora(LoraConfig):
         alpha = kwargs.get("lora_alpha", 8)
         try:
             return PacaConfig(*args, **translated(kwargs, r=kwargs.get("r", 8), paca_alpha=alpha))
-        except CannotSay:
+        except NoCounterpartError:
             pytest.skip("PaCA has no words for this configuration")
 
 

@@ -69,6 +69,9 @@ def is_flattened(module: nn.Module, name: str) -> bool:
     Args:
         module: Its owner.
         name: Its name there.
+
+    Returns:
+        True of one that FSDP1 manages.
     """
     managed = "_fsdp_use_orig_params" in module.__dict__  # FSDP2 says so as well
     return managed and not is_sharded(module._parameters.get(name)) and not _hooked(module)

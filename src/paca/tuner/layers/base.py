@@ -320,6 +320,9 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
     def is_flattened(self) -> bool:
         """Whether FSDP1 keeps the base weight, on one process, where it leaves it whole.
 
+        Returns:
+            True where it does.
+
         Raises:
             PacaError: If it divides the weight over several.
         """
