@@ -14,7 +14,7 @@ import torch
 from peft import get_peft_model
 from tests import toys
 from tests.toys import trained
-from tests.tuner.layers.every import KINDS, adapted, inputs
+from tests.tuner.layers.every import KINDS, adapted, differentiable
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -302,7 +302,7 @@ def test_after_a_call_every_bit_is_the_pretrained_one(call, kind, dtype, keeps):
     _, model = adapted(kind, dtype)
     outsider = Outsider(model, keeps)
     for _ in range(2):
-        CALLS[call](model, inputs(kind, dtype), outsider)
+        CALLS[call](model, differentiable(kind, dtype), outsider)
         outsider.assert_pretrained()
         outsider.keep_memory()
 
@@ -321,7 +321,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_in_training_every_bit_is_the_pretrained_one(optimizer, kind, dtype, keeps):
     _, model = adapted(kind, dtype)
-    outsider, x = Outsider(model, keeps), inputs(kind, dtype)
+    outsider, x = Outsider(model, keeps), differentiable(kind, dtype)
     optimizer = OPTIMIZERS[optimizer](trained(model))
     for _ in range(2):
         loss = model(*x).square().mean()
@@ -347,7 +347,7 @@ def test_during_a_call_the_outsider_finds_the_columns(kind, dtype, keeps):
     for base in base_layers(model):
         base.register_forward_pre_hook(lambda *_: found.append(outsider.changed()))
     with torch.no_grad():
-        model(*inputs(kind, dtype))
+        model(*differentiable(kind, dtype))
     assert found
     assert all(found)
     outsider.assert_pretrained()
@@ -359,7 +359,7 @@ def test_until_backward_whoever_looks_finds_the_columns(kind, dtype):
     """Unless somebody keeps the memory: then they are out. An embedding's backward needs no table."""
     _, model = adapted(kind, dtype)
     outsider = Outsider(model)
-    y = model(*inputs(kind, dtype))
+    y = model(*differentiable(kind, dtype))
     assert outsider.changed()
     y.square().sum().backward()
     outsider.assert_pretrained()
@@ -384,7 +384,7 @@ def collecting():
 def test_a_graph_in_a_reference_cycle_ends_when_the_cycle_is_collected(kind):
     _, model = adapted(kind)
     outsider = Outsider(model)
-    cycle = [model(*inputs(kind))]
+    cycle = [model(*differentiable(kind))]
     cycle.append(cycle)
     del cycle
     gc.collect()
@@ -394,7 +394,7 @@ def test_a_graph_in_a_reference_cycle_ends_when_the_cycle_is_collected(kind):
 @kinds
 def test_a_graph_that_outlives_its_model(kind):
     plain, model = adapted(kind)
-    y = model(*inputs(kind))
+    y = model(*differentiable(kind))
     base = model.unload()
     del model
     for _ in range(2):
@@ -450,7 +450,7 @@ def requests(model, x, threads=8, each=50):
 )
 def test_fifty_requests_from_each_of_eight_threads(kind, dtype, keeps):
     _, model = adapted(kind, dtype)
-    x, twin = inputs(kind, dtype), copy.deepcopy(model)
+    x, twin = differentiable(kind, dtype), copy.deepcopy(model)
     with torch.no_grad():
         wanted = twin.eval()(*x)
     outsider = Outsider(model.eval(), keeps)
@@ -563,7 +563,7 @@ def llama(dtype):
     return get_peft_model(net, options).eval()
 
 
-PROMPT = torch.arange(6).reshape(2, 3)
+PROMPT = torch.arange(1, 7).reshape(2, 3)
 
 
 def new_tokens(model, **options):
@@ -610,7 +610,7 @@ def compiler():
 @pytest.mark.parametrize("kind", ["Linear", "Conv2d", "Embedding", "MultiheadAttention"])
 def test_compiled_code(kind):
     _, model = adapted(kind, torch.float32)
-    outsider, x = Outsider(model), inputs(kind, torch.float32)
+    outsider, x = Outsider(model), differentiable(kind, torch.float32)
     compiled = torch.compile(model, backend="aot_eager")
     optimizer = torch.optim.AdamW(trained(model), lr=0.1)
     for _ in range(2):

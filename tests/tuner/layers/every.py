@@ -168,6 +168,11 @@ def inputs(kind, dtype=torch.float64):
     return tuple(x.to(dtype) if x.is_floating_point() else x for x in KINDS[kind].inputs())
 
 
+def differentiable(kind, dtype=torch.float64):
+    """Inputs that get a gradient: backward multiplies with the weight for it."""
+    return tuple(x.requires_grad_() if x.is_floating_point() else x for x in inputs(kind, dtype))
+
+
 def weights_of(model, adapter="default"):
     """The adapted layers by the names of their weights in the plain network."""
     found = adapter_layers(model, adapter)
