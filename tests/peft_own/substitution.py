@@ -9,9 +9,11 @@ then equal one stays. In tests that no table feeds, and that say LoRA only to ha
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -175,6 +177,7 @@ def pytest_runtest_protocol(item: Any) -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name PEFT's own marks, of which pytest would warn."""
+    """Have no test ask the Hub, and name PEFT's own marks, of which pytest would warn."""
+    importlib.import_module("tests.testing_utils").hub_online_once = nullcontext
     for name in ("regression", "single_gpu_tests", "multi_gpu_tests", "bitsandbytes", "skipf"):
         config.addinivalue_line("markers", name)
