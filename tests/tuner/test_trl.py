@@ -1,7 +1,7 @@
 """TRL compares a policy with what it was: the first step's loss and divergence are those of two equal models.
 
 For a model that comes with an adapter and no reference model, TRL adds an adapter "ref" of the same configuration and
-copies every parameter with `.default.` in its name into it.
+copies every parameter with `.default.` in its name into it. PaCA's have no such names, and need no copying.
 """
 
 import math

@@ -40,6 +40,8 @@ from .targets.resolve import resolve_targets
 
 logger = logging.getLogger(__name__)
 
+TRL_REFERENCE = "ref"
+
 
 class PacaModel(BaseTuner):
     """A base model whose targeted layers show PaCA's columns.
@@ -288,8 +290,6 @@ class PacaModel(BaseTuner):
         cls, model: nn.Module, config: PacaConfig, adapter_name: str, **kwargs: Any
     ) -> dict[str, Tensor]:
         state = super()._get_adapter_state_dict(model=model, config=config, adapter_name=adapter_name, **kwargs)
-        own_name = f".paca_delta.{adapter_name}"
-        state = {key.replace(f"{own_name}.weight", own_name): value for key, value in state.items()}
         return {**state, **own_entries(model, adapter_name, state, kwargs["state_dict"])}
 
     @classmethod
@@ -311,11 +311,16 @@ class PacaModel(BaseTuner):
 
 
 def _take_connections(layers: Iterable[PacaLayer], adapter_name: str, twin: str) -> None:
-    """Give an adapter the connections of another one of the same configuration, however these were chosen."""
+    """Give an adapter the connections of another one of the same configuration, however these were chosen.
+
+    TRL's reference adapter gets its updates as well: TRL copies parameters into it by names that LoRA's alone have.
+    """
     for layer in layers:
         layer.set_connections(adapter_name, layer.paca_indices[twin])
         if isinstance(layer, QuantizedLinear) and twin in layer.paca_columns:
             layer.set_columns(adapter_name, layer.paca_columns[twin])
+        if adapter_name == TRL_REFERENCE:
+            layer.copy_updates(adapter_name, twin)
 
 
 def _new_layer(target: nn.Module, adapter_name: str, quantization: dict[str, Any]) -> PacaLayer:

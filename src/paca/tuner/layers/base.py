@@ -35,7 +35,7 @@ from ...method.columns.update import ColumnUpdate
 from ..selection import random_connections
 from .additive import additive, mixed_batch
 from .hooks import call_in_place_of, has_hooks
-from .parameters import ConnectionDict, DeltaDict
+from .connection_dict import ConnectionDict
 
 # Weights in memory of their own, not shards or quantized tensors. Fake tensors stand for them in `paca plan`.
 PLAIN = (nn.Parameter, ConnectionMajorParameter, FakeTensor)
@@ -73,7 +73,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         self.r: dict[str, int] = {}
         self.paca_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
-        self.paca_delta = DeltaDict({})
+        self.paca_delta = nn.ParameterDict({})
         self.paca_indices = ConnectionDict()
         self.gathers: dict[str, SharedGather] = {}  # of adapters that share their connections with other layers
         self.retired: dict[str, RetiredColumns] = {}  # of adapters whose connections have moved
@@ -228,11 +228,11 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
             adapter_names = self.active_adapters
         # Straight to the dictionaries: this is on the path of every forward, and nn.Module's look-ups add up.
         modules: dict[str, Any] = self._modules
-        deltas, indices = modules["paca_delta"]._modules, modules["paca_indices"]._buffers
+        deltas, indices = modules["paca_delta"]._parameters, modules["paca_indices"]._buffers
         found = []
         for name in adapter_names:
             if name in deltas:
-                delta = deltas[name]._parameters["weight"]
+                delta = deltas[name]
                 found.append(ColumnUpdate(indices[name], delta, self.scaling[name], gather=self.gathers.get(name)))
                 if name in self.retired and len(self.retired[name].indices):
                     below = self.retired[name]
@@ -441,6 +441,13 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
             indices: Ascending, shape `(r,)`.
         """
         self.paca_indices[adapter_name] = indices.to(self.paca_indices[adapter_name].device)
+
+    def copy_updates(self, adapter_name: str, source: str) -> None:
+        """Give an adapter the updates of another one with the same connections."""
+        trained = self.paca_delta[adapter_name].requires_grad
+        self.paca_delta[adapter_name] = nn.Parameter(self.paca_delta[source].detach().clone(), requires_grad=trained)
+        if source in self.retired:
+            self.retired[adapter_name] = self.retired[source]
 
     def move_connections(self, adapter_name: str, indices: Tensor) -> None:
         """Train other connections from now on; those trained so far keep their updates.
