@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import transformers
 
+from paca import PacaConfig
+
 VOCABULARY = 100
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -63,7 +65,10 @@ EXPERTS: dict[str, Any] = {**GROUPED, "num_local_experts": 4, "num_experts_per_t
 # Name on the Hub, class, fields of its configuration.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "peft-internal-testing/tiny-random-OPTForCausalLM": ("OPTForCausalLM", OPT),
-    "peft-internal-testing/opt-125m": ("OPTForCausalLM", OPT),
+    "peft-internal-testing/opt-125m": (
+        "OPTForCausalLM",
+        {**OPT, "num_hidden_layers": 12, "hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 128},
+    ),
     "peft-internal-testing/tiny-random-GPT2LMHeadModel": ("GPT2LMHeadModel", GPT),
     "peft-internal-testing/tiny-random-GPTJForCausalLM": ("GPTJForCausalLM", GPT),
     "trl-internal-testing/tiny-random-LlamaForCausalLM": ("LlamaForCausalLM", GROUPED),
@@ -83,9 +88,20 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         SIZES,
     ),
     "trl-internal-testing/tiny-LlamaForSequenceClassification-3.2": ("LlamaForSequenceClassification", GROUPED),
-    "trl-internal-testing/tiny-Llama4ForCausalLM": ("Llama4ForCausalLM", EXPERTS),
+    "peft-internal-testing/tiny-random-LlamaForCausalLM": ("LlamaForCausalLM", GROUPED),
+    "peft-internal-testing/tiny-random-BloomForCausalLM": ("BloomForCausalLM", {**GPT, "n_layer": 5}),
+    "peft-internal-testing/tiny-random-GPTNeoXForCausalLM": ("GPTNeoXForCausalLM", SIZES),
+    "peft-internal-testing/tiny-random-gpt2": ("GPT2LMHeadModel", GPT),
+    "peft-internal-testing/tiny-random-t5": ("T5ForConditionalGeneration", T5),
+    "peft-internal-testing/tiny-random-T5ForConditionalGeneration": ("T5ForConditionalGeneration", T5),
+    "gpt2": ("GPT2LMHeadModel", GPT),
+    "google/flan-t5-small": ("T5ForConditionalGeneration", T5),
+    "hf-internal-testing/tiny-random-BertModel": ("BertModel", SIZES),
+    "trl-internal-testing/tiny-Qwen3ForCausalLM": ("Qwen3ForCausalLM", GROUPED),
     "trl-internal-testing/tiny-GptOssForCausalLM": ("GptOssForCausalLM", EXPERTS),
 }
+
+ADAPTER = "peft-internal-testing/tiny-opt-lora-revision"
 
 
 def make_models(folder: Path) -> None:
@@ -100,3 +116,4 @@ def make_models(folder: Path) -> None:
         torch.manual_seed(0)
         model_class = getattr(transformers, class_name)
         model_class(model_class.config_class(**options)).save_pretrained(folder / name)
+    PacaConfig(target_modules=["q_proj", "v_proj"]).save_pretrained(str(folder / ADAPTER))

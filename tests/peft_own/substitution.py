@@ -36,12 +36,41 @@ SHARED = (
     *("modules_to_save", "bias", "task_type", "inference_mode", "base_model_name_or_path", "revision"),
     *("rank_pattern", "alpha_pattern", "fan_in_fan_out"),
 )
-UNKNOWN = ("trainable_token_indices", "alora_invocation_tokens", "layer_replication", "use_dora")
+# PaCA's `target_parameters` are fused expert weights of layouts that it knows; Llama 4's is none.
+FUSED_EXPERTS = re.compile(r"(?<!feed_forward\.)experts\.")
+UNKNOWN = ("trainable_token_indices", "alora_invocation_tokens")
+OF_LORA = {"r", "lora_alpha", "lora_dropout", "init_lora_weights"}  # what of `LoraConfig` a test may say besides
 
 # Signs that a test is about LoRA itself, and not only in need of a method.
 LORAS_OWN = re.compile(
-    r"lora_(?!alpha|dropout|only)\w|Lora(?!Config)|\blora\.|[\"']lora|init_lora_weights=[\"']|use_\w*ora|\b(?!Lora|Auto)\w+Config\("
+    r"lora_(?!alpha|dropout|only)\w|Lora(?!Config)|\blora\.|[\"']lora|\"LORA\"|\b(?!Lora|Auto)\w+Config\("
 )
+# Tests that would be chosen, and that say nothing about PaCA.
+NOT_ABOUT_PACA = {
+    "test_add_weighted_adapter": "adds adapters up with weights, which PaCA has no function for",
+    "test_default_target_modules": "changes the table of the usual layers of the method's own package",
+    "test_base_model_module_named_like_peft_prefix": "knows the prefixes of PEFT's methods only",
+    "test_inject_adapter_in_model_rejects_shared_state_tuners": "of methods whose layers share parameters",
+    "test_mixed_adapter_batches_mha_raises": "expects the name of LoRA's layer in a message",
+    "test_mha_with_separate_qkv_embed_raises": "expects LoRA's words; PaCA's say which widths differ",
+    "test_mha_exposes_attributes": "expects an output projection that no adapter is on; PaCA adapts it as well",
+    "TestHotSwapping": "swaps LoRA's matrices",
+    "TestScaling": "looks for LoRA's layers",
+    "TestDisableInputDtypeCasting": "of an attribute of LoRA's layers; PaCA's multiply in any dtype",
+    "TestRankAndAlphaPattern": "has layers of one connection, in which there is one rank",
+    "TestWeightTying": "of an option of LoraConfig",
+    "test_nb_params_": "counts LoRA's parameters",
+    "test_peft_types_": "expects the name LORA",
+    "test_inject_from_state_dict_low_cpu_mem_usage": "expects nothing but empty tensors; PaCA's connections are known",
+    "test_no_infinite_recursion": "of PeftMixedModel, which knows PEFT's own methods only",
+    "test_quantization_backend_is_set_and_repr": "of an attribute of PEFT's layers",
+    "test_save_pretrained_with_runtime_config": "of LoRA's runtime_config",
+    "test_lora_incompatible_mamba_modules": "of a check that PEFT makes for LoRA's relatives",
+    "test_nemotron_h_has_defaults": "of the same check",
+    "TestTransformersV5": "converts LoRA's files of older versions of transformers",
+    "test_from_pretrained_cache_dir_remote": "asks the Hub",
+    "test_inject_from_state_dict_stable_diffusion": "asks the Hub for a pipeline",
+}
 
 
 class NoCounterpartError(Exception):
@@ -52,8 +81,10 @@ def translated(options: dict[str, Any], **more: Any) -> dict[str, Any]:
     """A method's options as PaCA's."""
     if any(options.get(name) for name in UNKNOWN):
         raise NoCounterpartError
-    if any("experts" not in name for name in options.get("target_parameters") or ()):
-        raise NoCounterpartError  # PaCA's are fused expert weights
+    if any(not FUSED_EXPERTS.search(name) for name in options.get("target_parameters") or ()):
+        raise NoCounterpartError
+    if "embed_tokens" in (options.get("target_modules") or ()):  # tied to the head, which PaCA refuses to part
+        raise NoCounterpartError
     paca = {name: options[name] for name in SHARED if options.get(name) not in (None, "none")}
     if paca.get("bias", "").endswith("_only"):
         paca["bias"] = "paca_only"
@@ -112,6 +143,8 @@ class InPlaceOfLora(LoraConfig):
         """A `PacaConfig` with the same rank, scaling and layers."""
         alpha = kwargs.get("lora_alpha", 8)
         try:
+            if not kwargs.keys() <= OF_LORA.union(SHARED):
+                raise NoCounterpartError
             return PacaConfig(*args, **translated(kwargs, r=kwargs.get("r", 8), paca_alpha=alpha))
         except NoCounterpartError:
             pytest.skip("PaCA has no words for this configuration")
@@ -138,10 +171,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is not about PaCA."""
-    chosen = [item for item in items if feeds_from_table(item) or names_lora(item)]
+    chosen = [item for item in items if (feeds_from_table(item) or names_lora(item)) and is_about_paca(item)]
     left = set(items) - set(chosen)
     config.hook.pytest_deselected(items=[item for item in items if item in left])
     items[:] = chosen
+
+
+def is_about_paca(item: Any) -> bool:
+    """Whether a test is not one of those that only look like it."""
+    return not any(f"::{name}" in item.nodeid for name in NOT_ABOUT_PACA)
 
 
 def feeds_from_table(item: Any) -> bool:

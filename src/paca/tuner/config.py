@@ -104,7 +104,9 @@ class PacaConfig(PeftConfig):
     column_source: str | None = None
     fan_in_fan_out: bool = False
 
-    _being_loaded = False  # read from a saved adapter, whose weights are not loaded yet; no field, so never saved
+    # No fields, so never saved.
+    _being_loaded = False  # read from a saved adapter, whose weights are not loaded yet
+    _seed_is_drawn = False  # the seed comes from torch's global generator
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from peft.tuners.tuners_utils import BaseTuner, init_empty_weights
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import AuxiliaryTrainingWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs
 from torch import Tensor, nn
 
@@ -81,8 +82,8 @@ class PacaModel(BaseTuner):
         twin = next((name for name, own in self.peft_config.items() if own is config and name != adapter_name), None)
         try:
             resolve_targets(model, config, kwargs.get("state_dict"))
-            if config.random_seed is None and not config._being_loaded:
-                config.random_seed = int(torch.randint(2**31, ()))  # another adapter of it gets the same connections
+            if not config._being_loaded:
+                _draw_seed(config)
             self._places = shared_places(model)
             if len(self.peft_config) == 1:
                 named = model.named_parameters()
@@ -216,7 +217,7 @@ class PacaModel(BaseTuner):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         """Around each forward and `generate` of a `PeftModel`: the columns are in the weights for all of it.
 
-        Hands `adapter_names`, one per row of the batch, to every layer.
+        Hands `adapter_names`, one per row of the batch, to every layer, and to those in `modules_to_save`.
         """
         names = kwargs.get("adapter_names")
         if self.unselected and self.training and torch.is_grad_enabled():
@@ -227,7 +228,7 @@ class PacaModel(BaseTuner):
             return
         if self.training:
             raise PacaError("Cannot pass `adapter_names` when the model is in training mode.")
-        layers = list(paca_layers(self).values())
+        layers = paca_layers(self).values()
         known = {name for layer in layers for name in layer.paca_delta} | {"__base__"}
         unknown = sorted(set(names) - known)
         if unknown:
@@ -239,7 +240,8 @@ class PacaModel(BaseTuner):
         if isinstance(beams, int) and beams > 1:
             names = [name for name in names for _ in range(beams)]
         hand_out = partial(_with_adapter_names, adapter_names=names, thread=get_ident())
-        handles = [layer.register_forward_pre_hook(hand_out, with_kwargs=True) for layer in layers]
+        saved = [module for module in self.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+        handles = [module.register_forward_pre_hook(hand_out, with_kwargs=True) for module in [*layers, *saved]]
         try:
             yield
         finally:
@@ -308,6 +310,17 @@ class PacaModel(BaseTuner):
         if isinstance(tuner, cls):
             tuner.unselected = tuner.unselected - {adapter_name}
         return state_dict
+
+
+def _draw_seed(config: PacaConfig) -> None:
+    """Keep a seed in a configuration that has none, so that another adapter of it gets the same connections.
+
+    It is drawn anew for every adapter all the same: what draws after it must not depend on whether it is the first.
+    """
+    if config.random_seed is None or config._seed_is_drawn:
+        seed = int(torch.randint(2**31, ()))
+        config.random_seed = seed if config.random_seed is None else config.random_seed
+        config._seed_is_drawn = True
 
 
 def _take_connections(layers: Iterable[PacaLayer], adapter_name: str, twin: str) -> None:

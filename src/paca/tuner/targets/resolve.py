@@ -8,6 +8,7 @@ from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, check_target_module_exists
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
 from ...errors import PacaError
@@ -19,6 +20,10 @@ from ..messages import not_found, raise_together, unmatched_names
 from .checks import adaptable_names, base_of, connections, layer_problems, target_problems, with_parts
 from .experts import parameter_problems
 from .keywords import expand_targets
+
+
+class NothingTargetedError(PacaError, NoMatchingPeftModuleError):
+    """A configuration that names no layer of the model."""
 
 
 def resolve_targets(model: nn.Module, config: PacaConfig, state_dict: Mapping[str, Tensor] | None = None) -> None:
@@ -90,7 +95,8 @@ def _check_names(config: PacaConfig, modules: Mapping[str, nn.Module], targets: 
             f"target_modules: {not_found(missing, modules)} The others match {len(targets)} layers.", stacklevel=2
         )
     elif missing and not config.exclude_modules:
-        raise PacaError(
+        raise NothingTargetedError(
+            "No modules were targeted for adaptation. "
             f"Target modules {sorted(wanted)} not found in the base model:\n{not_found(missing, modules)}\n"
             f"Layers of this model that can be adapted: {adaptable_names(modules)}. Please check the target "
             "modules and try again, or pass target_modules='all-linear'."
