@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from peft.utils.error import NoMatchingPeftModuleError
 from tests.toys import KINDS, Toy, adapted, assert_pretrained, config, inputs, layers, linear, train, trained
 from torch import nn
 
@@ -171,6 +172,17 @@ def test_a_seed_fixes_the_connections_and_none_draws_anew():
     assert one == chosen(stack())
 
 
+def test_what_is_drawn_after_a_seed_does_not_depend_on_who_drew_it():
+    shared = PacaConfig(r=2, target_modules=["q_proj"])
+    after = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        get_peft_model(Stack(), shared)
+        after.append(torch.rand(1))
+    assert torch.equal(*after)
+    assert shared.random_seed is not None
+
+
 def test_a_seed_does_not_depend_on_which_other_layers_are_adapted():
     everywhere, few = chosen(stack(random_seed=3)), chosen(stack(random_seed=3, target_modules=["v_proj"]))
     assert few == {name: everywhere[name] for name in few}
@@ -280,6 +292,7 @@ REFUSALS = {
     "nothing matches": (
         nothing,
         {"target_modules": ["qproj", "nonsense"]},
+        r"No modules were targeted for adaptation\. "
         r"Target modules \['nonsense', 'qproj'\] not found in the base model:\n'nonsense' matches no module\.\n"
         r"'qproj' matches no module; did you mean 'q_proj' or 'v_proj'\?\n"
         r"Layers of this model that can be adapted: embed, lm_head, q_proj, v_proj\..*"
@@ -325,6 +338,14 @@ REFUSALS = {
         r"exclude_modules=\['attention\.out_proj'\]",
     ),
 }
+
+
+def test_naming_nothing_raises_pefts_own_error_for_a_second_adapter_too():
+    with pytest.raises(NoMatchingPeftModuleError, match=r"No modules were targeted.*not found in the base model"):
+        get_peft_model(Stack(), PacaConfig(target_modules=["nonsense"]))
+    model = get_peft_model(Stack(), PacaConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(NoMatchingPeftModuleError, match=r"No modules were targeted.*not found in the base model"):
+        model.add_adapter("other", PacaConfig(target_modules=["nonsense"], modules_to_save=["lm_head"]))
 
 
 @pytest.mark.parametrize(("prepare", "options", "message"), REFUSALS.values(), ids=REFUSALS)

@@ -10,6 +10,7 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from safetensors.torch import load_file, save_file
 from tests.toys import Toy, adapted, assert_resident, config, inputs, layers, train
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from paca import PacaConfig, PacaError
 
@@ -106,6 +107,23 @@ def test_the_saved_indices_count_not_the_seed(saved):
     (folder / "adapter_config.json").write_text(json.dumps({**written, "random_seed": 77}))
     model = PeftModel.from_pretrained(plain, folder)
     torch.testing.assert_close(model(inputs()), wanted, rtol=0, atol=1e-12)
+
+
+def test_transformers_loads_an_adapter_by_the_names_of_its_parameters(tmp_path):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "vocab_size": 20}
+    plain = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=2))
+    plain.save_pretrained(tmp_path / "base")
+    options = PacaConfig(r=3, target_modules="all-linear", init_weights=False)
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(tmp_path / "base"), options).eval()
+    assert {name for name, _ in model.named_parameters()} <= model.state_dict().keys()
+    model.save_pretrained(tmp_path / "adapter")
+
+    ids = torch.arange(6)[None]
+    loaded = LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    loaded.load_adapter(str(tmp_path / "adapter"))
+    assert not torch.equal(plain.eval()(ids).logits, model(ids).logits)
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=1e-6)
 
 
 # What is refused

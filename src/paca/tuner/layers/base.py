@@ -34,8 +34,8 @@ from ...method.columns.shared_gather import SharedGather
 from ...method.columns.update import ColumnUpdate
 from ..selection import random_connections
 from .additive import additive, mixed_batch
-from .hooks import call_in_place_of, has_hooks
 from .connection_dict import ConnectionDict
+from .hooks import call_in_place_of, has_hooks
 
 # Weights in memory of their own, not shards or quantized tensors. Fake tensors stand for them in `paca plan`.
 PLAIN = (nn.Parameter, ConnectionMajorParameter, FakeTensor)

@@ -6,6 +6,7 @@ from typing import Any
 
 from peft.tuners._buffer_dict import BufferDict
 
+
 class ConnectionDict(BufferDict):
     """Connections by adapter name; moved, copied and saved with the module.
 
