@@ -1220,14 +1220,14 @@ def test_a_compiled_model_sees_edits_in_place(kind):
 @torch.no_grad()
 def by_layer(model):
     for layer in weights_of(model).values():
-        layer.paca_delta["old"].copy_(layer.paca_delta["default"])
+        layer.paca_delta["ref"].copy_(layer.paca_delta["default"])
 
 
 def by_name(model):
-    """As TRL makes a reference adapter."""
+    """As TRL makes a reference adapter, which has its updates before."""
     for name, parameter in model.named_parameters():
         if ".default." in name:
-            model.get_parameter(name.replace(".default.", ".old.")).data.copy_(parameter.data)
+            model.get_parameter(name.replace(".default.", ".ref.")).data.copy_(parameter.data)
 
 
 @pytest.mark.parametrize("seed", [None, 0])
@@ -1236,40 +1236,40 @@ def test_parameters_of_one_adapter_copied_to_another(kind, dtype, way, moment, s
     plain, model = adapted(kind, dtype, random_seed=seed)
     change(model)
     kept = moment(model, differentiable(kind, dtype))
-    model.add_adapter("old", model.peft_config["default"], autocast_adapter_dtype=False)
+    model.add_adapter("ref", model.peft_config["default"], autocast_adapter_dtype=False)
     way(model)
-    for layer in weights_of(model, "old").values():
-        assert torch.equal(layer.paca_indices["old"], layer.paca_indices["default"])
-        assert torch.equal(layer.paca_delta["old"], layer.paca_delta["default"])
+    for layer in weights_of(model, "ref").values():
+        assert torch.equal(layer.paca_indices["ref"], layer.paca_indices["default"])
+        assert torch.equal(layer.paca_delta["ref"], layer.paca_delta["default"])
     x = differentiable(kind, dtype)
-    model.set_adapter("old")
+    model.set_adapter("ref")
     with torch.no_grad():
         close(model(*x), reference(kind, plain, model, x, ["default"]), dtype)
     model.set_adapter("default")
     assert_trains_on(kind, plain, model, kept, dtype)
-    model.set_adapter("old")
-    assert_right(kind, plain, model, dtype, ["old"])
+    model.set_adapter("ref")
+    assert_right(kind, plain, model, dtype, ["ref"])
 
 
 @pytest.mark.parametrize("selection", ["weight", "weight_smallest"])
 def test_the_same_configuration_has_the_same_connections_however_they_are_chosen(selection):
     plain, model = toys.adapted(selection=selection, random_seed=None)
     toys.train(model)
-    model.add_adapter("old", model.peft_config["default"])
+    model.add_adapter("ref", model.peft_config["default"])
     by_name(model)
     wanted = toys.reference(plain, model, toys.inputs())
-    model.set_adapter("old")
+    model.set_adapter("ref")
     torch.testing.assert_close(model(toys.inputs()), wanted, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["NF4", "int8", "torchao int8"])
 def test_parameters_copied_between_adapters_of_a_quantized_model(form):
     plain, model = quantized.adapted(form, init_weights=False)
-    model.add_adapter("old", model.peft_config["default"])
+    model.add_adapter("ref", model.peft_config["default"])
     by_name(model)
     x = quantized.inputs()
     wanted = model(x).detach()
-    model.set_adapter("old")
+    model.set_adapter("ref")
     assert torch.equal(model(x), wanted)
     assert not torch.allclose(wanted, plain(x), atol=1e-3)
 
