@@ -7,12 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo compare test lint format types imports docstrings docs bench clean
+.PHONY: help setup demo compare test peft-tests lint format types imports docstrings docs bench clean
 
 help:
 	@echo "make demo        fine-tune SmolLM2-135M on the Python language reference (no network needed after set-up)"
 	@echo "make compare     PaCA, LoRA, MiSS and LoRA-FA on the same work, and a report: outputs/compare/report.html"
 	@echo "make test        run every test"
+	@echo "make peft-tests  PEFT's own tests with PaCA in the place of its methods; fetches them, and takes half an hour"
 	@echo "make lint        ruff; make format repairs what it can"
 	@echo "make types       mypy"
 	@echo "make imports     the three rings import only inward"
@@ -38,6 +39,9 @@ compare: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n $(WORKERS)
+
+peft-tests: $(READY)
+	$(BIN)/python tests/peft_own/run.py -n $(WORKERS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
