@@ -94,6 +94,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "peft-internal-testing/tiny-random-gpt2": ("GPT2LMHeadModel", GPT),
     "peft-internal-testing/tiny-random-t5": ("T5ForConditionalGeneration", T5),
     "peft-internal-testing/tiny-random-T5ForConditionalGeneration": ("T5ForConditionalGeneration", T5),
+    "bert-base-uncased": ("BertModel", SIZES),
     "gpt2": ("GPT2LMHeadModel", GPT),
     "google/flan-t5-small": ("T5ForConditionalGeneration", T5),
     "hf-internal-testing/tiny-random-BertModel": ("BertModel", SIZES),

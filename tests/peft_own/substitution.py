@@ -28,7 +28,7 @@ METHODS = {kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
 # Methods whose rows are none of PaCA's: they name no layers with a weight, or don't start from the pretrained model.
 OTHERS = {
     *("LNTuningConfig", "TrainableTokensConfig", "OSFConfig", "ShadowConfig", "AdaptionPromptConfig", "XLoraConfig"),
-    *("AdaLoraConfig", "FourierFTConfig", "PolyConfig", "VBLoRAConfig"),
+    *("AdaLoraConfig", "FourierFTConfig", "PolyConfig", "TinyLoraConfig", "VBLoRAConfig"),
 }
 # Options that PaCA has under the same name and with the same meaning.
 SHARED = (
@@ -50,9 +50,11 @@ NOT_ABOUT_PACA = {
     "test_add_weighted_adapter": "adds adapters up with weights, which PaCA has no function for",
     "test_default_target_modules": "changes the table of the usual layers of the method's own package",
     "test_base_model_module_named_like_peft_prefix": "knows the prefixes of PEFT's methods only",
-    "test_inject_adapter_in_model_rejects_shared_state_tuners": "of methods whose layers share parameters",
+    "test_inject_adapter_in_model_rejects_shared_state": "of methods whose layers share parameters",
     "test_mixed_adapter_batches_mha_raises": "expects the name of LoRA's layer in a message",
     "test_mha_with_separate_qkv_embed_raises": "expects LoRA's words; PaCA's say which widths differ",
+    "test_mha_gradients_set_correctly": "calls a method of LoRA's layer",
+    "_merging_adapters": "adds adapters up with weights, which PaCA has no function for",
     "test_mha_exposes_attributes": "expects an output projection that no adapter is on; PaCA adapts it as well",
     "TestHotSwapping": "swaps LoRA's matrices",
     "TestScaling": "looks for LoRA's layers",
@@ -94,7 +96,7 @@ def translated(options: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def substituted(value: Any) -> Any:
-    """A cell of a table, as PaCA has it: eight connections in each layer, scaled by two."""
+    """A cell of a table, as PaCA has it."""
     if is_of_a_method(value):
         kind = value if isinstance(value, type) else type(value)
         if issubclass(kind, PromptLearningConfig) or kind.__name__ in OTHERS:
@@ -102,10 +104,16 @@ def substituted(value: Any) -> Any:
         if kind is value:
             return PacaConfig
         value = {field.name: getattr(value, field.name) for field in fields(value)}
-        return PacaConfig(**translated(value, r=8, paca_alpha=16))
+        return PacaConfig(**of_a_row(value))
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
-        return translated(value, r=8, paca_alpha=16)
+        return of_a_row(value)
     return "paca" if isinstance(value, str) and value.split("+")[0] in METHODS else value
+
+
+def of_a_row(options: dict[str, Any]) -> dict[str, Any]:
+    """A row's options, scaled by two: eight connections in each layer, or half of the tests' hundred tokens."""
+    rank = 50 if "emb" in (options.get("target_modules") or ()) else 8
+    return translated(options, r=rank, paca_alpha=2 * rank)
 
 
 def is_of_a_method(value: Any) -> bool:
@@ -179,7 +187,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def is_about_paca(item: Any) -> bool:
     """Whether a test is not one of those that only look like it."""
-    return not any(f"::{name}" in item.nodeid for name in NOT_ABOUT_PACA)
+    return not any(name in item.nodeid for name in NOT_ABOUT_PACA)
 
 
 def feeds_from_table(item: Any) -> bool:
@@ -188,12 +196,15 @@ def feeds_from_table(item: Any) -> bool:
 
 
 def names_lora(item: Any) -> bool:
-    """Whether a test says LoRA only to have a method."""
+    """Whether a test, with its fixtures and helpers, says LoRA only to have a method."""
     if not inspect.isfunction(item.function):
         return False
-    function = without_comments(inspect.getsource(item.function))
-    says = function + (source_of(item.cls) if item.cls and "LoraConfig(" not in function else "")
-    return "LoraConfig(" in says and not LORAS_OWN.search(function)
+    test = without_comments(inspect.getsource(item.function))
+    fixtures = [fixture[-1].func for fixture in item._fixtureinfo.name2fixturedefs.values()]
+    called = ["setup_method", "setUp", *re.findall(r"self\.(\w+)\(", test)]
+    helpers = [getattr(item.cls, name, None) for name in called]
+    functions = [function for function in [*fixtures, *helpers] if inspect.isfunction(function)]
+    return "LoraConfig(" in test + "".join(map(source_of, functions)) and not LORAS_OWN.search(test)
 
 
 source_of = functools.cache(inspect.getsource)
