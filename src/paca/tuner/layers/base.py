@@ -351,6 +351,10 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         self._for_call = loan.stay
         return loan.lease
 
+    def is_in_call(self) -> bool:
+        """Whether this thread is within a call of the whole model that has this layer's columns in the weight."""
+        return self._for_call is not None and self._for_call.is_pinned_here()
+
     def _waits_for_values(self) -> bool:
         """Whether the weight or an update is on the meta device, for a load that follows."""
         return self.base_weight.is_meta or any(update.delta.is_meta for update in self.updates())
@@ -409,6 +413,10 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         self._for_call = None
         super().set_adapter(adapter_names, inference_mode=inference_mode)
+
+    def enable_adapters(self, enabled: bool) -> None:
+        self._for_call = None
+        super().enable_adapters(enabled)
 
     def delete_adapter(self, adapter_name: str) -> None:
         self._for_call = None
@@ -695,7 +703,7 @@ def columns_in(layers: tuple[PacaLayer, ...]) -> Iterator[None]:
     Args:
         layers: The layers.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or all(layer.is_in_call() for layer in layers):
         yield
         return
     lease = Lease()
