@@ -2,8 +2,9 @@
 
     python -m tests.workbench.evaluation.kill_driver PLANS
 
-PLANS is JSON: a list of objects with `argv`, the words after `paca`; `kills`, a number of seconds each; and `folder`,
-where results appear. What each process did, and whether all that lay there afterwards was whole, is printed as JSON.
+PLANS is JSON: a list of objects with `calm` and `killed`, the words after `paca` of a run that is left in peace and of
+the one that is killed; `kills`, the moments as shares of the first one's time; and `folder`, where the second one's
+results appear. What each process did, and whether all that lay there afterwards was whole, is printed as JSON.
 
 A process of its own does this, since forking is safe only where no thread has been started; the libraries are imported
 once, before the first fork.
@@ -11,6 +12,7 @@ once, before the first fork.
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,14 @@ def all_whole(folder: Path) -> bool:
 
 
 def work_through(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """Kill a command as planned, then let it finish."""
+    """Run a command in peace, then kill it as planned, then let it finish."""
+    started = time.perf_counter()
+    if fork_and_kill(lambda: main(plan["calm"]), None) != 0:
+        raise RuntimeError(f"paca {' '.join(plan['calm'])} failed")
+    length = time.perf_counter() - started
     log = []
-    for kill in [*plan["kills"], None]:
-        status = fork_and_kill(lambda: main(plan["argv"]), kill)
+    for kill in [*(share * length for share in plan["kills"]), None]:
+        status = fork_and_kill(lambda: main(plan["killed"]), kill)
         log.append({"kill": kill, "status": status, "whole": all_whole(Path(plan["folder"]))})
     return log
 
