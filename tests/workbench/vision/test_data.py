@@ -1,7 +1,5 @@
 """Where images come from, what is refused, and how they are held out."""
 
-import logging
-
 import datasets
 import numpy as np
 import pytest
@@ -49,8 +47,21 @@ def test_npz_without_splits_or_names_and_in_grey(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": np.zeros((2, 4, 4, 3)), "labels": [0, 1]}, "images are float64 of shape"),
-        ({"images": np.zeros((2, 3, 4, 4), np.uint8), "labels": [0, 1]}, r"expected uint8, \(n, height, width, 3\)"),
+        ({"images": np.ones((2, 4, 4, 3)), "labels": [0, 1]}, r"images are float64 .*1: if .* save \(images \* 255\)"),
+        ({"images": np.full((2, 4, 4), 9.5), "labels": [0, 1]}, r"largest value is 9\.5: .* save \(images\)\.round"),
+        (
+            {"images": np.full((2, 4, 4), 999, np.uint16), "labels": [0, 1]},
+            r"images are uint16 .*\(images \* \(255 / 65535\)\)\.round\(\)\.astype\('uint8'\)",
+        ),
+        ({"images": np.ones((2, 4, 4), bool), "labels": [0, 1]}, r"save images \* np\.uint8\(255\)"),
+        ({"images": np.full((2, 4, 4), "a"), "labels": [0, 1]}, r"images are <U1 of shape \(2, 4, 4\)"),
+        ({"images": np.zeros((2, 3, 4, 4), np.uint8), "labels": [0, 1]}, r"save images\.transpose\(0, 2, 3, 1\)"),
+        ({"images": np.zeros((2, 1, 4, 4), np.uint8), "labels": [0, 1]}, r"save images\[:, 0\]"),
+        ({"images": np.zeros((2, 4, 4, 1), np.uint8), "labels": [0, 1]}, r"save images\[\.\.\., 0\]"),
+        (
+            {"images": np.full((2, 4, 4), 4, np.uint8), "labels": [0, 1]},
+            "nearly black, their brightest value is 4 of 255",
+        ),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": [0.5, 1]}, "labels are float64"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": [0]}, "there are 2 images and 1 labels"),
         ({"images": np.zeros((2, 4, 4), np.uint8), "labels": [0, -1]}, "labels go from -1 to 0"),
@@ -90,20 +101,6 @@ def test_an_image_folder_with_and_without_parts(tmp_path):
     brightness = [np.asarray(train.read(position)).mean() for position in range(12)]
     named = sorted(zip(brightness, (train.classes[label] for label in train.labels), strict=True))
     assert [name for _, name in named] == ["dark"] * 4 + ["red"] * 4 + ["bright"] * 4
-
-
-def test_unreadable_files_are_skipped_counted_and_named(tmp_path, caplog):
-    root = write_folder(tmp_path / "photos", generator())
-    whole = (root / "dark" / "0.png").read_bytes()
-    (root / "dark" / "broken.png").write_bytes(whole[: len(whole) // 2])
-    (root / "red" / "notes.txt").write_text("no image, and not named like one")
-    with caplog.at_level(logging.WARNING):
-        found = read(root, section=ImagesSection(most_unreadable=0.1))
-    assert len(found) == 12
-    assert found.skipped == (str(root / "dark" / "broken.png"),)
-    assert f"1 of 13 image files in '{root}' cannot be read: {found.skipped[0]}; they are skipped" in caplog.text
-    with pytest.raises(PacaError, match=r"1 of 13 .*broken\.png\. That is more than images\.most_unreadable = 0\.05"):
-        read(root, section=ImagesSection(most_unreadable=0.05))
 
 
 def test_a_folder_without_classes(tmp_path):
@@ -150,6 +147,17 @@ def test_a_column_is_chosen_where_there_are_several():
         from_data_set(data_set().remove_columns("img"), SECTION, "shapes")
 
 
+@pytest.mark.parametrize("none", [-1, None])
+def test_rows_without_a_class_are_refused(none):
+    labelled = data_set()
+    unlabelled = datasets.Dataset.from_dict(
+        {"img": labelled[:]["img"], "kind": [0, none, 2, none]},
+        features=datasets.Features(img=datasets.Image(), kind=labelled.features["kind"]),
+    )
+    with pytest.raises(PacaError, match="'shapes' says no class in 2 of 4 rows: 2, 4; take a split"):
+        from_data_set(unlabelled, SECTION, "shapes")
+
+
 def test_a_name_that_is_nothing():
     with pytest.raises(PacaError, match=r"is no built-in \(digits\), .* did you mean 'digits'.*could not be loaded"):
         read("digitz")
@@ -180,6 +188,14 @@ def test_training_and_held_out_images(tmp_path):
     data = read_data(DataSection(train=path, holdout_every=4), SECTION)
     assert (len(data.train), len(data.held_out)) == (9, 3)
     assert data.held_out.labels == (0, 1, 2)
+
+
+@pytest.mark.parametrize("named", [("a",), ("a", "b")])
+def test_one_class_teaches_nothing(tmp_path, named):
+    pixels, labels = np.full((8, 4, 4), 99, np.uint8), np.zeros(8, int)
+    np.savez(tmp_path / "one.npz", images=pixels, labels=labels, class_names=np.array(named))
+    with pytest.raises(PacaError, match="images of one class only, 'a', so there is nothing to tell apart"):
+        read_data(DataSection(train=str(tmp_path / "one.npz"), holdout_every=4), SECTION)
 
 
 def test_parts_that_do_not_go_together(tmp_path):

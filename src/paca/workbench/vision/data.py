@@ -29,7 +29,8 @@ class ImageData:
 def read_data(section: DataSection, images: ImagesSection) -> ImageData:
     """Read the training and held-out images of a recipe, which have the same classes.
 
-    A PacaError if something is missing, if the two parts have other classes, or are one and the same.
+    A PacaError if something is missing, if there is but one class, or if the two parts have other classes or are one
+    and the same.
     """
     source = _one_source("train", section.train)
     train = read_images(source, section.subset, section.train_split, images)
@@ -44,6 +45,7 @@ def read_data(section: DataSection, images: ImagesSection) -> ImageData:
             f"data.train = {source!r} has too few images of each class to hold one of every {section.holdout_every} "
             "out and train on the rest; take more, or name held-out data with data.eval."
         )
+    _check_classes(train, section)
     evaluated = spread_over_classes(held_out.labels, section.eval_limit)
     return ImageData(train, held_out.choose(evaluated), len(held_out))
 
@@ -67,6 +69,16 @@ def _by_class(labels: Sequence[int]) -> list[list[int]]:
     for position, label in enumerate(labels):
         positions.setdefault(label, []).append(position)
     return [positions[label] for label in sorted(positions)]
+
+
+def _check_classes(train: Images, section: DataSection) -> None:
+    present = set(train.labels)
+    if len(present) == 1:
+        name = train.classes[present.pop()]
+        raise PacaError(
+            f"data.train = {section.train!r} has images of one class only, {name!r}, so there is nothing to tell "
+            "apart; add images of another class, in a folder of its own."
+        )
 
 
 def _one_source(key: str, source: str | list[str]) -> str:

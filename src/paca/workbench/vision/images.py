@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from paca.workbench.vision.rgb import open_rgb
+
 
 @dataclass(frozen=True)
 class Images:
@@ -11,13 +13,15 @@ class Images:
 
     Args:
         read: Gives the image at a position as an RGB `PIL.Image`.
+        name: Says what a message calls the image at a position.
         labels: The class of each, an index into `classes`.
         classes: The classes' names.
         origin: What was read, as a message may call it.
-        skipped: Files that could not be read and were left out.
+        skipped: Those that could not be read and were left out, by name.
     """
 
     read: Callable[[int], Any]
+    name: Callable[[int], str]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     origin: str
@@ -29,8 +33,12 @@ class Images:
     def choose(self, positions: Sequence[int]) -> "Images":
         """Keep the images at these positions, in that order; nothing is decoded or copied."""
         chosen = tuple(positions)
-        labels = tuple(self.labels[position] for position in chosen)
-        return replace(self, read=lambda position: self.read(chosen[position]), labels=labels)
+        return replace(
+            self,
+            read=lambda position: self.read(chosen[position]),
+            name=lambda position: self.name(chosen[position]),
+            labels=tuple(self.labels[position] for position in chosen),
+        )
 
 
 def from_array(pixels: Any, labels: Sequence[int], classes: Sequence[str], origin: str) -> Images:
@@ -39,6 +47,7 @@ def from_array(pixels: Any, labels: Sequence[int], classes: Sequence[str], origi
 
     return Images(
         read=lambda position: Image.fromarray(pixels[position]).convert("RGB"),
+        name=lambda position: f"{origin}[{position}]",
         labels=tuple(int(label) for label in labels),
         classes=tuple(str(name) for name in classes),
         origin=origin,
@@ -49,15 +58,8 @@ def from_files(paths: Sequence[Any], labels: Sequence[int], classes: Sequence[st
     """Images in files, opened when they are needed."""
     return Images(
         read=lambda position: open_rgb(paths[position]),
+        name=lambda position: str(paths[position]),
         labels=tuple(labels),
         classes=tuple(classes),
         origin=origin,
     )
-
-
-def open_rgb(path: Any) -> Any:
-    """Decode an image file whole to an RGB `PIL.Image`, turned as its EXIF data says."""
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paca.errors import PacaError
+from paca.errors import PacaError, first_few
 from paca.workbench.base.messages import suggestion
 from paca.workbench.data.documents import near_files
+from paca.workbench.vision.checks import check_brightness, readable
 from paca.workbench.vision.folder import read_folder
 from paca.workbench.vision.images import Images, from_array
+from paca.workbench.vision.rgb import to_rgb
 from paca.workbench.vision.section import ImagesSection
 
 
@@ -36,7 +38,7 @@ def read_images(source: str, subset: str | None, split: str, section: ImagesSect
         section: The recipe's `images` section.
 
     Returns:
-        At least one image.
+        At least one image. Every one of a file of its own was decoded once.
 
     Raises:
         PacaError: If something is missing or is not what was expected.
@@ -50,9 +52,9 @@ def read_images(source: str, subset: str | None, split: str, section: ImagesSect
     elif path.suffix == ".npz":
         found = read_npz(path, split)
     elif path.is_dir():
-        found = read_folder(path, split, section.most_unreadable)
+        found = readable(read_folder(path, split), section.most_unreadable)
     else:
-        found = _load_data_set(source, subset, split, section)
+        found = readable(_load_data_set(source, subset, split, section), section.most_unreadable)
     if not len(found):
         raise PacaError(f"The data {source!r} holds no images.")
     return found
@@ -84,6 +86,7 @@ def read_npz(path: Path, split: str) -> Images:
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise PacaError(f"The data file {path} is no whole .npz file of plain arrays: {error}") from error
     _check_arrays(path, pixels, labels, names)
+    check_brightness(str(path), int(pixels.max(initial=0)) if len(pixels) else 255)
     classes = [str(name) for name in (range(int(labels.max()) + 1) if names is None else names)]
     return from_array(pixels, labels, classes, f"{path}:{prefix}images")
 
@@ -94,7 +97,7 @@ def _check_arrays(path: Path, pixels: Any, labels: Any, names: Any) -> None:
     if pixels.dtype != "uint8" or not grey_or_colour:
         problems.append(
             f"images are {pixels.dtype} of shape {pixels.shape}; expected uint8, (n, height, width, 3) or "
-            "(n, height, width)"
+            f"(n, height, width){_hint(pixels)}"
         )
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         problems.append(f"labels are {labels.dtype} of shape {labels.shape}; expected whole numbers, (n,)")
@@ -105,6 +108,21 @@ def _check_arrays(path: Path, pixels: Any, labels: Any, names: Any) -> None:
         problems.append(f"labels go from {labels.min()} to {labels.max()}; expected from 0 to {last}")
     if problems:
         raise PacaError(f"The data file {path}: {'; '.join(problems)}.")
+
+
+def _hint(pixels: Any) -> str:
+    """What to type for arrays that are images in another form, after a semicolon; nothing for other arrays."""
+    if pixels.ndim == 4 and pixels.shape[-1] == 1:
+        return "; save images[..., 0]"
+    if pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[-1] != 3:
+        return "; save images.transpose(0, 2, 3, 1)" if pixels.shape[1] == 3 else "; save images[:, 0]"
+    if pixels.dtype.kind == "b":
+        return "; save images * np.uint8(255)"
+    if pixels.dtype.kind not in "uif" or not pixels.size:
+        return ""
+    high = pixels.max()
+    factor = " * 255" if high <= 1 else "" if high <= 255 else f" * (255 / {65535 if high <= 65535 else high})"
+    return f"; their largest value is {high:g}: if that is white, save (images{factor}).round().astype('uint8')"
 
 
 def _load_data_set(name: str, subset: str | None, split: str, section: ImagesSection) -> Images:
@@ -124,16 +142,25 @@ def _load_data_set(name: str, subset: str | None, split: str, section: ImagesSec
 def from_data_set(data_set: Any, section: ImagesSection, origin: str) -> Images:
     """Take images and classes out of a `datasets.Dataset`; the section names the columns where there are several.
 
-    A PacaError if a column is missing or not the only one of its kind.
+    A PacaError if a column is missing or not the only one of its kind, or an image has no class.
     """
     from datasets import ClassLabel, Image
 
     features: Mapping[str, Any] = data_set.features
     image = _column(features, Image, section.image_column, "images.image_column", origin)
     label = _column(features, ClassLabel, section.label_column, "images.label_column", origin)
+    labels = data_set.select_columns([label])[:][label]
+    unknown = [row for row, value in enumerate(labels, start=1) if value is None or value < 0]
+    if unknown:
+        raise PacaError(
+            f"The data set {origin!r} says no class in {len(unknown)} of {len(labels)} rows: {first_few(unknown)}; "
+            "take a split whose images are labelled."
+        )
+    images = data_set.select_columns([image])
     return Images(
-        read=lambda position: data_set[position][image].convert("RGB"),
-        labels=tuple(data_set.select_columns([label])[:][label]),
+        read=lambda position: to_rgb(images[position][image]),
+        name=lambda position: f"row {position + 1}",
+        labels=tuple(labels),
         classes=tuple(features[label].names),
         origin=origin,
     )
