@@ -14,6 +14,7 @@ from paca.workbench.vision.folder import read_folder
 from paca.workbench.vision.section import ImagesSection
 from paca.workbench.vision.sources import from_data_set
 
+pytestmark = pytest.mark.road("pictures")
 GENERATOR = np.random.default_rng(1)
 
 

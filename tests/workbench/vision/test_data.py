@@ -44,6 +44,7 @@ def test_npz_without_splits_or_names_and_in_grey(tmp_path):
     assert np.array_equal(np.asarray(found.read(1))[..., 2], pixels[1])
 
 
+@pytest.mark.road("pictures")
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -147,6 +148,7 @@ def test_a_column_is_chosen_where_there_are_several():
         from_data_set(data_set().remove_columns("img"), SECTION, "shapes")
 
 
+@pytest.mark.road("pictures")
 @pytest.mark.parametrize("none", [-1, None])
 def test_rows_without_a_class_are_refused(none):
     labelled = data_set()
@@ -190,6 +192,7 @@ def test_training_and_held_out_images(tmp_path):
     assert data.held_out.labels == (0, 1, 2)
 
 
+@pytest.mark.road("pictures")
 @pytest.mark.parametrize("named", [("a",), ("a", "b")])
 def test_one_class_teaches_nothing(tmp_path, named):
     pixels, labels = np.full((8, 4, 4), 99, np.uint8), np.zeros(8, int)

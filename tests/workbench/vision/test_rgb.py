@@ -9,6 +9,7 @@ from PIL import Image
 from paca import PacaError
 from paca.workbench.vision.rgb import to_rgb
 
+pytestmark = pytest.mark.road("pictures")
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 EIGHT_BIT = ("1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LA", "PA")
 
