@@ -414,10 +414,6 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         self._for_call = None
         super().set_adapter(adapter_names, inference_mode=inference_mode)
 
-    def enable_adapters(self, enabled: bool) -> None:
-        self._for_call = None
-        super().enable_adapters(enabled)
-
     def delete_adapter(self, adapter_name: str) -> None:
         self._for_call = None
         self._remerge = [name for name in self._remerge if name != adapter_name]
