@@ -9,7 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Judge:
     """What the endpoint does.
 
-    `answer` makes a verdict from a request's body; it may return a pair instead, an HTTP status and a text.
+    `answer` makes a verdict from a request's body; it may return a pair instead, an HTTP status and a text, or what is
+    else in a choice, such as `{"finish_reason": "length"}`.
     """
 
     def __init__(self, answer=lambda _: "Rating: [[7]]"):
@@ -29,10 +30,11 @@ def serving(judge):
             judge.asked.append(body)
             judge.keys.append(self.headers["Authorization"])
             said = judge.answer(body)
-            status, text = said if isinstance(said, tuple) else (200, said)
-            message = {"role": "assistant", "content": text}
+            changes = said if isinstance(said, dict) else {}
+            status, text = said if isinstance(said, tuple) else (200, changes.pop("content", said))
+            message = {"role": "assistant", "content": text, "refusal": changes.pop("refusal", None)}
             whole = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"]}
-            whole["choices"] = [{"index": 0, "finish_reason": "stop", "message": message}]
+            whole["choices"] = [{"index": 0, "finish_reason": "stop", "message": message, **changes}]
             content = json.dumps(whole).encode() if status == 200 else text.encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

@@ -75,6 +75,23 @@ def test_perplexity_of_conversations_counts_the_assistants_tokens(adapter, tmp_p
     assert found["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
 
 
+@pytest.mark.road("comparisons")
+@pytest.mark.parametrize("batch_size", ["1", "2"])
+def test_perplexity_is_measured_on_as_many_sequences_as_were_asked_for(adapter, tmp_path, batch_size, capsys):
+    data = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "The cat", "completion": text} for text in SENTENCES[:7]])
+    first = write_jsonl(tmp_path / "first.jsonl", [json.loads(row) for row in data.read_text().splitlines()[:3]])
+    found = {}
+    for name, source, limit in (("all", data, []), ("limited", data, ["--limit", "3"]), ("first", first, [])):
+        words = ["--tasks", "perplexity", "--text", str(source), "--output", str(tmp_path / name), *limit]
+        assert main(["eval", adapter, *words, "--batch-size", batch_size]) == 0
+        found[name] = json.loads((tmp_path / name / "perplexity" / "result.json").read_text())
+        shown = capsys.readouterr().out
+        assert ("in 3 of 7 sequences)" in shown) == (name == "limited")
+    assert found["limited"]["loss"] == found["first"]["loss"] != found["all"]["loss"]
+    assert found["limited"]["tokens"] == found["first"]["tokens"] < found["all"]["tokens"]
+    assert (found["limited"]["sequences"], found["limited"]["all_sequences"]) == (3, 7)
+
+
 def test_a_task_file_of_the_user_s_own_goes_on_where_it_was(adapter, own_task, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
     words = ["--tasks", "finish", "--include", str(own_task), "--trust-task-files", "--output", str(out), "--json"]

@@ -7,7 +7,7 @@ from tests.workbench.evaluation.judge_server import Judge, serving
 
 from paca.workbench.cli.main import main
 from paca.workbench.evaluation.mt_bench import answers as answering
-from paca.workbench.evaluation.mt_bench.judge import rating
+from paca.workbench.evaluation.mt_bench.judge import FIRST_CALLS
 from paca.workbench.models.generation import Sampling
 
 NEW_TOKENS = "6"
@@ -42,7 +42,14 @@ def test_from_questions_to_scores_by_category(adapter, bench, tmp_path, judge, c
     result = scored(out)
     assert result["categories"]["writing"]["score"] == 7.25
     assert result["categories"]["reasoning"]["turn_2"] == 2
-    assert result["average"] == {"score": 34 / 6, "turn_1": 19 / 3, "turn_2": 5, "verdicts": 6, "malformed": 0}
+    assert result["average"] == {
+        "score": 34 / 6,
+        "turn_1": 19 / 3,
+        "turn_2": 5,
+        "verdicts": 6,
+        "malformed": 0,
+        "refused": 0,
+    }
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [f"mt-bench answers: {out}/mt-bench/result.json", "3 questions of two turns answered"]
     assert [line.split() for line in lines[3:]] == [
@@ -113,33 +120,117 @@ def test_a_judge_that_is_down_keeps_what_there_is_and_the_next_command_goes_on(
     assert judge.asked == []
 
 
-def test_malformed_verdicts_are_counted_and_shown(adapter, bench, tmp_path, judge, capsys):
-    said = iter(["no rating", "[[11]]", "", "[[0]]", "Rating: [9]", "[[8]]"])
+@pytest.mark.road("verdicts")
+def test_malformed_verdicts_are_counted_and_shown_with_what_they_lack(adapter, bench, tmp_path, judge, capsys):
+    said = iter(["no rating", "[[11]]", "", "<think>[[5]]", "Rating: [9]", "[[1]] no, [[8]]"])
     judge.answer = lambda _: next(said)
     out = tmp_path / "out"
     assert run(adapter, bench, out, *judged_by(judge)) == 0
-    assert scored(out)["average"] == {"score": 8.5, "turn_1": 9, "turn_2": 8, "verdicts": 6, "malformed": 4}
+    average = {"score": 8.5, "turn_1": 9, "turn_2": 8, "verdicts": 6, "malformed": 4, "refused": 0}
+    assert scored(out)["average"] == average
     assert scored(out)["categories"]["writing"]["score"] is None
+    counted = "1 a rating outside 1 to 10, 1 a thought without an end, 1 no rating, 1 no text"
     shown = capsys.readouterr().out
-    assert "4 verdicts hold no rating from 1 to 10 and count in no mean; their texts are kept" in shown
+    assert f"4 malformed verdicts count in no mean; their texts are kept: {counted}\n" in shown
     (kept,) = out.glob("mt-bench/judge-*/verdicts.jsonl")
     assert "no rating" in kept.read_text()
 
 
-@pytest.mark.parametrize(
-    ("verdict", "expected"),
-    [
-        ("[[7]]", 7),
-        ("[[7.5]] or [[9]]", 7.5),
-        ("[3]", 3),
-        ("[[10]]", 10),
-        ("[[ 7 ]]", None),
-        ("[[100]]", None),
-        ("", None),
-    ],
-)
-def test_ratings(verdict, expected):
-    assert rating(verdict) == expected
+@pytest.mark.road("verdicts")
+def test_a_verdict_that_is_cut_says_which_option_to_raise_and_is_asked_for_again(
+    adapter, bench, tmp_path, judge, capsys, monkeypatch
+):
+    def answer(body):
+        long = body["messages"][1]["content"].startswith("math") and body["max_tokens"] < 3000
+        return {"content": "By the rubric, [[2]] would", "finish_reason": "length"} if long else "[[7]]"
+
+    judge.answer, out = answer, tmp_path / "out"
+    assert run(adapter, bench, out, *judged_by(judge)) == 0
+    assert scored(out)["average"]["malformed"] == 2
+    assert scored(out)["average"]["score"] == 7
+    shown = capsys.readouterr().out
+    assert "their texts are kept: 2 cut at the token limit" in shown
+    assert "verdicts were cut at 2048 tokens: raise --judge-max-tokens and repeat the command" in shown
+    monkeypatch.setattr(answering, "generate", None)  # the answers are there
+    for tokens, calls in (("2000", 0), ("2500", 2), ("4000", 2), ("4000", 0)):
+        judge.asked = []
+        assert run(adapter, bench, out, *judged_by(judge, "--judge-max-tokens", tokens)) == 0
+        assert len(judge.asked) == calls
+    assert scored(out)["average"]["malformed"] == 0
+    assert scored(out)["cut_at"] is None
+
+
+@pytest.mark.road("refused-calls")
+@pytest.mark.parametrize("parallel", ["1", "4"])
+@pytest.mark.parametrize("refused", ["one", "math two", "math"])
+def test_a_refused_call_is_that_question_s_failure(adapter, bench, tmp_path, judge, capsys, refused, parallel):
+    def answer(body):
+        unwanted = body["messages"][1]["content"].startswith(f"{refused}:")
+        return (400, json.dumps({"error": {"message": "filtered", "code": "content_filter"}})) if unwanted else "[[6]]"
+
+    judge.answer, out = answer, tmp_path / "out"
+    assert run(adapter, bench, out, *judged_by(judge, "--judge-parallel", parallel)) == 0
+    number = {"one": 2, "math two": 1, "math": 1}[refused]
+    average = scored(out)["average"]
+    assert (average["score"], average["verdicts"], average["refused"]) == (6, 6 - number, number)
+    assert len(judge.asked) == 6
+    shown = capsys.readouterr().out
+    assert f"{number} calls were refused and count in no mean: question " in shown
+    assert "filtered" in shown
+    keys = {"one": {"81:1", "82:1"}, "math two": {"101:2"}, "math": {"101:1"}}[refused]
+    assert set(scored(out)["refused"]) == keys
+
+
+@pytest.mark.road("refused-calls")
+@pytest.mark.parametrize("status", [400, 403, 404, 422])
+def test_where_the_first_calls_are_all_refused_it_is_the_address(adapter, bench, tmp_path, judge, capsys, status):
+    judge.answer = lambda _: (status, "no")
+    assert run(adapter, bench, tmp_path / "out", *judged_by(judge)) == 2
+    error = capsys.readouterr().err
+    assert f"refused all of the first {FIRST_CALLS} calls" in error
+    assert "Is 'a judge/1' its --judge-model, does the address end in /v1, and may the key in OPENAI_API_KEY" in error
+    assert FIRST_CALLS <= len(judge.asked) <= FIRST_CALLS + 1
+    assert not list((tmp_path / "out").glob("mt-bench/judge-*/result.json"))
+    judge.answer = lambda _: "[[5]]"
+    assert run(adapter, bench, tmp_path / "out", *judged_by(judge)) == 0
+    assert scored(tmp_path / "out")["average"]["score"] == 5
+
+
+@pytest.mark.road("refused-calls")
+def test_a_resumed_run_may_have_refused_calls_alone(adapter, bench, tmp_path, judge, capsys):
+    out = tmp_path / "out"
+    verdicts = iter(["[[4]]"] * 4 + [(400, "filtered"), (503, "busy")])
+    judge.answer = lambda _: next(verdicts)
+    assert run(adapter, bench, out, *judged_by(judge, "--judge-retries", "0")) == 2
+    judge.answer = lambda _: (400, "filtered")
+    assert run(adapter, bench, out, *judged_by(judge)) == 0
+    assert scored(out)["average"]["refused"] == 2
+
+
+@pytest.mark.road("refused-calls")
+def test_a_judge_that_answered_before_and_refuses_everything_now_is_not_taken_at_its_word(
+    adapter, bench, tmp_path, judge, capsys
+):
+    out = tmp_path / "out"
+    verdicts = iter(["[[4]]"])
+    judge.answer = lambda _: next(verdicts, (503, "busy"))
+    assert run(adapter, bench, out, *judged_by(judge, "--judge-retries", "0")) == 2
+    judge.answer = lambda _: (400, "no")
+    assert run(adapter, bench, out, *judged_by(judge)) == 2
+    assert "refused all of the first 5 calls" in capsys.readouterr().err
+    assert not list(out.glob("mt-bench/judge-*/result.json"))
+
+
+@pytest.mark.road("refused-calls")
+def test_a_judge_that_wants_to_be_asked_otherwise_says_so_in_the_result(adapter, bench, tmp_path, judge, capsys):
+    message = "Unsupported value: 'temperature' does not support 0 with this model."
+    judge.answer = lambda body: (
+        (400, json.dumps({"error": {"message": message}})) if "temperature" in body else "[[9]]"
+    )
+    assert run(adapter, bench, tmp_path / "out", *judged_by(judge)) == 0
+    assert scored(tmp_path / "out")["average"]["score"] == 9
+    assert scored(tmp_path / "out")["asked_with"] == ["no temperature"]
+    assert "this judge wants no temperature" in capsys.readouterr().out
 
 
 def test_two_judges_share_the_answers(adapter, bench, tmp_path, judge):
@@ -171,17 +262,10 @@ def test_a_conversation_that_is_too_long_has_no_answer_and_is_counted(adapter, b
     assert "1 turns have no answer: the model could read no more" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("status", "message"),
-    [
-        (401, "refuses the key (401); set the environment variable OPENAI_API_KEY."),
-        (404, "can't be asked (404): NotFoundError"),
-    ],
-)
-def test_what_no_repetition_helps_ends_at_once(adapter, bench, tmp_path, judge, capsys, status, message):
-    judge.answer = lambda _: (status, "no")
+def test_a_refused_key_ends_at_once(adapter, bench, tmp_path, judge, capsys):
+    judge.answer = lambda _: (401, "no")
     assert run(adapter, bench, tmp_path / "out", *judged_by(judge)) == 2
-    assert message in capsys.readouterr().err
+    assert "refuses the key (401); set the environment variable OPENAI_API_KEY." in capsys.readouterr().err
     assert len(judge.asked) <= 2
 
 

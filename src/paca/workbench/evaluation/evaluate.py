@@ -51,7 +51,8 @@ def evaluate(request: Request) -> Iterator[Evaluated]:
     ]
     for evaluation, result in zip(evaluations, known, strict=True):
         folder = place / evaluation.folder
-        found = result or _measured(evaluation, model, folder)
+        finished = result is not None and not evaluation.outdated(result)
+        found = result if result is not None and finished else _measured(evaluation, model, folder)
         yield Evaluated(evaluation.name, folder / RESULT, found, evaluation.lines(found))
 
 

@@ -36,6 +36,7 @@ class Evaluation:
         settings: All that its result depends on besides the model, as JSON holds it.
         measure: Measures a model, keeping in that folder what it has so far.
         lines: Shows the result.
+        outdated: Whether what is asked for now would add to a finished result.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Evaluation:
     settings: Mapping[str, Any]
     measure: Callable[[EvaluatedModel, Path], dict[str, Any]]
     lines: Lines
+    outdated: Callable[[Mapping[str, Any]], bool] = lambda _: False
 
 
 def prepare(request: Request) -> list[Evaluation]:
@@ -108,11 +110,12 @@ def _perplexity(request: Request) -> list[Evaluation]:
     settings = {
         "texts": [file_digest(Path(name)) if Path(name).is_file() else name for name in request.text],
         "length": request.length,
+        "limit": request.limit,
         "batch_size": request.batch_size,
     }
 
     def measure(evaluated: EvaluatedModel, folder: Path) -> dict[str, Any]:
-        return measure_perplexity(evaluated, documents, request.length, request.batch_size, folder)
+        return measure_perplexity(evaluated, documents, request.length, request.limit, request.batch_size, folder)
 
     return [Evaluation("perplexity", "perplexity", settings, measure, perplexity_table)]
 
@@ -138,19 +141,21 @@ def _mt_bench(request: Request) -> list[Evaluation]:
         answered = Journal(at.parent / ANSWERS)
         answers = {question.id: answered[str(question.id)] for question in questions}
         verdicts = Journal(at / VERDICTS)
-        judge_all(endpoint, list(cases(questions, answers, prompts)), verdicts, request.judge_parallel)
-        return scores(questions, verdicts)
+        asked = list(cases(questions, answers, prompts))
+        judged = judge_all(endpoint, asked, verdicts, request.judge_parallel)
+        return {**scores(questions, verdicts), "refused": judged.refused, "asked_with": judged.asked_with}
 
     settings = {
         "judge": endpoint.model,
-        "max_tokens": endpoint.max_tokens,
         "prompts": {name: [prompt.system, prompt.template] for name, prompt in prompts.items()},
         "references": [question.reference for question in questions],
     }
-    return [
-        *evaluations,
-        Evaluation("mt-bench", f"mt-bench/judge-{slug(endpoint.model)}", settings, judge, scores_table),
-    ]
+
+    def cut_short(result: Mapping[str, Any]) -> bool:
+        return result["cut_at"] is not None and result["cut_at"] < endpoint.max_tokens
+
+    place = f"mt-bench/judge-{slug(endpoint.model)}"
+    return [*evaluations, Evaluation("mt-bench", place, settings, judge, scores_table, cut_short)]
 
 
 OWN: dict[str, Callable[[Request], list[Evaluation]]] = {

@@ -21,16 +21,18 @@ SUMS = "sums.jsonl"
 
 
 def measure_perplexity(
-    evaluated: EvaluatedModel, documents: Documents, length: int, batch_size: int, folder: Path
+    evaluated: EvaluatedModel, documents: Documents, length: int, limit: int | None, batch_size: int, folder: Path
 ) -> dict[str, Any]:
-    """Measure `loss`, `perplexity`, `tokens` and `sequences` of a model on documents.
+    """Measure `loss`, `perplexity`, `tokens` and `sequences` of a model on documents, and count `all_sequences`.
 
     Text is cut into blocks of `length` tokens; in conversations, cut at that length, the assistant's turns carry loss.
-    Sums are kept in `folder` as they come. A PacaError if the context is too short, or nothing carries loss.
+    Of the sequences that this makes, the first `limit` are measured. Sums are kept in `folder` as they come. A
+    PacaError if the context is too short, or nothing carries loss.
     """
     if length > context_length(evaluated.model):
         raise PacaError(f"--length {length}: the model reads {context_length(evaluated.model)} tokens at most.")
-    sequences = encode(documents.is_text, documents.rows, evaluated.tokenizer, length)
+    every = encode(documents.is_text, documents.rows, evaluated.tokenizer, length)
+    sequences = every[:limit]
     if not sequences:
         raise PacaError(f"Nothing in the texts carries loss within {length} tokens.")
     journal = Journal(folder / SUMS)
@@ -41,7 +43,7 @@ def measure_perplexity(
     sums = [journal[str(start)] for start in starts]
     tokens = sum(count for _, count in sums)
     measured = HeldOut(sum(loss for loss, _ in sums) / tokens, tokens)
-    return {**measured.to_dict(), "sequences": len(sequences)}
+    return {**measured.to_dict(), "sequences": len(sequences), "all_sequences": len(every)}
 
 
 @torch.no_grad()

@@ -28,7 +28,9 @@ class Request:
     tasks: Sequence[str] = option("mmlu, perplexity, mt-bench, …; with commas", metavar="NAMES", type=_names)
     output: str | None = option("where results go; eval/ beside the adapter when omitted", None, metavar="DIR")
     overwrite: bool = option("start again where an evaluation is there", False)
-    limit: int | None = option("at most N questions per task, subject or category", None, least=1, metavar="N")
+    limit: int | None = option(
+        "at most N questions per task, subject or category, or N sequences", None, least=1, metavar="N"
+    )
     merged: bool = option("merge the adapter into the weights first", False)
     dtype: str | None = option("hold the model in it; as in the run when omitted", None, metavar="NAME")
     batch_size: int = option("sequences at a time (%(default)s)", 1, least=1, metavar="N")

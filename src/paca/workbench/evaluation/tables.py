@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from paca.errors import first_few
+
 MOST_ROWS = 20
+MOST_REASONS = 3
 Result = Mapping[str, Any]
 
 
@@ -38,9 +41,11 @@ def harness_table(result: Result) -> list[str]:
 
 def perplexity_table(result: Result) -> list[str]:
     """Show a measurement on texts in one line."""
+    sequences, every = result["sequences"], result["all_sequences"]
+    of_all = f" of {every:,}" if sequences < every else ""
     return [
         f"perplexity {result['perplexity']:.3f} (loss {result['loss']:.4f} over {result['tokens']:,} tokens in "
-        f"{result['sequences']:,} sequences)"
+        f"{sequences:,}{of_all} sequences)"
     ]
 
 
@@ -53,14 +58,27 @@ def answers_table(result: Result) -> list[str]:
 
 
 def scores_table(result: Result) -> list[str]:
-    """Show a judge's scores by category; one more line where verdicts had no rating."""
-    columns = ("score", "turn_1", "turn_2", "verdicts", "malformed")
+    """Show a judge's scores by category, and say what counts in no mean, and why."""
+    columns = ["score", "turn_1", "turn_2", "verdicts", "malformed"]
+    columns += ["refused"] if result["refused"] else []
     entries = {**result["categories"], "average": result["average"]}
     rows = [[name, *(entry[column] for column in columns)] for name, entry in entries.items()]
     lines = table(["category", *(column.replace("_", " ") for column in columns)], rows)
-    malformed = result["average"]["malformed"]
-    if malformed:
-        lines.append(f"{malformed} verdicts hold no rating from 1 to 10 and count in no mean; their texts are kept")
+    if result["malformed"]:
+        counted = ", ".join(f"{count} {reason}" for reason, count in result["malformed"].items())
+        lines.append(
+            f"{result['average']['malformed']} malformed verdicts count in no mean; their texts are kept: {counted}"
+        )
+    if result["cut_at"] is not None:
+        lines.append(
+            f"verdicts were cut at {result['cut_at']} tokens: raise --judge-max-tokens and repeat the command; only "
+            "these are asked for again"
+        )
+    if result["refused"]:
+        reasons = [f"question {key.replace(':', ', turn ')}: {reason}" for key, reason in result["refused"].items()]
+        lines.append(f"{len(reasons)} calls were refused and count in no mean: {first_few(reasons, MOST_REASONS)}")
+    if result["asked_with"]:
+        lines.append(f"this judge wants {', '.join(result['asked_with'])}")
     return lines
 
 

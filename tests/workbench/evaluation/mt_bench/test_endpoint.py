@@ -88,6 +88,7 @@ def test_a_model_answers_and_another_judges(smollm2, endpoint, two_questions, tm
     assert len(verdicts) == 4
     assert all(entry["value"]["verdict"] for entry in verdicts)
     # A model of this size rarely keeps to the form; what it says instead is counted, not dropped.
-    unrated = sum(entry["value"]["rating"] is None for entry in verdicts)
-    assert result["average"]["malformed"] == unrated
-    assert capsys.readouterr().out.splitlines()[-2 if unrated else -1].startswith("average")
+    malformed = [entry["value"]["malformed"] for entry in verdicts if entry["value"]["rating"] is None]
+    assert result["average"]["malformed"] == len(malformed)
+    assert result["malformed"] == {reason: malformed.count(reason) for reason in malformed}
+    assert any(line.startswith("average") for line in capsys.readouterr().out.splitlines())

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint that is asked for verdicts; calls that fail are made again, later and later."""
+"""Where a judge is: an OpenAI-compatible endpoint; calls that fail are made again, later and later."""
 
 import os
 from dataclasses import dataclass
@@ -53,39 +53,3 @@ class Endpoint:
             max_retries=self.retries,
             timeout=self.timeout,
         )
-
-
-class CallError(Exception):
-    """A call that failed for a reason that may pass: the others may still succeed."""
-
-
-def ask(client: Any, endpoint: Endpoint, system: str, prompt: str) -> str:
-    """Ask for one verdict and return its text, empty where the judge sent none.
-
-    Several threads may use one `client`. A CallError if there was no answer after all retries; a PacaError if no call
-    can succeed: a key is refused, or there is no such model.
-    """
-    import openai
-
-    messages = [{"role": "system", "content": system}, {"role": "user", "content": prompt}]
-    try:
-        answer = client.chat.completions.create(
-            model=endpoint.model, messages=messages, temperature=0, max_tokens=endpoint.max_tokens
-        )
-        return answer.choices[0].message.content or ""
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise PacaError(
-            f"The judge at {endpoint.url} refuses the key ({error.status_code}); set the environment variable "
-            f"{endpoint.key_variable}."
-        ) from error
-    except (openai.NotFoundError, openai.BadRequestError, openai.UnprocessableEntityError) as error:
-        raise PacaError(
-            f"The judge at {endpoint.url} can't be asked ({error.status_code}): {_short(error)}. Is "
-            f"{endpoint.model!r} its --judge-model, and does the address end in /v1?"
-        ) from error
-    except (openai.OpenAIError, AttributeError, IndexError, TypeError, ValueError) as error:  # or an answer of no form
-        raise CallError(_short(error)) from error
-
-
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

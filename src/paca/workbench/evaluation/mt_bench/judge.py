@@ -1,6 +1,6 @@
 """Verdicts on answers, kept one by one, and the scores that they make."""
 
-import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -10,12 +10,13 @@ from tqdm.auto import tqdm
 
 from paca.errors import PacaError
 from paca.workbench.evaluation.journal import Journal
-from paca.workbench.evaluation.mt_bench.endpoint import CallError, Endpoint, ask
+from paca.workbench.evaluation.mt_bench.calls import Caller, CallError, RefusedError, Reply
+from paca.workbench.evaluation.mt_bench.endpoint import Endpoint
 from paca.workbench.evaluation.mt_bench.questions import JudgePrompt, Question
+from paca.workbench.evaluation.mt_bench.verdict import read_verdict
 
-BRACKETED = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
-LOWEST, HIGHEST = 1, 10
 GIVE_UP_AFTER = 3  # failed calls in a row, each with its own retries: the endpoint is down
+FIRST_CALLS = 4  # two questions: where all of them are refused, it is not for what they hold
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,6 @@ class Case:
     key: str
     system: str
     prompt: str
-
-
-def rating(verdict: str) -> float | None:
-    """Read a rating from 1 to 10 off a verdict that should hold `[[7]]`, or `[7]`; None where there is none."""
-    found = next(filter(None, (pattern.search(verdict) for pattern in BRACKETED)), None)
-    value = float(found[1]) if found else None
-    return value if value is not None and LOWEST <= value <= HIGHEST else None
 
 
 def cases(
@@ -64,31 +58,53 @@ def cases(
             yield Case(f"{question.id}:{turn}", prompts[name].system, prompts[name].filled(values))
 
 
-def judge_all(endpoint: Endpoint, waiting: Sequence[Case], journal: Journal, parallel: int = 1) -> None:
-    """Ask the judge about every case that has no verdict in the journal yet, `parallel` calls at a time.
+@dataclass(frozen=True)
+class Judged:
+    """What came of asking.
 
-    A PacaError if calls failed; the verdicts that came are kept.
+    Args:
+        refused: Why the judge refused to rate an answer, by key of its case.
+        asked_with: How the judge wants to be asked, where that is not the usual way.
     """
-    waiting = [case for case in waiting if case.key not in journal]
+
+    refused: Mapping[str, str]
+    asked_with: Sequence[str] = ()
+
+
+def judge_all(endpoint: Endpoint, every: Sequence[Case], journal: Journal, parallel: int = 1) -> Judged:
+    """Ask the judge about each case without a verdict in the journal, or with one cut at fewer tokens than now.
+
+    `parallel` calls are made at a time. A call that is refused for what it holds stays without a verdict, and the
+    others go on. A PacaError if the first calls are all refused, or calls failed; the verdicts that came are kept.
+    """
+    waiting = [case for case in every if _waits(case, journal, endpoint)]
     if not waiting:
-        return
-    client, failures, in_a_row = endpoint.client(), [], 0
+        return Judged({})
+    caller, answered_before = Caller(endpoint), len(journal) > 0
+    refused: dict[str, str] = {}
+    failures: list[CallError] = []
+    answered = in_a_row = 0
     with ThreadPoolExecutor(parallel) as pool:
-        asked: dict[Future[str], Case] = {
-            pool.submit(ask, client, endpoint, case.system, case.prompt): case for case in waiting
+        asked: dict[Future[Reply], Case] = {
+            pool.submit(caller.ask, case.system, case.prompt): case for case in waiting
         }
         try:
             for done in tqdm(as_completed(asked), total=len(asked), desc="judging"):
+                key = asked[done].key
                 try:
-                    verdict = done.result()
+                    reply = done.result()
+                except RefusedError as error:
+                    refused[key], in_a_row = str(error), 0
+                    if not (answered or answered_before) and len(refused) == min(FIRST_CALLS, len(waiting)):
+                        raise _no_judge(endpoint, refused) from error
                 except CallError as error:
                     failures.append(error)
                     in_a_row += 1
                     if in_a_row == GIVE_UP_AFTER:
                         break
-                    continue
-                in_a_row = 0
-                journal.add(asked[done].key, {"rating": rating(verdict), "verdict": verdict})
+                else:
+                    answered, in_a_row = answered + 1, 0
+                    journal.add(key, _kept(reply, endpoint))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     if failures:
@@ -97,6 +113,27 @@ def judge_all(endpoint: Endpoint, waiting: Sequence[Case], journal: Journal, par
             f"{endpoint.retries + 1} times ({failures[-1]}). The other verdicts are kept: repeat the "
             "command to continue."
         )
+    if not answered and len(refused) > FIRST_CALLS:  # it answered before, and now refuses everything
+        raise _no_judge(endpoint, refused)
+    return Judged(refused, sorted(caller.adaptations))
+
+
+def _waits(case: Case, journal: Journal, endpoint: Endpoint) -> bool:
+    return case.key not in journal or (journal[case.key].get("cut_at") or endpoint.max_tokens) < endpoint.max_tokens
+
+
+def _kept(reply: Reply, endpoint: Endpoint) -> dict[str, Any]:
+    found = read_verdict(reply.text, reply.cut)
+    cut = {"cut_at": endpoint.max_tokens} if reply.cut else {}
+    return {"rating": found.rating, "malformed": found.malformed, **cut, "verdict": reply.text}
+
+
+def _no_judge(endpoint: Endpoint, refused: Mapping[str, str]) -> PacaError:
+    return PacaError(
+        f"The judge at {endpoint.url} refused all of the first {len(refused)} calls: {next(iter(refused.values()))}. "
+        f"Is {endpoint.model!r} its --judge-model, does the address end in /v1, and may the key in "
+        f"{endpoint.key_variable} use it?"
+    )
 
 
 def scores(questions: Sequence[Question], journal: Journal) -> dict[str, Any]:
@@ -104,28 +141,36 @@ def scores(questions: Sequence[Question], journal: Journal) -> dict[str, Any]:
 
     Args:
         questions: All questions.
-        journal: Holds a verdict for both turns of each.
+        journal: Holds the verdicts on both turns of each, but for those that the judge refused to give.
 
     Returns:
-        By category, and as `average` over all: the mean rating, that of each turn, how many verdicts there were, and
-        how many of these had no rating, which count in no mean.
+        By category, and as `average` over all: the mean rating, that of each turn, how many verdicts there are, how
+        many of these have no rating, and how many were refused, which both count in no mean. As `malformed` how many
+        have none for which reason; as `cut_at` the lowest token limit at which one was cut, or None.
     """
     by_category: dict[str, list[Question]] = {}
     for question in questions:
         by_category.setdefault(question.category, []).append(question)
-    found = {category: _mean(members, journal) for category, members in by_category.items()}
-    return {"categories": found, "average": _mean(questions, journal)}
+    reasons = (entry["malformed"] for entry in journal.values())
+    return {
+        "categories": {category: _mean(members, journal) for category, members in by_category.items()},
+        "average": _mean(questions, journal),
+        "malformed": dict(sorted(Counter(filter(None, reasons)).items())),
+        "cut_at": min((entry["cut_at"] for entry in journal.values() if "cut_at" in entry), default=None),
+    }
 
 
 def _mean(questions: Sequence[Question], journal: Journal) -> dict[str, Any]:
-    turns = [[journal[f"{question.id}:{turn}"]["rating"] for question in questions] for turn in (1, 2)]
-    given = [[value for value in turn if value is not None] for turn in turns]
+    turns = [[journal.get(f"{question.id}:{turn}") for question in questions] for turn in (1, 2)]
+    verdicts = [entry for turn in turns for entry in turn if entry is not None]
+    given = [[entry["rating"] for entry in turn if entry and entry["rating"] is not None] for turn in turns]
     everything = given[0] + given[1]
     means = [sum(values) / len(values) if values else None for values in (everything, *given)]
     return {
         "score": means[0],
         "turn_1": means[1],
         "turn_2": means[2],
-        "verdicts": 2 * len(questions),
-        "malformed": 2 * len(questions) - len(everything),
+        "verdicts": len(verdicts),
+        "malformed": len(verdicts) - len(everything),
+        "refused": 2 * len(questions) - len(verdicts),
     }
