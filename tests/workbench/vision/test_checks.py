@@ -68,7 +68,12 @@ def test_what_cannot_be_read_is_skipped_counted_and_named(tmp_path, caplog, sour
 @pytest.mark.parametrize("source", [folder_of, data_set_of])
 def test_good_images_are_the_same_afterwards(tmp_path, source):
     images = source(tmp_path)
-    assert readable(images, 0) is images
+    found = readable(images, 0)
+    assert (found.labels, found.skipped) == (images.labels, ())
+    assert [np.asarray(found.read(n)).sum() for n in range(12)] == [
+        np.asarray(images.read(n)).sum() for n in range(12)
+    ]
+    assert len(set(found.digests)) == 12
 
 
 def write_grey(root, pixels):

@@ -16,6 +16,7 @@ from paca.workbench.base.progress import show_losses
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import last_complete
 from paca.workbench.training.doctor.batch_size import follow_earlier_start
+from paca.workbench.training.inputs import digest_of_rows
 from paca.workbench.training.report import run_metrics
 from paca.workbench.training.run_folder import ADAPTER, BEFORE, CURVE, METRICS, MISTAKES
 from paca.workbench.training.stages import examined, measured_once, train
@@ -44,6 +45,13 @@ def prepare(recipe: Recipe) -> tuple[ImageData, Any]:
             "accelerate launch."
         )
     return data, arguments
+
+
+def inputs(data: ImageData) -> dict[str, Any]:
+    """Digest the images and their classes."""
+    parts = {"training images": data.train, "held-out images": data.held_out}
+    digests = {name: digest_of_rows(zip(part.labels, part.digests, strict=True)) for name, part in parts.items()}
+    return {"classes": list(data.train.classes), **digests}
 
 
 def load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, None]:

@@ -9,12 +9,14 @@ from paca.workbench.base.processes import on_main, world_size
 from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.tasks import IMAGES, TEXT
+from paca.workbench.training.inputs import check_inputs
 from paca.workbench.training.interruptions import failed_writes_explained
 from paca.workbench.training.memory_estimate import say_memory
 from paca.workbench.training.run_folder import open_run, read_metrics
 
 # The module of each task, named and not imported: it brings libraries along. In each are
 #   prepare(recipe)                                to the raw data, and arguments of the `Trainer`
+#   inputs(raw)                                    to what `check_inputs` compares when the run is resumed
 #   load(recipe, raw, arguments)                   to the `Trainer`, its model adapted, and text as tokens
 #   run(recipe, raw, arguments, folder, doctor)    to what metrics.json holds
 #   closing_lines(metrics)                         to the lines that sum a run up
@@ -39,7 +41,13 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doct
     task, folder = _task(recipe.task), Path(recipe.output_dir)
     with failed_writes_explained(folder):
         raw, arguments = task.prepare(recipe)  # first, so that a mistake in the data leaves no folder
-        if on_main(lambda: open_run(folder, recipe, resume, overwrite, world_size())):
+
+        def opened() -> bool:
+            finished = open_run(folder, recipe, resume, overwrite, world_size())
+            check_inputs(folder, task.inputs(raw))
+            return finished
+
+        if on_main(opened):
             return read_metrics(folder)
         with quiet_libraries():
             if doctor:

@@ -11,6 +11,7 @@ from paca.workbench.base.files import discard, is_ours, write_json, write_text
 from paca.workbench.base.schema import describe_difference
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import checkpoint_folders
+from paca.workbench.training.inputs import INPUTS
 
 RECIPE = "recipe.yaml"  # written first: a run was started
 PROCESSES = ".processes.json"  # on how many processes, if more than one
@@ -63,7 +64,7 @@ def _global_batch(recipe: Mapping[str, Any], processes: int) -> int:
 
 def _clear(folder: Path) -> None:
     # In this order, a deletion that is interrupted leaves what looks like an unfinished run, and can be repeated.
-    for name in (METRICS, PROCESSES, MICRO_BATCH, BEFORE, ADAPTER, MERGED, CURVE, MISTAKES, LOGS, CARD):
+    for name in (METRICS, PROCESSES, INPUTS, MICRO_BATCH, BEFORE, ADAPTER, MERGED, CURVE, MISTAKES, LOGS, CARD):
         discard(folder / name)
     for checkpoint in checkpoint_folders(folder):
         discard(checkpoint)

@@ -23,6 +23,7 @@ from paca.workbench.training.checkpoints import last_complete
 from paca.workbench.training.doctor.batch_size import follow_earlier_start
 from paca.workbench.training.engines import adapter_state, shards, use_engine
 from paca.workbench.training.held_out import evaluate
+from paca.workbench.training.inputs import check_inputs, digest_of_rows, digest_of_tokens
 from paca.workbench.training.report import closing_lines as closing_lines
 from paca.workbench.training.report import draw_loss_curve, run_metrics
 from paca.workbench.training.run_folder import ADAPTER, BEFORE, CARD, CURVE, METRICS
@@ -33,6 +34,22 @@ from paca.workbench.training.step_meter import StepMeter
 def prepare(recipe: Recipe) -> tuple[RawData, Any]:
     """Read a recipe's documents, and make its `SFTConfig`; a mistake in either shows before a model is loaded."""
     return read_data(recipe.data), training_arguments(recipe.all_training, recipe.output_dir, recipe.seed)
+
+
+def inputs(raw: RawData) -> dict[str, Any]:
+    """Digest the documents, before a tokenizer is there."""
+    train = (row for part in raw.train for row in part.rows)
+    held_out = {} if raw.held_out is None else {"held-out rows": digest_of_rows(raw.held_out.rows)}
+    return {"training rows": digest_of_rows(train), **held_out}
+
+
+def _token_inputs(data: TrainingData) -> dict[str, Any]:
+    """Digest what the tokenizer and its chat template made of the documents, which were found to be the same."""
+    made = {"training": data.train, "held-out": data.held_out}
+    return {
+        f"{part} sequences that the tokenizer makes of the same rows": digest_of_tokens(sequences)
+        for part, sequences in made.items()
+    }
 
 
 def load(recipe: Recipe, raw: RawData, arguments: Any) -> tuple[Any, TrainingData]:
@@ -61,6 +78,7 @@ def load_recipe(recipe: Recipe, raw: RawData, arguments: Any) -> Loaded:
 def run(recipe: Recipe, raw: RawData, arguments: Any, folder: Path, doctor: bool) -> dict[str, Any]:
     """Evaluate, train, evaluate again, and write the results into a folder that `open_run` has made ready."""
     trainer, data = load(recipe, raw, arguments)
+    on_main(lambda: check_inputs(folder, _token_inputs(data)))
     use_engine(trainer)
     follow_earlier_start(trainer, folder)
     if doctor and not shards(trainer):  # other ranks than 0 may hold no weights yet

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from paca.errors import PacaError, first_few
 from paca.workbench.base.messages import one_line
-from paca.workbench.vision.images import Images
+from paca.workbench.vision.images import Images, digest_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +27,27 @@ class _Decoded:
     Args:
         problem: Why it can't be read; None for a good one.
         brightest: The largest value of any channel, of 255.
+        digest: Of its pixels.
     """
 
     problem: str | None
     brightest: int = 0
+    digest: str = ""
 
 
 def readable(images: Images, most_unreadable: float) -> Images:
-    """Leave out the images that cannot be read, and name them.
+    """Leave out the images that cannot be read, name them, and digest the others.
 
     A PacaError if that is a larger share than `most_unreadable`, or all that can be read is nearly black.
     """
     decoded = list(_with_progress(images))
     good = [position for position, found in enumerate(decoded) if found.problem is None]
     skipped = [position for position, found in enumerate(decoded) if found.problem is not None]
-    kept = replace(images.choose(good), skipped=tuple(map(images.name, skipped))) if skipped else images
+    kept = replace(
+        images.choose(good),
+        digests=tuple(decoded[position].digest for position in good),
+        skipped=tuple(map(images.name, skipped)),
+    )
     if skipped:
         first = decoded[skipped[0]].problem
         _report_unreadable(kept, f"{first_few(kept.skipped, MOST_NAMED)} (the first {first})", most_unreadable)
@@ -70,12 +76,12 @@ def _with_progress(images: Images) -> Iterator[_Decoded]:
 
 def _decode(images: Images, position: int) -> _Decoded:
     try:
-        extrema = images.read(position).getextrema()
+        image = images.read(position)
     except PacaError as error:
         return _Decoded(str(error))
     except Exception as error:  # decoders raise whatever they like: OSError, SyntaxError, struct.error, …
         return _Decoded(f"can't be decoded: {one_line(error)}")
-    return _Decoded(None, max(high for _, high in extrema))
+    return _Decoded(None, max(high for _, high in image.getextrema()), digest_of(image.size, image.tobytes()))
 
 
 def _report_unreadable(kept: Images, named: str, most: float) -> None:

@@ -1,5 +1,6 @@
 """Labelled images, wherever they lie: in memory, in files, in a data set. Decoded one at a time."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ class Images:
         labels: The class of each, an index into `classes`.
         classes: The classes' names.
         origin: What was read, as a message may call it.
+        digests: Of the pixels of each, as text; empty before they were decoded.
         skipped: Those that could not be read and were left out, by name.
     """
 
@@ -25,6 +27,7 @@ class Images:
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     origin: str
+    digests: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -38,7 +41,13 @@ class Images:
             read=lambda position: self.read(chosen[position]),
             name=lambda position: self.name(chosen[position]),
             labels=tuple(self.labels[position] for position in chosen),
+            digests=tuple(self.digests[position] for position in chosen if self.digests),
         )
+
+
+def digest_of(size: Sequence[int], pixels: bytes) -> str:
+    """A short text that other pixels have another of."""
+    return hashlib.blake2b(str(tuple(size)).encode() + pixels, digest_size=8).hexdigest()
 
 
 def from_array(pixels: Any, labels: Sequence[int], classes: Sequence[str], origin: str) -> Images:
@@ -51,6 +60,7 @@ def from_array(pixels: Any, labels: Sequence[int], classes: Sequence[str], origi
         labels=tuple(int(label) for label in labels),
         classes=tuple(str(name) for name in classes),
         origin=origin,
+        digests=tuple(digest_of(image.shape, image.tobytes()) for image in pixels),
     )
 
 
