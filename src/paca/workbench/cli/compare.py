@@ -63,14 +63,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and print the table; 1 where every method failed, 130 after Ctrl-C."""
+    from paca.workbench.base.locks import locked_if_ours
+    from paca.workbench.compare.folder import COMPARISON, WRITER
+
+    comparison = _comparison(arguments)
+    folder = Path(arguments.output or f"{comparison.recipe.output_dir}-compare")
+    with locked_if_ours(folder, COMPARISON, WRITER):
+        return _compare(arguments, comparison, folder)
+
+
+def _compare(arguments: argparse.Namespace, comparison: Any, folder: Path) -> int:
     from paca.workbench.compare.comparison import compare, explore
     from paca.workbench.compare.folder import HTML, open_folder
     from paca.workbench.compare.markdown import summary_table
     from paca.workbench.compare.progress import Progress
     from paca.workbench.compare.report import write_report
 
-    comparison = _comparison(arguments)
-    folder = Path(arguments.output or f"{comparison.recipe.output_dir}-compare")
     open_folder(folder, comparison.spec(), arguments.overwrite)
     experiments = [kind for name, kind in EXPERIMENTS.items() if getattr(arguments, name)]
     try:

@@ -11,6 +11,7 @@ from paca.workbench.base.files import discard, is_ours, write_json, write_text
 from paca.workbench.base.schema import describe_difference
 from paca.workbench.compare.units import Unit
 
+WRITER = "comparison"
 COMPARISON = "comparison.yaml"
 UNITS = "units"
 RESULTS, MARKDOWN, HTML, UPSTREAM = "results.json", "report.md", "report.html", "peft"
@@ -23,7 +24,7 @@ def open_folder(folder: Path, spec: Mapping[str, Any], overwrite: bool = False) 
     `spec` is the recipe and what else all units have to agree in; `overwrite` deletes another comparison.
     """
     known = folder / COMPARISON
-    if is_ours(folder, COMPARISON, "comparison"):
+    if is_ours(folder, COMPARISON, WRITER):
         differences = describe_difference(yaml.parse(known.read_text(encoding="utf-8")), dict(spec))
         if not differences:
             return

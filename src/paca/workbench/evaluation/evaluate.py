@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paca.workbench.base.locks import locked
 from paca.workbench.evaluation.evaluated_model import EvaluatedModel
 from paca.workbench.evaluation.evaluations import Evaluation, prepare
 from paca.workbench.evaluation.request import Request
@@ -45,15 +46,16 @@ def evaluate(request: Request) -> Iterator[Evaluated]:
     evaluations = prepare(request)
     place = Path(request.output).expanduser() if request.output else model.default_folder()
     identity = model.identity()
-    known = [
-        open_work(place / evaluation.folder, {"model": identity, **evaluation.settings}, request.overwrite)
-        for evaluation in evaluations
-    ]
-    for evaluation, result in zip(evaluations, known, strict=True):
-        folder = place / evaluation.folder
-        finished = result is not None and not evaluation.outdated(result)
-        found = result if result is not None and finished else _measured(evaluation, model, folder)
-        yield Evaluated(evaluation.name, folder / RESULT, found, evaluation.lines(found))
+    with locked(place, "evaluation"):
+        known = [
+            open_work(place / evaluation.folder, {"model": identity, **evaluation.settings}, request.overwrite)
+            for evaluation in evaluations
+        ]
+        for evaluation, result in zip(evaluations, known, strict=True):
+            folder = place / evaluation.folder
+            finished = result is not None and not evaluation.outdated(result)
+            found = result if result is not None and finished else _measured(evaluation, model, folder)
+            yield Evaluated(evaluation.name, folder / RESULT, found, evaluation.lines(found))
 
 
 def _measured(evaluation: Evaluation, model: EvaluatedModel, folder: Path) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Runs a recipe, whatever its task is."""
 
+import contextlib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paca.workbench.base.locks import locked_if_ours
 from paca.workbench.base.processes import on_main, world_size
 from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.recipe.recipe import Recipe
@@ -12,7 +14,7 @@ from paca.workbench.recipe.tasks import IMAGES, TEXT
 from paca.workbench.training.inputs import check_inputs
 from paca.workbench.training.interruptions import failed_writes_explained
 from paca.workbench.training.memory_estimate import say_memory
-from paca.workbench.training.run_folder import open_run, read_metrics
+from paca.workbench.training.run_folder import RECIPE, WRITER, open_run, read_metrics
 
 # The module of each task, named and not imported: it brings libraries along. In each are
 #   prepare(recipe)                                to the raw data, and arguments of the `Trainer`
@@ -36,13 +38,14 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doct
         What metrics.json holds.
 
     Raises:
-        PacaError: If the data, the model or the output folder do not allow the run.
+        PacaError: If the data, the model or the output folder do not allow the run, or another run has the folder.
     """
     task, folder = _task(recipe.task), Path(recipe.output_dir)
-    with failed_writes_explained(folder):
+    with failed_writes_explained(folder), contextlib.ExitStack() as held:
         raw, arguments = task.prepare(recipe)  # first, so that a mistake in the data leaves no folder
 
         def opened() -> bool:
+            held.enter_context(locked_if_ours(folder, RECIPE, WRITER))
             finished = open_run(folder, recipe, resume, overwrite, world_size())
             check_inputs(folder, task.inputs(raw))
             return finished

@@ -13,6 +13,7 @@ from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import checkpoint_folders
 from paca.workbench.training.inputs import INPUTS
 
+WRITER = "run of paca"
 RECIPE = "recipe.yaml"  # written first: a run was started
 PROCESSES = ".processes.json"  # on how many processes, if more than one
 METRICS = "metrics.json"  # written last: it is finished
@@ -35,7 +36,7 @@ def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool
     recipe's run, or something else.
     """
     # A run writes a README.md and deletes old checkpoints, so it must not share a folder with anything else.
-    begun, finished = is_ours(folder, RECIPE, "run of paca"), (folder / METRICS).exists()
+    begun, finished = is_ours(folder, RECIPE, WRITER), (folder / METRICS).exists()
     if begun and resume:
         _check_same_recipe(folder, recipe, processes)
         return finished
