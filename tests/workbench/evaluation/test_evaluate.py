@@ -138,7 +138,7 @@ def test_several_tasks_in_one_command(adapter, mmlu_data, tmp_path, capsys):
     assert main(["eval", adapter, *words, "--limit", "1", "--output", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert shown.index("perplexity:") < shown.index("mmlu:")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"perplexity", "mmlu"}
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {"perplexity", "mmlu"}
 
 
 @pytest.mark.parametrize(
