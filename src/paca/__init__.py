@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
+    from .forwards.apply import LeanReport, lean
     from .tuner.config import PacaConfig
     from .tuner.layers import PacaLayer
     from .tuner.model import PacaModel
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "LayerFacts",
+    "LeanReport",
     "PacaConfig",
     "PacaError",
     "PacaLayer",
@@ -36,6 +38,7 @@ __all__ = [
     "ReselectCallback",
     "__version__",
     "full_adapter_state_dict",
+    "lean",
     "register_selection",
     "reselect",
     "select_connections",
@@ -43,11 +46,13 @@ __all__ = [
 
 _HOMES = {
     "LayerFacts": "tuner.selection",
+    "LeanReport": "forwards.apply",
     "PacaConfig": "tuner.config",
     "PacaLayer": "tuner.layers",
     "PacaModel": "tuner.model",
     "ReselectCallback": "tuner.reselect",
     "full_adapter_state_dict": "tuner.saving",
+    "lean": "forwards.apply",
     "register_selection": "tuner.selection",
     "reselect": "tuner.reselect",
     "select_connections": "tuner.select_connections",
