@@ -74,3 +74,12 @@ def test_a_convolution_goes_back_at_twice_its_forward_also_in_groups(groups):
         y.backward()
     assert forward.by_phase["forward"] == 2 * 2 * 8 * 8 * layer.weight.numel()
     assert backward.by_phase["backward"] == 2 * forward.by_phase["forward"]
+
+
+def test_a_grouped_product_counts_each_row_once_and_goes_back_at_twice_that():
+    rows = torch.randn(12, 8, dtype=torch.bfloat16, requires_grad=True)
+    experts = torch.randn(3, 8, 16, dtype=torch.bfloat16, requires_grad=True)
+    ends = torch.tensor([4, 6, 12], dtype=torch.int32)
+    with OperationCounter(lambda: "") as counter:
+        torch._grouped_mm(rows, experts, offs=ends).float().sum().backward()
+    assert counter.by_phase[""] == 3 * 2 * 12 * 8 * 16

@@ -33,10 +33,17 @@ def _convolution_backward(
     return forward * (output_mask[0] + output_mask[1])
 
 
+def _grouped_product(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
+    """Products of groups of rows: of experts, each of which multiplies its own tokens; torch has no formula for it."""
+    groups = len(a) if a.dim() == b.dim() == 3 else 1  # else the groups divide one of the sizes
+    return 2 * groups * a.shape[-2] * a.shape[-1] * b.shape[-1]
+
+
 # torch has formulas for the attention of GPUs only.
 _FORMULAS: dict[Any, Callable[..., int]] = {
     **flop_registry,
     aten.convolution_backward: _convolution_backward,
+    aten._grouped_mm: _grouped_product,
     aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[aten._scaled_dot_product_flash_attention],
     aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         aten._scaled_dot_product_flash_attention_backward

@@ -2,7 +2,8 @@
 
 import pytest
 
-from paca.workbench.planning.models import find_config, is_image_config
+from paca.workbench.planning.families import is_image_config
+from paca.workbench.planning.models import find_config
 from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.shapes import SHAPES, find_shape
 from paca.workbench.planning.simulate import build

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     from paca.workbench.planning.progress import PlanProgress
     from paca.workbench.planning.report import draw
     from paca.workbench.planning.request import planned_model, settings_of
-    from paca.workbench.planning.rows import make_row
+    from paca.workbench.planning.rows import make_rows
     from paca.workbench.planning.simulate import Planner
 
     gpu = find_gpu(arguments.gpu) if arguments.gpu else None
@@ -69,7 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
     with warnings.catch_warnings(), PlanProgress(len(settings), len(searches)) as progress:
         warnings.simplefilter("ignore")  # asides of libraries, which nothing can be done about here
         planner = Planner(planned.config, progress.entered)
-        rows = [make_row(planner, setting, gpu, searches, progress.say) for setting in settings]
+        rows, refused = make_rows(planner, settings, gpu, searches, progress.say)
+    for error in refused:
+        print(f"paca plan: {error}", file=sys.stderr)
     title = planned.title(settings[0])
     if arguments.png:
         draw(Path(arguments.png), title, rows, None if gpu is None else gpu.bytes)
@@ -78,6 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"model": arguments.model, "gpu": described, "methods": rows}, indent=2))
     else:
         _print_tables(title, rows, gpu)
+        for note in planner.notes():
+            print(f"note: {note}")
         _print_advice(planner, settings, rows, gpu)
     return 0
 
@@ -85,14 +89,14 @@ def run(arguments: argparse.Namespace) -> int:
 def _print_tables(title: str, rows: list[dict[str, Any]], gpu: Any) -> None:
     from rich.console import Console
 
-    from paca.workbench.planning.report import memory_table, operations_table, where_lines
+    from paca.workbench.planning.report import memory_table, operations_table, uncalled_lines, where_lines
 
     console = Console()
     if not console.is_terminal:  # a pipe or a file has no edge to cut columns at
         console = Console(width=PIPE_WIDTH)
     console.print(memory_table(f"{title}: peak of a training step, GiB", rows))
     console.print(operations_table(rows, gpu))
-    for line in where_lines(rows):
+    for line in (*where_lines(rows), *uncalled_lines(rows)):
         console.print(line, highlight=False, soft_wrap=True)
 
 
@@ -101,7 +105,8 @@ def _print_advice(planner: Any, settings: list[Any], rows: list[dict[str, Any]],
         return
     from paca.workbench.planning.rows import advice
 
-    least, setting = min(zip(rows, settings, strict=True), key=lambda pair: pair[0]["total"])
+    least = min(rows, key=lambda row: row["total"])
+    setting = next(setting for setting in settings if setting.method == least["method"])
     print(f"Nothing fits {gpu.name}: {least['method']} comes nearest and lacks {least['over'] / 2**30:.2f} GiB.")
     print(advice(planner, setting, gpu))
 

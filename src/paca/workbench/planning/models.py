@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.messages import suggestion
+from paca.workbench.base.messages import one_line, suggestion
+from paca.workbench.planning.families import TIMM
 from paca.workbench.planning.shapes import ALL_LINEAR, CONVOLUTIONS, SHAPES, find_shape
-
-TIMM = "timm_wrapper"
 
 
 def find_config(name: str, trust_remote_code: bool = False) -> Any:
@@ -28,21 +27,18 @@ def find_config(name: str, trust_remote_code: bool = False) -> Any:
         return AutoConfig.from_pretrained(
             Path(name) if Path(name).exists() else name, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a configuration's own checks raise what they like
         if "trust_remote_code" in str(error):
             raise PacaError(
                 f"The configuration of {name!r} brings code of its own. Read that code, and pass --trust-remote-code "
                 "to run it."
             ) from error
+        if Path(name).exists():
+            raise PacaError(f"The configuration in {name!r} can't be read: {one_line(error)}") from error
         raise PacaError(
             f"The model {name!r} is not a built-in shape ({', '.join(SHAPES)}){suggestion(name, SHAPES)}, and no "
-            f"configuration was found in a file, in a folder or on the Hub: {error}"
+            f"configuration was found in a file, in a folder or on the Hub: {one_line(error)}"
         ) from error
-
-
-def is_image_config(config: Any) -> bool:
-    """Whether a configuration is one of an image classifier."""
-    return hasattr(config, "image_size") or config.model_type == TIMM
 
 
 def default_targets(config: Any) -> str:
@@ -57,4 +53,5 @@ def image_size(config: Any) -> int:
 
         known = timm.get_pretrained_cfg(config.architecture)
         return 224 if known is None else int(known.input_size[-1])
-    return int(config.image_size)
+    size = getattr(getattr(config, "vision_config", config), "image_size", 224)
+    return int(size if isinstance(size, int) else max(size))

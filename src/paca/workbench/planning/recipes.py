@@ -9,10 +9,12 @@ import torch
 from paca.errors import PacaError
 from paca.profiling import Peak
 from paca.workbench.methods.placement import anywhere
+from paca.workbench.planning.families import is_image_config
 from paca.workbench.planning.methods import QUANTIZED
-from paca.workbench.planning.models import find_config, image_size, is_image_config
+from paca.workbench.planning.models import find_config, image_size
 from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import Planner
+from paca.workbench.planning.stored import stored_quantization
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.tasks import IMAGES
 
@@ -25,7 +27,7 @@ def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> Training
     arguments = _arguments(recipe)
     bf16 = recipe.training.get("bf16", not recipe.training.get("fp16", False)) if on_gpu else arguments.bf16
     setting = TrainingSetting(
-        method=_method(recipe),
+        method=_method(recipe, config),
         rank=int(recipe.method.config.get("r", 8)),
         batch=arguments.per_device_train_batch_size,
         dtype=_dtype(recipe.model.dtype, config),
@@ -44,7 +46,8 @@ def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> Training
         setting,
         tokens=arguments.max_length,
         loss="chunked",
-        adapter_dtype=torch.bfloat16 if recipe.model.quantization else None,  # TRL's choice over quantized weights
+        # TRL's choice over quantized weights
+        adapter_dtype=torch.bfloat16 if setting.method in QUANTIZED.values() else None,
     )
 
 
@@ -58,8 +61,11 @@ def _arguments(recipe: Recipe) -> Any:
     return training_arguments(recipe.training, recipe.output_dir, recipe.seed)
 
 
-def _method(recipe: Recipe) -> str:
+def _method(recipe: Recipe, config: Any) -> str:
+    stored = stored_quantization(config)
     name, quantization = recipe.method.name, recipe.model.quantization
+    if quantization is None and stored is not None and stored.four_bit:
+        quantization = stored.name
     dora = name == "lora" and recipe.method.config.get("use_dora")
     if quantization is None:
         return "dora" if dora else name

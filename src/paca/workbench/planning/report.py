@@ -60,6 +60,21 @@ def where_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{row['method']}: peak in {row['phase']} of {row['module']}" for row in rows if row["module"]]
 
 
+def uncalled_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say of which layers nothing is trained, since a step never calls them."""
+    return [
+        f"{row['method']}: {len(row['uncalled'])} layers are never called, and not counted as trained: "
+        f"{', '.join(sorted({_kind(name) for name in row['uncalled']}))}"
+        for row in rows
+        if row["uncalled"]
+    ]
+
+
+def _kind(name: str) -> str:
+    """A layer's name without the numbers of blocks: `visual.blocks.*.attn.qkv`."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
 def draw(path: Path, title: str, rows: Sequence[Mapping[str, Any]], limit: int | None) -> None:
     """Draw one stacked bar per method, and the GPU's memory in bytes as a line, if one was named."""
     from matplotlib.figure import Figure

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 
 from paca.errors import PacaError
+from paca.workbench.planning.families import TIMM, find_family, is_image_config
 from paca.workbench.planning.losses import find_loss
-from paca.workbench.planning.methods import Method, find_method
-from paca.workbench.planning.models import TIMM, default_targets, find_config, image_size, is_image_config
+from paca.workbench.planning.methods import QUANTIZED, Method, find_method
+from paca.workbench.planning.models import default_targets, find_config, image_size
 from paca.workbench.planning.optimizers import find_optimizer
 from paca.workbench.planning.recipes import recipe_setting
 from paca.workbench.planning.setting import TrainingSetting
+from paca.workbench.planning.stored import stored_quantization
 from paca.workbench.recipe.recipe import find_recipe, read_recipe, shipped_recipes
 
 TEXT_METHODS = ("paca", "lora", "dora", "full")
@@ -46,10 +48,16 @@ class PlannedModel:
 
     def warnings(self, setting: TrainingSetting) -> list[str]:
         """Say what is odd about a setting."""
-        positions = getattr(self.config, "max_position_embeddings", None)
-        if positions is None or is_image_config(self.config) or setting.tokens <= positions:
-            return []
-        return [f"{setting.tokens} tokens are more than the model's {positions} positions"]
+        family = find_family(self.config)
+        found = [family.note] if family.note else []
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        if not family.images and positions is not None and setting.tokens > positions:
+            found.append(f"{setting.tokens} tokens are more than the model's {positions} positions")
+        stored = stored_quantization(self.config)
+        if stored is not None and setting.dequantized:
+            dtype = str(setting.dtype).removeprefix("torch.")
+            found.append(f"the weights are stored quantized ({stored.name}), and planned as plain ones in {dtype}")
+        return found
 
 
 def planned_model(name: str, trust_remote_code: bool = False) -> PlannedModel:
@@ -63,23 +71,27 @@ def planned_model(name: str, trust_remote_code: bool = False) -> PlannedModel:
     setting = TrainingSetting(targets=default_targets(config), block=512)
     if is_image_config(config):
         setting = replace(setting, pixels=image_size(config), dtype=torch.float32, autocast=True)
-    return PlannedModel(name, config, setting, CONVOLUTION_METHODS if config.model_type == TIMM else TEXT_METHODS)
+    stored = stored_quantization(config)
+    methods = tuple(QUANTIZED.values()) if stored is not None and stored.four_bit else TEXT_METHODS
+    return PlannedModel(name, config, setting, CONVOLUTION_METHODS if config.model_type == TIMM else methods)
 
 
 def settings_of(planned: PlannedModel, typed: Mapping[str, Any]) -> list[TrainingSetting]:
     """Make one setting per method, in order, from what was planned and what was typed (None: not given)."""
     given = {**{name: typed.get(name) for name in TYPED}, "tokens": typed.get("seq")}
     changes = {field: value for field, value in given.items() if value is not None}
+    stored = stored_quantization(planned.config)
     if typed.get("dtype"):
-        changes["dtype"] = getattr(torch, typed["dtype"])
+        changes |= {"dtype": getattr(torch, typed["dtype"]), "dequantized": stored is not None and not stored.four_bit}
     setting = replace(planned.setting, **changes)
     if typed.get("adapter_in_base_dtype"):
         setting = replace(setting, adapter_dtype=setting.dtype)
     find_optimizer(setting.optimizer)
     find_loss(setting.loss)
-    methods = [
-        _shardable(find_method(name), setting.ranks) for name in _names(typed.get("methods")) or planned.methods
-    ]
+    names = _names(typed.get("methods")) or planned.methods
+    if stored is not None and stored.four_bit:
+        names = tuple(dict.fromkeys(QUANTIZED.get(name, name) for name in names))
+    methods = [_shardable(find_method(name), setting.ranks) for name in names]
     # A recipe's own fields belong to its own method, at its own rank.
     kept = setting.fields if typed.get("rank") is None else None
     return [

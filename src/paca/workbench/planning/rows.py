@@ -1,11 +1,12 @@
 """One row of a plan: what a method takes, whether it fits, and how much would."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
+from paca.errors import PacaError
 from paca.workbench.base.search import largest_that_fits
 from paca.workbench.planning.gpus import Gpu
 from paca.workbench.planning.methods import QUANTIZED
@@ -14,6 +15,25 @@ from paca.workbench.planning.simulate import Planner
 
 SEQUENCE_STEP = 128
 LONGEST, LARGEST = 2**20, 2**14
+
+
+def make_rows(
+    planner: Planner,
+    settings: Sequence[TrainingSetting],
+    gpu: Gpu | None,
+    searches: tuple[str, ...] = (),
+    said: Callable[[str], None] = lambda words: None,
+) -> tuple[list[dict[str, Any]], list[PacaError]]:
+    """Plan each method that can be; returns a row for each, and why the others can't. A PacaError if none can."""
+    rows, refused = [], []
+    for setting in settings:
+        try:
+            rows.append(make_row(planner, setting, gpu, searches, said))
+        except PacaError as error:
+            refused.append(error)
+    if not rows:
+        raise refused[0]
+    return rows, refused
 
 
 def make_row(
@@ -37,6 +57,7 @@ def make_row(
         **asdict(step.peak),
         "paged": step.paged,
         "trained": step.trained,
+        "uncalled": list(step.uncalled),
         "operations": {**asdict(operations), "total": operations.total},
     }
     if gpu is None:

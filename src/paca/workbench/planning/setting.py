@@ -22,13 +22,15 @@ class TrainingSetting:
         autocast: Run the forward pass under bfloat16 autocast, as Trainer does with `bf16=True`.
         adapter_dtype: Of what a method trains; None is PEFT's default, float32 over a 16-bit base.
         checkpointing: Recompute each block in backward instead of keeping what it made.
-        attention: `fused`, what a GPU's kernels keep, or `sdpa`, what the CPU's keep.
+        attention: `fused`, what a GPU's kernels keep; `sdpa`, what the CPU's keep; or `own`, what transformers' own
+            choice for the model keeps there.
         block: Round sizes up to multiples of this many bytes; CUDA's allocator has 512.
         optimizer: A name in `OPTIMIZERS`.
         loss: A name in `LOSSES`.
         ranks: Processes over which FSDP2 divides parameters, gradients and the optimizer's states.
         pixels: Height and width of images.
         batch_norm: What batch normalisation does, as in a recipe: `frozen` or `train`.
+        dequantized: Take weights that the configuration calls quantized for plain ones.
         targets: What is adapted: PEFT's `target_modules`.
         fields: Fields of PEFT's configuration, in place of those that rank and targets make.
     """
@@ -48,5 +50,6 @@ class TrainingSetting:
     ranks: int = 1
     pixels: int = 224
     batch_norm: str = "frozen"
+    dequantized: bool = False
     targets: str | tuple[str, ...] = ALL_LINEAR
     fields: Mapping[str, Any] | None = None

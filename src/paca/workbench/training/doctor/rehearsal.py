@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from paca.errors import PacaError
 from paca.workbench.base.files import discard
 from paca.workbench.base.messages import one_line
+from paca.workbench.methods.adapted_layers import adapted_layers, trained_parameters
 from paca.workbench.training.doctor.batch_size import largest_micro_batch
 from paca.workbench.training.doctor.snapshot import untouched
 
@@ -62,7 +63,7 @@ def rehearse(trainer: Any, folder: Path) -> Rehearsal:
     found = Rehearsal()
     lengths = _lengths(trainer.train_dataset)
     with untouched(trainer), _all_chosen(trainer.model):
-        start = [parameter.detach().clone() for parameter in _trained(trainer.model)]
+        start = [parameter.detach().clone() for parameter in trained_parameters(trainer.model)]
         _checkpoint_activations(trainer)
         trainer.model.train()
         optimizer = trainer.create_optimizer()
@@ -78,9 +79,9 @@ def rehearse(trainer: Any, folder: Path) -> Rehearsal:
         try:
             found.micro_batch = largest_micro_batch(trainer.args.per_device_train_batch_size, steps)
             found.peak_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-            layers = _adapted_layers(trainer.model)
+            layers = adapted_layers(trainer.model)
             found.layers, found.without_gradient = len(layers), [name for name in layers if name not in reached]
-            found.moved = _share(zip(start, _trained(trainer.model), strict=True))
+            found.moved = _share(zip(start, trained_parameters(trainer.model), strict=True))
             found.shown = shown_share(trainer.model)
             if all(map(math.isfinite, found.losses)):  # else NaN is compared, which equals nothing
                 _write_and_reload(trainer, optimizer, folder / REHEARSED, found)
@@ -120,33 +121,17 @@ def _step(trainer: Any, optimizer: Any, rows: Sequence[int], found: Rehearsal, r
         loss = trainer.compute_loss(trainer.model, inputs)
     loss.backward()
     found.losses.append(loss.item())
-    reached.update(name for name, layer in _adapted_layers(trainer.model).items() if _has_gradient(layer))
+    reached.update(name for name, layer in adapted_layers(trainer.model).items() if _has_gradient(layer))
     if trainer.args.max_grad_norm:
-        nn.utils.clip_grad_norm_(_trained(trainer.model), trainer.args.max_grad_norm)
+        nn.utils.clip_grad_norm_(trained_parameters(trainer.model), trainer.args.max_grad_norm)
     optimizer.step()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def _trained(model: nn.Module) -> list[Tensor]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    from paca.tuner.layers.find import PEFT_PREFIX
-
-    return {
-        name.removeprefix(PEFT_PREFIX): module
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer) and _trained(module)
-    }
-
-
 def _has_gradient(layer: nn.Module) -> bool:
-    return any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in _trained(layer))
+    return any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in trained_parameters(layer))
 
 
 def _share(pairs: Any) -> float:
