@@ -130,7 +130,9 @@ def test_what_is_never_called_has_no_optimizer_states():
     ("config", "message"),
     [
         (transformers.WhisperConfig(), "type 'whisper' can't be planned: what can are"),
-        (transformers.MambaConfig(num_hidden_layers=1), "state-space layers run token by token"),
+        (transformers.MambaConfig(num_hidden_layers=1), "without the mamba_ssm kernels, which need a GPU"),
+        (transformers.JambaConfig(num_hidden_layers=2, attn_layer_offset=1), "layers run token by token"),
+        (transformers.RwkvConfig(num_hidden_layers=1), "layers run token by token"),
         (transformers.JetMoeConfig(**JETMOE), "of type 'jetmoe' can't be simulated: DataDependentOutputException"),
     ],
 )
@@ -158,6 +160,22 @@ def test_a_method_that_can_t_be_planned_leaves_the_others(tmp_path, capsys):
     said = capsys.readouterr()
     assert [row["method"] for row in json.loads(said.out)["methods"]] == ["paca"]
     assert "A step of 'dora' on a model of type 'deepseek_v3' can't be simulated" in said.err
+
+
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("state space in chunks", "the mamba_ssm kernels keep less"),
+        ("delta rule in chunks", "the fla kernels keep less"),
+        ("attention in classes of its own", "it takes no attention but transformers' own"),
+        ("encoder-decoder", "encoder and decoder take as many tokens each"),
+    ],
+)
+def test_what_was_counted_in_another_way_is_said(name, note, tmp_path, capsys):
+    PLANNED[name]().save_pretrained(tmp_path)
+    assert main(["plan", str(tmp_path), "--methods", "paca", "--seq", "32"]) == 0
+    said = capsys.readouterr()
+    assert note in said.out + said.err
 
 
 def test_what_a_plan_leaves_out_is_said(tmp_path, capsys):
