@@ -1,5 +1,6 @@
 import argparse
 import json
+import re
 
 import pytest
 from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
@@ -44,9 +45,33 @@ def test_a_comparison_prints_its_table_and_where_the_report_is(recipe_file, tmp_
     assert f"report: {tmp_path / 'run-compare'}" in said.out
     assert "run--lora--seed3" in said.err
     assert main([*words, "--operations"]) == 0
+    said = capsys.readouterr().out
+    assert "## Operations of a step\n\n| method | forward GFLOP | backward GFLOP |" in said
+    assert re.search(r"^\| paca \| \d", said, re.MULTILINE)
+    assert "held-out" not in said
     results = json.loads((tmp_path / "run-compare" / "results.json").read_text())
     assert all(row["operations"]["forward"] > 0 for row in results["methods"])
     assert all(row["loss"] for row in results["methods"]), "what was measured before is still there"
+
+
+@pytest.mark.road("comparisons")
+@pytest.mark.parametrize(
+    ("experiment", "heading"),
+    [
+        ("--operations", "Operations of a step"),
+        ("--throughput", "Throughput as the batch grows"),
+        ("--max-seq", "Longest sequence"),
+    ],
+)
+def test_an_experiment_prints_what_it_found(recipe_file, capsys, experiment, heading, tmp_path):
+    words = ["--methods", "paca", "--memory-limit", "2MB", "--rounds", "1"]
+    assert main(["compare", recipe_file, experiment, *words]) == 0
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert lines[0] == f"## {heading}"
+    assert [line.split(" | ")[0] for line in lines[4:6]] == ["| frozen", "| paca"] or experiment == "--throughput"
+    assert said.count("## ") == 1
+    assert "steps" not in (tmp_path / "run-compare" / "report.md").read_text()
 
 
 def test_where_every_method_fails_the_status_is_1(recipe_file, capsys):

@@ -33,6 +33,36 @@ def test_an_argument_may_be_a_list_or_a_mapping():
     assert read_rates([f"{paca.label}=5e-3"], [paca.label, lora.label]) == {paca.label: [5e-3]}
 
 
+RANKS = {  # 16 where nothing else is said
+    "paca": 16,
+    "paca(r=144)": 144,
+    "paca(r=144,paca_alpha=8)": 144,
+    "lora(r=3)": 3,
+    "dora(r=5)": 5,
+    "lora-fa(r=7)": 7,
+    "qpaca(r=9)": 9,
+    "miss(r=8)": 8,
+    "VeraConfig(r=64)": 64,
+    "adalora(total_step=9)": 12,
+    "adalora(total_step=9,init_r=6)": 6,
+    "oft(oft_block_size=32,r=0)": None,
+    "oft(r=4,oft_block_size=0)": 4,
+    "ia3": None,
+    "boft": None,
+    "full": None,
+    "frozen,lora": None,
+}
+
+
+@pytest.mark.road("comparisons")
+@pytest.mark.parametrize("words", RANKS)
+def test_the_rank_is_that_which_the_arguments_give(words):
+    floor, *others = choose_methods(words)
+    assert floor.rank is None
+    chosen = others[0] if words != "frozen,lora" else floor
+    assert chosen.rank == chosen.identity()["rank"] == RANKS[words]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -6,10 +6,11 @@ import json
 import re
 
 import pytest
-from tests.workbench.compare.found import NASTY, results
+from tests.workbench.compare.found import NASTY, results, run, timing, units
 
 from paca.workbench.compare.figures import charts, colours
 from paca.workbench.compare.html import page, summary_csv
+from paca.workbench.compare.markdown import document
 
 
 def embedded(text, name):
@@ -40,6 +41,43 @@ def test_the_best_are_marked_and_only_they():
     assert '<td class="best" title="best"><b>2.5400 ± 0.0100</b></td>' in by_method["paca"]
     assert 'class="best"' not in by_method["frozen"]
     assert "<td>1.200 ± 0.012</td>" in by_method["lora"]
+
+
+@pytest.mark.road("comparisons")
+def test_cards_name_who_is_the_best_or_that_none_is():
+    def cards(found):
+        pattern = r'<div class="card"><span>(.*?)</span><strong>(.*?)</strong><span>(.*?)</span>'
+        return {title: (names, value) for title, names, value in re.findall(pattern, page(found))}
+
+    clear = cards(results())
+    assert clear["lowest held-out loss"] == ("paca", "2.5400 ± 0.0100 ")
+    assert clear["fastest step"][0] == "paca"
+    alike = [unit for unit in units() if unit["job"]["kind"] != "timing"]
+    alike = [unit for unit in alike if unit["job"]["kind"] != "run" or unit["job"]["methods"][0]["method"] == "frozen"]
+    alike += [run("paca", seed, 5e-3, 2.5 + 0.1 * seed) for seed in (3, 4, 5)]
+    alike += [run("lora", seed, 5e-3, 2.51 + 0.1 * seed) for seed in (3, 4, 5)]
+    alike += [timing(frozen=1.0, frozen_again=1.01, paca=1.2, lora=1.205)]
+    none = ("none", "no difference beyond noise")
+    found = cards(results(alike))
+    assert found["lowest held-out loss"] == found["fastest step"] == none
+    assert found["least memory"][0] == "paca"
+    assert "Over 3 seeds no loss is lower than the others by more than noise." in page(results(alike))
+    single = [unit for unit in units() if unit["job"].get("seed", 3) == 3]
+    assert cards(results(single))["lowest held-out loss"] == none
+    assert "One seed: how far losses scatter between runs is not known" in page(results(single))
+
+
+@pytest.mark.road("comparisons")
+@pytest.mark.parametrize("write", [page, document])
+def test_a_report_of_operations_alone_speaks_of_nothing_else(write):
+    counted = write(results([unit for unit in units() if unit["job"]["kind"] == "operations"]))
+    whole = write(results())
+    own = re.sub(r"<script.*?</script>|<details>.*?</details>", "", counted, flags=re.DOTALL)
+    assert "Operations of a step" in own
+    assert "Operations are counted, not timed." in own
+    for word in ("20 steps", "seeds", "turns", "live storages", "Held-out", "tokens/s", " ms"):
+        assert word in whole or (word in ("20 steps", "seeds") and write is document)
+        assert word not in own
 
 
 def test_every_measurement_has_its_chart():

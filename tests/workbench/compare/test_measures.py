@@ -61,12 +61,12 @@ def test_the_error_of_a_median_is_how_far_medians_of_many_samples_are_spread():
 
 def test_operations_of_a_step(here):
     counted = {
-        name: here.run(Unit(OPERATIONS, (entry(name),), {"rounds": 1}), nothing)
-        for name in ("frozen", "paca", "lora", "full")
+        name: here.run(Unit(OPERATIONS, (entry(name),), {}), nothing) for name in ("frozen", "paca", "lora", "full")
     }
     assert counted["paca"]["forward"] == counted["frozen"]["forward"] < counted["lora"]["forward"]
     assert counted["frozen"]["backward"] < counted["paca"]["backward"] < counted["lora"]["backward"]
     assert counted["paca"]["backward"] < counted["full"]["backward"]
+    assert all(set(found) == {"forward", "backward"} for found in counted.values()), "no time that was not in turns"
 
 
 def test_the_longest_sequence_fits_and_the_next_does_not(here):

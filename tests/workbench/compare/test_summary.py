@@ -1,4 +1,4 @@
-"""The best of each column and the Pareto front."""
+"""Rows, cells and failures."""
 
 import math
 
@@ -6,28 +6,7 @@ from paca.errors import PacaError
 from paca.workbench.compare.columns import COLUMNS, cell
 from paca.workbench.compare.failures import describe_failure
 from paca.workbench.compare.report import finite
-from paca.workbench.compare.summary import best, pareto, summarize
-
-
-def found(method, loss, peak_bytes, **more):
-    return {"method": method, "loss": loss, "peak_bytes": peak_bytes, **more}
-
-
-def test_the_front_holds_what_no_other_beats_in_both():
-    rows = [found("a", 2.0, 10), found("b", 1.0, 20), found("c", 1.5, 30), found("d", 3.0, 5), found("e", None, 1)]
-    assert pareto(rows) == ["d", "a", "b"]
-    assert pareto([found("a", 2.0, 10), found("b", 2.0, 10)]) == ["a"]
-    assert pareto([found("a", math.nan, 10)]) == []
-
-
-def test_the_best_is_the_lowest_or_the_highest_and_the_floor_takes_no_part():
-    rows = [found("frozen", 9.0, 1), found("a", 2.0, 10, accuracy=0.1), found("b", 1.0, 10, accuracy=0.4)]
-    assert best(rows) == {"loss": ["b"], "peak_bytes": ["a", "b"], "accuracy": ["b"]}
-    assert best(rows[:2]) == {}, "nothing is best where nothing is compared"
-
-
-def test_every_column_but_what_was_asked_for_has_a_best():
-    assert {column.key for column in COLUMNS if column.best is None} == {"rank", "trained_parameters", "rate"}
+from paca.workbench.compare.summary import summarize
 
 
 def test_cells():

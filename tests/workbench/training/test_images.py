@@ -132,6 +132,8 @@ def test_closing_lines(content, tmp_path):
     assert improved.endswith("(30 of 30 held-out images, 3 classes)")
     assert hardest.startswith("hardest classes: ")
     assert lies.startswith(f"adapter: {tmp_path / 'run' / 'adapter'} (1,891 trained parameters, ")
+    same = {**metrics, "before": {**metrics["before"], "accuracy": metrics["after"]["accuracy"]}}
+    assert closing_lines(same)[0].startswith("unchanged: held-out accuracy ")
     skipping = closing_lines({**metrics, "skipped": ["a.png"]})
     assert skipping[1] == "skipped: 1 image files that cannot be read: a.png"
 

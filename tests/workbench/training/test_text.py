@@ -157,6 +157,10 @@ def test_closing_lines_say_how_to_merge_and_it_works_as_printed(content, tmp_pat
     assert not torch.allclose(merged(inputs).logits, before, atol=1e-3)
 
 
-def test_no_gain_is_said_plainly(content, tmp_path):
-    metrics = run(content, tmp_path, "training.max_steps=1", "training.learning_rate=0.0")
-    assert closing_lines(metrics)[0].startswith("no gain: held-out perplexity ")
+@pytest.mark.road("comparisons")
+@pytest.mark.parametrize("rate", ["0.0", "1e-12"])
+def test_nothing_gained_is_said_plainly(content, tmp_path, rate):
+    metrics = run(content, tmp_path, "training.max_steps=1", f"training.learning_rate={rate}")
+    assert closing_lines(metrics)[0].startswith("unchanged: held-out perplexity ")
+    metrics["after"]["perplexity"] = 2 * metrics["before"]["perplexity"]
+    assert closing_lines(metrics)[0].startswith("worse: held-out perplexity ")

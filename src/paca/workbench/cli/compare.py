@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _compare(arguments: argparse.Namespace, comparison: Any, folder: Path) -> int:
     from paca.workbench.compare.comparison import compare, explore
     from paca.workbench.compare.folder import HTML, open_folder
-    from paca.workbench.compare.markdown import summary_table
+    from paca.workbench.compare.markdown import experiment_tables, summary_table
     from paca.workbench.compare.progress import Progress
     from paca.workbench.compare.report import write_report
 
@@ -91,7 +91,10 @@ def _compare(arguments: argparse.Namespace, comparison: Any, folder: Path) -> in
         print("paca compare: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     results = write_report(folder)
-    print(summary_table(results))
+    tables = experiment_tables(results)
+    print(
+        "\n\n".join(tables[kind] for kind in experiments if kind in tables) if experiments else summary_table(results)
+    )
     print(f"report: {folder / HTML}")
     return 1 if all(row["error"] for row in results["methods"]) else 0
 

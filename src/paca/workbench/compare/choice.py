@@ -30,11 +30,23 @@ class Entry:
     method: Method
     setting: AdapterSetting = field(default_factory=AdapterSetting)
 
+    @property
+    def rank(self) -> int | None:
+        """The rank that the adapter really has, its arguments considered; None where it has none."""
+        try:
+            config = self.method.config(self.setting)
+        except (TypeError, ValueError):  # it fails when it is measured, and says why then
+            return None
+        for name in ("init_r", "r"):  # AdaLoRA begins with the first, and does not look at the other
+            if isinstance(getattr(config, name, None), int):
+                return getattr(config, name) or None
+        return None
+
     def identity(self) -> dict[str, Any]:
         """What its numbers depend on, for JSON."""
         return {
             "method": self.label,
-            "rank": self.setting.rank if self.method.peft is not None else None,
+            "rank": self.rank,
             "targets": repr(self.setting.targets),
             "arguments": {key: repr(value) for key, value in self.setting.arguments.items()},
         }

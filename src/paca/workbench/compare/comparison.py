@@ -138,7 +138,7 @@ def explore(
             "tokens": comparison.recipe.training.get("max_length") or 1024,  # TRL's own default
         },
         LONGEST: {"limit": limit},
-        OPERATIONS: {"rounds": comparison.rounds},
+        OPERATIONS: {},
     }
     runner.run(Unit(kind, (entry,), values[kind]) for kind in kinds for entry in entries)
 

@@ -68,7 +68,7 @@ def _facts(results: Mapping[str, Any]) -> str:
     facts = [
         f"{len(rows)} methods" if len(rows) != 1 else "1 method",
         f"{seeds} seed{'s' * (seeds != 1)}" if seeds else "",
-        f"{training['max_steps']} steps" if training.get("max_steps") else "",
+        f"{training['max_steps']} steps" if seeds and training.get("max_steps") else "",
         f"sequences of {training['max_length']} tokens" if training.get("max_length") else "",
         f"ranks matched by {results['match']}",
     ]
@@ -76,11 +76,13 @@ def _facts(results: Mapping[str, Any]) -> str:
 
 
 def _cards(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """What each card says: the title, the methods that are best, and their value."""
+    """What each card says: the title, the methods that are best, and their value, or why none is."""
     rows = {row["method"]: row for row in results["methods"]}
     by_key = {column.key: column for column in COLUMNS}
     for key, title in _CARDS.items():
         winners = results["best"].get(key)
-        if winners:
+        if winners is not None and not winners:
+            yield title, "none", "no difference beyond noise"
+        elif winners:
             unit = by_key[key].title if key != "loss" else ""
             yield title, ", ".join(winners), f"{cell(rows[winners[0]], by_key[key])} {unit}"

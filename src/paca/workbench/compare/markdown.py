@@ -1,10 +1,12 @@
 """The report as Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paca.workbench.base.markdown import table
 from paca.workbench.compare.columns import cell, shown_columns
+from paca.workbench.compare.units import LONGEST, OPERATIONS, THROUGHPUT
+from paca.workbench.methods.catalogue import FLOOR
 
 
 def document(results: Mapping[str, Any]) -> str:
@@ -15,7 +17,7 @@ def document(results: Mapping[str, Any]) -> str:
         summary_table(results),
         *filter(None, [notes(results)]),
         *_failures(results),
-        *_experiments(results),
+        *experiment_tables(results).values(),
         "## How it was measured",
         how(results),
         ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
@@ -42,13 +44,25 @@ def notes(results: Mapping[str, Any]) -> str:
     before = next((row["loss_before"] for row in results["methods"] if row.get("loss_before") is not None), None)
     if before is not None:
         found.append(f"Held-out loss before training: {before:.4f}.")
+    found += [_seeds_note(results)] if "loss" in results["best"] else []
     if results["noise"] is not None:
         found.append(
             f"The floor timed again: {results['noise']:.3f} × itself; ratios closer to 1 than that mean nothing."
         )
     if results["pareto"]:
         found.append(f"No other method has less of both peak memory and loss: {', '.join(results['pareto'])}.")
-    return " ".join(found)
+    return " ".join(filter(None, found))
+
+
+def _seeds_note(results: Mapping[str, Any]) -> str:
+    fewest = min(len(row["seeds"]) for row in results["methods"] if row.get("seeds") and row["method"] != FLOOR)
+    if fewest == 1:
+        return (
+            "One seed: how far losses scatter between runs is not known, so none is called the lowest; add --seeds 3."
+        )
+    return (
+        "" if results["best"]["loss"] else f"Over {fewest} seeds no loss is lower than the others by more than noise."
+    )
 
 
 def _failures(results: Mapping[str, Any]) -> list[str]:
@@ -56,21 +70,18 @@ def _failures(results: Mapping[str, Any]) -> list[str]:
     return ["## Methods that failed", "\n".join(failed)] if failed else []
 
 
-def _experiments(results: Mapping[str, Any]) -> list[str]:
-    parts = []
-    counted = [row for row in results["methods"] if row.get("operations")]
+def experiment_tables(results: Mapping[str, Any]) -> dict[str, str]:
+    """Write what was found without training, each with its heading, by the name of the experiment."""
+    found = {}
+    counted = [row for row in results["methods"] if row.get(OPERATIONS)]
     if counted:
-        head = ["method", "forward GFLOP", "backward GFLOP", "forward ms", "backward ms"]
+        head = ["method", "forward GFLOP", "backward GFLOP"]
         rows = (
-            [
-                row["method"],
-                *(f"{row['operations'][key] / 1e9:,.1f}" for key in ("forward", "backward")),
-                *(f"{row['operations'][key]:,.1f}" for key in ("forward_ms", "backward_ms")),
-            ]
+            [row["method"], *(f"{row[OPERATIONS][phase] / 1e9:,.1f}" for phase in ("forward", "backward"))]
             for row in counted
         )
-        parts += ["## Operations of a step", table(head, rows)]
-    filled = [row for row in results["methods"] if row.get("throughput")]
+        found[OPERATIONS] = f"## Operations of a step\n\n{table(head, rows)}"
+    filled = [row for row in results["methods"] if row.get(THROUGHPUT)]
     if filled:
         head = ["method", "sequences", "sequences/s", "tokens/s", "peak MiB"]
         points = (
@@ -82,21 +93,36 @@ def _experiments(results: Mapping[str, Any]) -> list[str]:
                 f"{(point['peak_bytes'] or 0) / 2**20:,.0f}",
             ]
             for row in filled
-            for point in row["throughput"]["points"]
+            for point in row[THROUGHPUT]["points"]
         )
-        parts += ["## Throughput as the batch grows", table(head, points)]
-    return parts
+        found[THROUGHPUT] = f"## Throughput as the batch grows\n\n{table(head, points)}"
+    longest = [row for row in results["methods"] if row.get(LONGEST)]
+    if longest:
+        head = ["method", "tokens", "limit GB"]
+        rows = (
+            [row["method"], f"{row[LONGEST]['tokens']:,}", f"{row[LONGEST]['limit'] / 1e9:,.2f}"] for row in longest
+        )
+        found[LONGEST] = f"## Longest sequence\n\n{table(head, rows)}"
+    return found
 
 
 def how(results: Mapping[str, Any]) -> str:
-    """What was measured on what, and how."""
-    machine = results["machine"]
+    """What was measured on what, and how; of what was not measured it says nothing."""
+    machine, rows = results["machine"], results["methods"]
     where = "" if machine["device"] == "cpu" else f"{machine['device']}, "
-    return (
-        f"{where}{machine['cpu']}, {machine['threads']} threads. Ranks: matched by {results['match']}. "
-        "Bytes are those of live storages, exact and the same on every machine. Times are lower quartiles of steps "
-        "that all methods took in turns; ratios to the floor are medians over the rounds."
-    )
+    said = {
+        f"{where}{machine['cpu']}, {machine['threads']} threads. Ranks: matched by {results['match']}.": True,
+        "Bytes are those of live storages, exact and the same on every machine.": _any(rows, "peak_bytes"),
+        "Times are lower quartiles of steps that all methods took in turns; ratios to the floor are medians over the "
+        "rounds.": _any(rows, "step_ms"),
+        "Throughput was timed method after method, not in turns.": _any(rows, THROUGHPUT),
+        "Operations are counted, not timed.": _any(rows, OPERATIONS),
+    }
+    return " ".join(text for text, holds in said.items() if holds)
+
+
+def _any(rows: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return any(row.get(key) is not None for row in rows)
 
 
 def source_name(source: Any) -> str:

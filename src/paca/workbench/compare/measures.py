@@ -131,16 +131,14 @@ def _phases(times: list[StepTime]) -> dict[str, float]:
 
 
 def operations(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
-    """Count the floating-point operations of a step, and time its phases; the unit has `rounds`, steps to time."""
+    """Count the floating-point operations of a step; nothing is timed, since that takes methods in turns."""
     step = workload.step(unit.entry)
-    step.run()
+    watch(0, 1, "counting operations")
     with OperationCounter(lambda: "forward") as forward:
         loss = step.loss()
     with OperationCounter(lambda: "backward") as backward:
         loss.backward()
-    rounds = unit.values["rounds"]
-    times = interleave({"": step.run}, rounds, lambda done: watch(done, rounds, "timing"))[""]
-    return {**forward.by_phase, **backward.by_phase, **_phases(times)}
+    return {**forward.by_phase, **backward.by_phase}
 
 
 def match_ranks(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:

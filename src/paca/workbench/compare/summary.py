@@ -1,12 +1,11 @@
 """From the units of a comparison to one row per method. Pure functions."""
 
-import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from paca.workbench.compare.columns import COLUMNS
+from paca.workbench.compare.noise import best, pareto, relative_error, standard_error
 from paca.workbench.compare.units import FLOOR_AGAIN, LONGEST, OPERATIONS, PROFILE, RUN, SWEEP, THROUGHPUT, TIMING
 from paca.workbench.methods.catalogue import FLOOR
 
@@ -21,8 +20,8 @@ def summarize(units: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `methods`, one row each, the floor first; `noise`, the floor's second timing over its first; `pareto`, the
-        methods that no other beats in both peak memory and held-out loss; `best`, by column; `machine`, on which the
-        steps were timed, None if they were not.
+        methods that no other beats in both peak memory and held-out loss; `best`, by column, empty where all are
+        within noise; `machine`, on which the steps were timed, None if they were not.
     """
     by_kind: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for unit in units:
@@ -32,14 +31,17 @@ def summarize(units: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     timing = by_kind[TIMING][0]["result"] if by_kind[TIMING] else {}
     for label, times in timing.get("methods", {}).items():
         if label in rows:
-            rows[label].update(times)
+            relative = relative_error(times)
+            errors = {f"{key}_error": relative * times[key] for key in ("step_ms", "tokens_per_second")}
+            rows[label].update({**times, **errors})
     floors = [timing.get("methods", {}).get(name) for name in (FLOOR, FLOOR_AGAIN)]
+    noise = floors[1]["to_floor"] / floors[0]["to_floor"] if all(floors) else None
     found = list(rows.values())
     return {
         "methods": found,
-        "noise": floors[1]["to_floor"] / floors[0]["to_floor"] if all(floors) else None,
+        "noise": noise,
         "pareto": pareto([row for row in found if row["method"] != FLOOR]),
-        "best": best(found),
+        "best": best(found, noise),
         "machine": timing.get("machine"),
     }
 
@@ -83,17 +85,21 @@ def _learnt(units: Sequence[Mapping[str, Any]]) -> Row:
         return {}
     results = [unit["result"] for unit in units]
     last = [result["curve"][-1] for result in results]
+    losses = [point["loss"] for point in last]
+    accuracies = [point["accuracy"] for point in last]
+    forgotten = [result["unrelated"]["after"] - result["unrelated"]["before"] for result in results]
     row: Row = {
         "rate": units[0]["job"]["rate"],
         "seeds": [unit["job"]["seed"] for unit in units],
-        "losses": [point["loss"] for point in last],
-        "loss": statistics.fmean(point["loss"] for point in last),
-        "loss_spread": statistics.stdev(point["loss"] for point in last) if len(last) > 1 else None,
+        "losses": losses,
+        "loss": statistics.fmean(losses),
+        "loss_spread": statistics.stdev(losses) if len(losses) > 1 else None,
+        "loss_error": standard_error(losses),
         "loss_before": results[0]["curve"][0]["loss"],
-        "accuracy": statistics.fmean(point["accuracy"] for point in last),
-        "forgotten": statistics.fmean(
-            result["unrelated"]["after"] - result["unrelated"]["before"] for result in results
-        ),
+        "accuracy": statistics.fmean(accuracies),
+        "accuracy_error": standard_error(accuracies),
+        "forgotten": statistics.fmean(forgotten),
+        "forgotten_error": standard_error(forgotten),
         "file_bytes": results[0]["file_bytes"],
         "curves": [result["curve"] for result in results],
         "train_seconds": statistics.median(result["train_seconds"] for result in results),
@@ -103,32 +109,3 @@ def _learnt(units: Sequence[Mapping[str, Any]]) -> Row:
         values = [result[key] for result in results if key in result]
         row |= {key: statistics.median(values)} if values else {}
     return row
-
-
-def pareto(rows: Iterable[Row]) -> list[str]:
-    """Find the methods that no other beats in both peak memory and held-out loss.
-
-    Rows that lack either are passed over; names are ordered from the least memory to the most.
-    """
-    points = [row for row in rows if _is_number(row.get("loss")) and _is_number(row.get("peak_bytes"))]
-    front: list[Row] = []
-    for row in sorted(points, key=lambda row: (row["peak_bytes"], row["loss"])):
-        if not front or row["loss"] < front[-1]["loss"]:
-            front.append(row)
-    return [row["method"] for row in front]
-
-
-def best(rows: Iterable[Row]) -> dict[str, list[str]]:
-    """Find the best methods of each column in which at least two have a value; those that tie, all of them."""
-    found = {}
-    learning = [row for row in rows if row["method"] != FLOOR]  # the floor takes no part
-    for column in COLUMNS:
-        values = {row["method"]: row[column.key] for row in learning if _is_number(row.get(column.key))}
-        if column.best is not None and len(values) > 1:
-            extreme = column.best(values.values())
-            found[column.key] = [label for label, value in values.items() if value == extreme]
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.profiling.environment import versions as installed_versions
+from paca.workbench.base.change import change
 from paca.workbench.base.files import write_file
 from paca.workbench.base.pictures import draw_losses
 from paca.workbench.recipe.recipe import Recipe
@@ -80,9 +81,9 @@ def draw_loss_curve(path: Path, metrics: Mapping[str, Any]) -> None:
 
 
 def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Say what improved, where the adapter lies, and how to merge it."""
+    """Say whether the model improved, where the adapter lies, and how to merge it."""
     before, after, held = metrics["before"], metrics["after"], metrics["held_out"]
-    verdict = "improved" if after["loss"] < before["loss"] else "no gain"
+    verdict = change(before["perplexity"], after["perplexity"], ".2f")
     return [
         f"{verdict}: held-out perplexity {before['perplexity']:.2f} -> {after['perplexity']:.2f} "
         f"({held['sequences']} of {held['total']} held-out sequences, {before['tokens']:,} tokens)",

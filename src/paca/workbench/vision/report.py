@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import first_few
+from paca.workbench.base.change import change
 from paca.workbench.base.files import write_file
 from paca.workbench.base.pictures import draw_losses
 from paca.workbench.vision.images import Images
@@ -60,9 +61,9 @@ def draw_mistakes(path: Path, images: Images, answers: Answers) -> None:
 
 
 def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
-    """Say what improved, which classes are hardest, where the adapter lies, and how to merge it."""
+    """Say whether the model improved, which classes are hardest, where the adapter lies, and how to merge it."""
     before, after, held = metrics["before"], metrics["after"], metrics["held_out"]
-    verdict = "improved" if after["accuracy"] > before["accuracy"] else "no gain"
+    verdict = change(before["accuracy"], after["accuracy"], ".1%", lower_is_better=False)
     measured = {name: value for name, value in after["per_class"].items() if value is not None}
     hardest = sorted(measured, key=lambda name: measured[name])[:_MOST_NAMED]
     folder = Path(metrics["adapter"]).parent

@@ -128,11 +128,23 @@ def test_a_rate_that_rounding_swallows(content, tmp_path):
     assert_told(findings, WARNING, "only ")
     assert any("is lost in rounding until they have grown" in text for text in texts(findings, WARNING))
     assert_told(
-        findings_of(content, tmp_path, "training.learning_rate=1e-6"), "fine", "100% of the trained values moved"
+        findings_of(content, tmp_path, "training.learning_rate=1e-5"), "fine", "100% of the trained values moved"
     )
     assert_told(
         findings_of(content, tmp_path, "training.learning_rate=0.0"), WARNING, "no trained value moved in three steps"
     )
+
+
+@pytest.mark.road("comparisons")
+@pytest.mark.parametrize("method", [{"name": "paca", "r": 4}, {"name": "lora", "r": 2, "lora_dropout": 0.1}])
+@pytest.mark.parametrize(
+    ("rate", "steps", "moves"), [("1e-3", 6, True), ("1e-9", 6, False), ("1e-6", 6, False), ("1e-6", 1000, True)]
+)
+def test_a_rate_at_which_nothing_changes(content, tmp_path, method, rate, steps, moves):
+    content["method"] = {**method, "target_modules": "all-linear"}
+    findings = findings_of(content, tmp_path, f"training.learning_rate={rate}", f"training.max_steps={steps}")
+    told = [text for text in texts(findings, WARNING) if f"{steps:,} steps leave the model as it is" in text]
+    assert told == [] if moves else len(told) == 1 and "Raise the rate." in told[0]
 
 
 def test_a_loss_that_is_not_finite_is_refused(content, tmp_path):

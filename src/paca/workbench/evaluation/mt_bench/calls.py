@@ -66,8 +66,8 @@ class Caller:
     def ask(self, system: str, prompt: str) -> Reply:
         """Ask for one verdict.
 
-        A RefusedError if this call can't succeed, a CallError if there was no answer after all retries, a PacaError if no
-        call can succeed because the key is refused.
+        A RefusedError if this call can't succeed, a CallError if there was no answer after all retries, a PacaError if
+        no call can succeed because the key is refused.
         """
         import openai
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import first_few
+from paca.workbench.base.change import LEAST_SHARE
 from paca.workbench.base.processes import world_size
 from paca.workbench.data.loss_facts import count_loss, eos_token_ids
 from paca.workbench.data.prepare import TrainingData, spread
@@ -21,6 +22,7 @@ MOST_SEQUENCES = 2000  # whose labels are read, at most
 MOST_NAMED = 3
 MUCH_CUT = 0.1
 LITTLE_SHOWN = 0.5
+LITTLE_LOSS = 0.01  # of a sequence that the model knows by heart, whose loss no rate changes
 
 
 def examine(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | None = None) -> list[Finding]:
@@ -113,7 +115,8 @@ def rehearsal_findings(
     and `evaluated` in evaluation.
     """
     arguments = trainer.args
-    yield from _learning(rehearsal, arguments)
+    steps = total_steps(trainer)
+    yield from _learning(rehearsal, arguments, steps)
     if rehearsal.micro_batch < wanted:
         yield warning(
             f"out of memory with {wanted} sequences at once: training continues with {rehearsal.micro_batch} at once "
@@ -124,7 +127,6 @@ def rehearsal_findings(
             f"out of memory in evaluation with {evaluated} sequences at once: {rehearsal.eval_batch} are taken"
         )
     peak = "" if rehearsal.peak_bytes is None else f", {rehearsal.peak_bytes / 2**30:.1f} GiB at the peak"
-    steps = total_steps(trainer)
     seconds = steps * rehearsal.seconds * arguments.gradient_accumulation_steps
     yield note(
         f"the longest batch, an evaluation and a checkpoint went well{peak}; at most about {_duration(seconds)} for "
@@ -139,7 +141,7 @@ def rehearsal_findings(
         )
 
 
-def _learning(rehearsal: Rehearsal, arguments: Any) -> Iterator[Finding]:
+def _learning(rehearsal: Rehearsal, arguments: Any, steps: int) -> Iterator[Finding]:
     if not all(map(math.isfinite, rehearsal.losses)):
         losses = ", ".join(f"{loss:g}" for loss in rehearsal.losses)
         yield problem(
@@ -165,6 +167,11 @@ def _learning(rehearsal: Rehearsal, arguments: Any) -> Iterator[Finding]:
             f"only {rehearsal.shown:.0%} of the trained values of the weights moved in three steps at {rate}: the "
             "rest of the updates is lost in rounding until they have grown. Raise the rate or method.paca_alpha, or "
             "set model.dtype=float32."
+        )
+    elif rehearsal.effect * steps / len(rehearsal.losses) < LEAST_SHARE and rehearsal.losses[0] > LITTLE_LOSS:
+        yield warning(
+            f"three steps at {rate} changed the loss of a sequence by {rehearsal.effect:.0e}: {steps:,} steps leave "
+            "the model as it is, within rounding. Raise the rate."
         )
     else:
         share = rehearsal.moved if rehearsal.shown is None else rehearsal.shown

@@ -35,6 +35,7 @@ class Rehearsal:
         moved: The share of trained values that are others after three steps.
         shown: The share of PaCA's trained connections whose values in the weight are others; None where there are
             none in plain weights.
+        effect: By how much the loss of the shortest sequence changed over the steps, without dropout.
         seconds: One step on the longest batch.
         peak_bytes: On a CUDA device, of the longest batch.
         checkpoint_bytes: What one checkpoint takes on the disk.
@@ -48,6 +49,7 @@ class Rehearsal:
     layers: int = 0
     moved: float = 0.0
     shown: float | None = None
+    effect: float = math.nan
     seconds: float = 0.0
     peak_bytes: int | None = None
     checkpoint_bytes: int = 0
@@ -77,12 +79,14 @@ def rehearse(trainer: Any, folder: Path) -> Rehearsal:
             _step(trainer, optimizer, _shortest(lengths, 1), found, reached)
 
         try:
+            loss = _loss_without_dropout(trainer, _shortest(lengths, 1))
             found.micro_batch = largest_micro_batch(trainer.args.per_device_train_batch_size, steps)
             found.peak_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
             layers = adapted_layers(trainer.model)
             found.layers, found.without_gradient = len(layers), [name for name in layers if name not in reached]
             found.moved = _share(zip(start, trained_parameters(trainer.model), strict=True))
             found.shown = shown_share(trainer.model)
+            found.effect = abs(_loss_without_dropout(trainer, _shortest(lengths, 1)) - loss)
             if all(map(math.isfinite, found.losses)):  # else NaN is compared, which equals nothing
                 _write_and_reload(trainer, optimizer, folder / REHEARSED, found)
             optimizer.zero_grad()
@@ -128,6 +132,15 @@ def _step(trainer: Any, optimizer: Any, rows: Sequence[int], found: Rehearsal, r
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started
+
+
+def _loss_without_dropout(trainer: Any, rows: Sequence[int]) -> float:
+    trainer.model.eval()
+    inputs = _batch(trainer, trainer.train_dataset, rows)
+    with torch.no_grad(), trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+        loss = trainer.compute_loss(trainer.model, inputs)
+    trainer.model.train()
+    return float(loss)
 
 
 def _has_gradient(layer: nn.Module) -> bool:
