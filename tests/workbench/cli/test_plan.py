@@ -43,6 +43,18 @@ def test_when_nothing_fits_it_says_what_is_lacking_and_what_would_do(config, cap
     assert "It fits with --checkpointing --batch 1: 0.00 GiB" in said
 
 
+def test_lean_forwards_and_a_chunked_loss_take_less(config, capsys):
+    peaks = []
+    for words in (["--loss", "chunked"], ["--lean"], [], ["--lean", "--loss", "full"]):
+        assert main(["plan", str(config), "--methods", "paca", "--json", *words]) == 0
+        peaks.append(json.loads(capsys.readouterr().out)["methods"][0]["total"])
+    chunked, lean, full, lean_full = peaks
+    assert lean < chunked
+    assert lean_full < full
+    assert main(["plan", str(config), "--methods", "paca", "--lean"]) == 0
+    assert "tokens, lean: peak" in capsys.readouterr().out
+
+
 def test_more_tokens_than_positions_warn(config, capsys):
     assert plan(config, "--methods", "paca", "--seq", "512", "--json") == 0
     assert "512 tokens are more than the model's 256 positions" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tests.toys import tiny_llama_config
+from transformers import GemmaConfig, GPT2Config, LlamaConfig, Phi3Config
 
 from paca.errors import PacaError
 from paca.workbench.planning.losses import find_loss
@@ -11,6 +12,19 @@ from paca.workbench.planning.optimizers import find_optimizer
 from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import Planner, build, measure
 
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 96,
+    "pad_token_id": 0,
+    "attn_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+}
 CONFIG = tiny_llama_config(intermediate_size=192, num_hidden_layers=1, vocab_size=40_000)
 
 
@@ -44,6 +58,25 @@ def test_other_optimizers_and_losses_are_what_the_real_step_takes(planner, optim
     setting = TrainingSetting("paca", 8, 1, 64, torch.float32, attention="sdpa", optimizer=optimizer, loss=loss)
     real = measure(build(CONFIG, setting, "cpu"), setting, warm_up=True)
     assert planner.step(setting).peak.total == pytest.approx(real.peak.total, rel=0.03)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("method", ["paca", "lora", "full"])
+@pytest.mark.parametrize(
+    "family", [LlamaConfig, GemmaConfig, Phi3Config, GPT2Config], ids=lambda kind: kind.model_type
+)
+def test_lean_steps_are_planned_to_the_byte(family, method, checkpointing):
+    config = family(**SIZES)
+    lean, plain = (
+        TrainingSetting(
+            method, 4, 2, 32, torch.float32, checkpointing=checkpointing, attention="sdpa", loss="chunked", lean=lean
+        )
+        for lean in (True, False)
+    )
+    predicted = Planner(config).step(lean).peak
+    assert predicted.total == measure(build(config, lean, "cpu"), lean, warm_up=True).peak.total
+    kept = (found.by_category["activations"] for found in (predicted, Planner(config).step(plain).peak))
+    assert next(kept) < next(kept) or checkpointing or method == "full"
 
 
 def test_a_chunked_loss_keeps_no_logits(planner):

@@ -87,6 +87,7 @@ def test_missing_keys_are_named(tmp_path):
         ("data.eval=more.txt", "both are given, expected one of them"),
         ("data.eval_limit=0", "data.eval_limit = 0: expected at least 1"),
         ("training.learning_rate=fast", "training.learning_rate = 'fast': expected float, got str"),
+        ("training.lean=1", "training.lean = 1: expected bool, got int"),
         ("training.optim=adamm", "training: adamm is not a valid OptimizerNames, please select one of"),
         ("model=smollm2", "model = 'smollm2': expected keys and values, got str"),
         ("seed.x=1", "seed.x cannot be set: seed is 3, which has no keys of its own"),

@@ -119,6 +119,12 @@ def test_any_method_of_peft(content, tmp_path):
     assert metrics["trained_parameters"] == 2 * 2 * (4 * 64 + 2 * 96) + 32 * 3 + 3
 
 
+def test_lean_forwards_are_put_in(content, tmp_path, capsys):
+    metrics = run(content, tmp_path, "training.lean=true", "training.max_steps=1")
+    assert "note: lean forwards for" in capsys.readouterr().err
+    assert metrics["recipe"]["training"]["lean"] is True
+
+
 def test_a_method_that_does_not_fit_the_model(content, tmp_path):
     content["method"] = {"name": "lora", "target_modules": ["nothing_here"]}
     with pytest.raises(PacaError, match=r"'lora' can't be trained on .* like this: No modules were targeted"):

@@ -103,6 +103,16 @@ def test_the_base_model_may_be_held_in_less_precision(content, tmp_path):
     assert half["peak_bytes"] < full["peak_bytes"]
 
 
+def test_lean_forwards_keep_less_and_learn_the_same(content, tmp_path, capsys):
+    plain = run(content, tmp_path)
+    assert "lean forwards" not in capsys.readouterr().err
+    lean = run(content, tmp_path, "training.lean=true", f"output_dir={tmp_path / 'lean'}")
+    assert "note: lean forwards for LlamaAttention × 2, LlamaMLP × 2, LlamaRMSNorm × 5" in capsys.readouterr().err
+    assert lean["peak_bytes"] < plain["peak_bytes"]
+    assert lean["after"]["loss"] == pytest.approx(plain["after"]["loss"], rel=1e-5)
+    assert lean["after"]["loss"] < lean["before"]["loss"] - 1e-3
+
+
 def test_conversations(content, tmp_path):
     rows = [
         {"messages": [{"role": "user", "content": f"Say {word}"}, {"role": "assistant", "content": word * 5}]}

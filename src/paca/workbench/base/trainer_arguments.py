@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from paca.workbench.base.schema import wrong_types
+
 # Keys of `TrainingArguments` that would change nothing, or break resuming, and what to type instead.
 REFUSED_KEYS = {
     "output_dir": "set the recipe's own output_dir, or pass --output DIR",
@@ -10,6 +12,19 @@ REFUSED_KEYS = {
     "resume_from_checkpoint": "pass --resume",
     "save_only_model": "resuming needs the optimizer's state; use save_total_limit to save space",
 }
+
+# Keys of a recipe's `training` section that are ours, with their types.
+OWN_KEYS = {"lean": bool}
+
+
+def library_keys(training: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that become arguments of Trainer's or TRL's."""
+    return {key: value for key, value in training.items() if key not in OWN_KEYS}
+
+
+def own_key_problems(training: Mapping[str, Any]) -> list[str]:
+    """Say what is wrong with those that do not, one message per problem."""
+    return wrong_types("training", training, OWN_KEYS)
 
 
 def usual_arguments(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ example:
   $ paca plan llama3-8b --methods paca,lora,dora --gpu a100-80gb --seq 512
   $ paca plan llama3-8b --methods paca,lora --gpu 80GB --max-seq
   $ paca plan llama3.1-70b-qpaca-oasst1 --methods qpaca,qlora --gpu h100
+  $ paca plan llama3-8b --methods paca,lora --gpu a100-80gb --max-seq --lean
   $ paca plan path/to/config.json --checkpointing --json
 """
 DTYPES = ("bfloat16", "float16", "float32")
@@ -38,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--autocast", action=argparse.BooleanOptionalAction, help="bfloat16 autocast in forward")
     parser.add_argument("--adapter-in-base-dtype", action="store_true", help="do not train adapters in float32")
     parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, help="recompute blocks in backward")
+    parser.add_argument(
+        "--lean", action=argparse.BooleanOptionalAction, help="keep the least, as paca.lean does; the loss is chunked"
+    )
     parser.add_argument("--optimizer", metavar="NAME", help="as Trainer's optim, such as adamw_bnb_8bit")
     parser.add_argument("--loss", metavar="NAME", help="full, or chunked as `paca finetune` computes it")
     parser.add_argument("--attention", choices=("fused", "sdpa"), help="what a GPU's attention keeps, or the CPU's")

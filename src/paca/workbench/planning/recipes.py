@@ -37,6 +37,7 @@ def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> Training
         block=512 if on_gpu else 1,
         optimizer=arguments.optim if isinstance(arguments.optim, str) else arguments.optim.value,
         targets=_targets(recipe),
+        lean=recipe.lean,
         fields=anywhere(recipe.method.config),
     )
     if is_image_config(config):

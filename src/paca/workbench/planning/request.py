@@ -21,7 +21,7 @@ from paca.workbench.recipe.recipe import find_recipe, read_recipe, shipped_recip
 TEXT_METHODS = ("paca", "lora", "dora", "full")
 CONVOLUTION_METHODS = ("paca", "full")  # PEFT's LoRA refuses grouped convolutions at most ranks
 # Options that are fields of a setting.
-TYPED = ("batch", "pixels", "rank", "autocast", "checkpointing", "optimizer", "loss", "attention", "ranks")
+TYPED = ("batch", "pixels", "rank", "autocast", "checkpointing", "optimizer", "loss", "attention", "ranks", "lean")
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,11 @@ class PlannedModel:
     methods: tuple[str, ...]
 
     def title(self, setting: TrainingSetting) -> str:
-        """Name the model and the batch."""
+        """Name the model, the batch, and whether forwards are lean."""
+        lean = ", lean" if setting.lean else ""
         if is_image_config(self.config):
-            return f"{self.name}, {setting.batch} × {setting.pixels} × {setting.pixels} pixels"
-        return f"{self.name}, {setting.batch} × {setting.tokens} tokens"
+            return f"{self.name}, {setting.batch} × {setting.pixels} × {setting.pixels} pixels{lean}"
+        return f"{self.name}, {setting.batch} × {setting.tokens} tokens{lean}"
 
     def warnings(self, setting: TrainingSetting) -> list[str]:
         """Say what is odd about a setting."""
@@ -80,6 +81,8 @@ def settings_of(planned: PlannedModel, typed: Mapping[str, Any]) -> list[Trainin
     """Make one setting per method, in order, from what was planned and what was typed (None: not given)."""
     given = {**{name: typed.get(name) for name in TYPED}, "tokens": typed.get("seq")}
     changes = {field: value for field, value in given.items() if value is not None}
+    if typed.get("lean") and typed.get("loss") is None and not is_image_config(planned.config):
+        changes["loss"] = "chunked"
     stored = stored_quantization(planned.config)
     if typed.get("dtype"):
         changes |= {"dtype": getattr(torch, typed["dtype"]), "dequantized": stored is not None and not stored.four_bit}

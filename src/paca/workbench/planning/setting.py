@@ -32,6 +32,7 @@ class TrainingSetting:
         batch_norm: What batch normalisation does, as in a recipe: `frozen` or `train`.
         dequantized: Take weights that the configuration calls quantized for plain ones.
         targets: What is adapted: PEFT's `target_modules`.
+        lean: Modules have the forwards that `paca.lean` gives them.
         fields: Fields of PEFT's configuration, in place of those that rank and targets make.
     """
 
@@ -52,4 +53,5 @@ class TrainingSetting:
     batch_norm: str = "frozen"
     dequantized: bool = False
     targets: str | tuple[str, ...] = ALL_LINEAR
+    lean: bool = False
     fields: Mapping[str, Any] | None = None

@@ -17,6 +17,7 @@ from paca.profiling.operations import OperationCounter, Operations, start_gradie
 from paca.workbench.base.messages import one_line
 from paca.workbench.methods.adapted_layers import adapted_layers, trained_parameters
 from paca.workbench.methods.section import MethodSection
+from paca.workbench.models.lean import quietly_lean
 from paca.workbench.planning import attention, images, sharded
 from paca.workbench.planning.fake import materialize_fake
 from paca.workbench.planning.families import find_family, is_image_config
@@ -197,6 +198,8 @@ def build(config: Any, setting: TrainingSetting, device: str = "meta") -> nn.Mod
         else:
             model = get_peft_model(model, method_config(method.peft, fields))
         _cast_adapter(model, setting.adapter_dtype)
+    if setting.lean:
+        quietly_lean(model, loss=False)
     return model.train()
 
 

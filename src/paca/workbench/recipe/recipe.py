@@ -35,7 +35,8 @@ class Recipe:
         data: Training and held-out data.
         output_dir: The folder that the run writes to.
         method: The PEFT method.
-        training: Fields of TRL's `SFTConfig`, and thereby of `TrainingArguments`; for images, of the latter alone.
+        training: Fields of TRL's `SFTConfig`, and thereby of `TrainingArguments`; for images, of the latter alone; and
+            `lean`.
         seed: Fixes the choice of connections, the order of the data and dropout.
         task: `text` or `image-classification`.
         images: How images reach the model, where the task is to classify them.
@@ -51,6 +52,11 @@ class Recipe:
     task: str = TEXT
     images: ImagesSection = field(default_factory=ImagesSection)
     early_stopping: StoppingSection | None = None
+
+    @property
+    def lean(self) -> bool:
+        """Whether modules get forwards that keep the least for backward."""
+        return bool(self.training.get("lean", False))
 
     @property
     def all_training(self) -> dict[str, Any]:

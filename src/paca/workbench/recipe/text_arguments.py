@@ -9,7 +9,7 @@ from typing import Any
 
 from paca.workbench.base.messages import listing, shown, suggestion
 from paca.workbench.base.schema import class_problems
-from paca.workbench.base.trainer_arguments import REFUSED_KEYS, usual_arguments
+from paca.workbench.base.trainer_arguments import REFUSED_KEYS, library_keys, own_key_problems, usual_arguments
 
 # Keys of `SFTConfig` that would turn nothing here, or break resuming, and what to type instead.
 REFUSED_TRAINING_KEYS = {
@@ -40,7 +40,7 @@ def training_arguments(training: Mapping[str, Any], output_dir: str, seed: int) 
         # `gradient_checkpointing`, which TRL sets by default, has a new name in late 5.x versions of transformers;
         # the old one works, and is known, in all of them.
         warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
-        return SFTConfig(**{**defaults, **training, "output_dir": output_dir, "seed": seed})
+        return SFTConfig(**{**defaults, **library_keys(training), "output_dir": output_dir, "seed": seed})
 
 
 def training_problems(training: Mapping[str, Any]) -> list[str]:
@@ -49,11 +49,11 @@ def training_problems(training: Mapping[str, Any]) -> list[str]:
 
     return class_problems(
         "training",
-        training,
+        library_keys(training),
         SFTConfig,
         REFUSED_TRAINING_KEYS,
         lambda: training_arguments(training, "unused", 0),
-        [*count_problems(training), *logger_problems(training.get("report_to"))],
+        [*own_key_problems(training), *count_problems(training), *logger_problems(training.get("report_to"))],
     )
 
 

@@ -13,6 +13,7 @@ from paca.errors import PacaError
 from paca.workbench.base.files import write_folder, write_json
 from paca.workbench.base.processes import world_size
 from paca.workbench.base.progress import show_losses
+from paca.workbench.models.lean import make_lean
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import last_complete
 from paca.workbench.training.doctor.batch_size import follow_earlier_start
@@ -67,6 +68,8 @@ def _load(recipe: Recipe, data: ImageData, arguments: Any) -> tuple[Any, PixelFo
     model = load_classifier(recipe.model.name, classes, recipe.model.dtype, recipe.images.weights)
     pixels = pixel_format(model, recipe.images.size)
     model = with_method(model, recipe.method, recipe.images.batch_norm, len(classes))
+    if recipe.lean:
+        make_lean(model)
     return make_trainer(recipe, arguments, model, data, pixels), pixels
 
 

@@ -15,6 +15,7 @@ from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import RawData, TrainingData, prepare_data, read_data
 from paca.workbench.methods.registry import method_config, refusals_explained
 from paca.workbench.models.embedded_columns import columns_of_embedded
+from paca.workbench.models.lean import make_lean
 from paca.workbench.models.load import load_model, load_tokenizer
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.text_arguments import training_arguments
@@ -130,6 +131,8 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, dat
             processing_class=tokenizer,
             peft_config=config,
         )
+    if recipe.lean:
+        make_lean(trainer.model)
     stopping = recipe.early_stopping
     if stopping is not None:
         trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.threshold))

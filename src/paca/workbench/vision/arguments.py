@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paca.workbench.base.schema import class_problems
-from paca.workbench.base.trainer_arguments import REFUSED_KEYS, usual_arguments
+from paca.workbench.base.trainer_arguments import REFUSED_KEYS, library_keys, own_key_problems, usual_arguments
 from paca.workbench.methods.registry import known_methods
 
 # Keys of `TrainingArguments` that would turn nothing here, or break resuming, and what to type instead.
@@ -27,7 +27,7 @@ def image_training_arguments(training: Mapping[str, Any], output_dir: str, seed:
         "label_names": ["labels"],
     }
     return TrainingArguments(
-        **{**usual_arguments(training), **training, **fixed, "output_dir": output_dir, "seed": seed}
+        **{**usual_arguments(training), **library_keys(training), **fixed, "output_dir": output_dir, "seed": seed}
     )
 
 
@@ -37,10 +37,11 @@ def image_training_problems(training: Mapping[str, Any]) -> list[str]:
 
     return class_problems(
         "training",
-        training,
+        library_keys(training),
         TrainingArguments,
         REFUSED_TRAINING_KEYS,
         lambda: image_training_arguments(training, "unused", 0),
+        own_key_problems(training),
     )
 
 
