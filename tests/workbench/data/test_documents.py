@@ -147,8 +147,32 @@ def test_a_data_set_without_the_columns(tmp_path):
 
 def test_a_name_that_is_nothing_says_what_it_could_have_been():
     message = error_of("python-referense")
-    assert "neither a file nor a built-in (python-reference); did you mean 'python-reference'?" in message
-    assert "could not be loaded as a data set" in message
+    assert (
+        "no file or folder 'python-referense' here; it is no built-in (python-reference); did you mean 'pyt" in message
+    )
+    assert "could not be loaded as a data set of the Hub" in message
+
+
+@pytest.mark.road("problem-list")
+@pytest.mark.parametrize("name", ["./trian", "../no/such", "~/trian", "data/sub/trian", "my data/trian", "trian/"])
+def test_a_missing_path_is_a_missing_path(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train").mkdir()
+    message = error_of(name)
+    assert message.startswith("There is no data file")
+    assert "Hub" not in message
+    assert ("did you mean 'train'" in message) is (name in ("./trian", "trian/"))
+
+
+@pytest.mark.road("problem-list")
+def test_what_may_be_either_names_the_near_path_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    assert error_of("data/trian").startswith(
+        "There is no file or folder 'data/trian' here; did you mean 'data/train'?"
+    )
+    (tmp_path / "data" / "train" / "a.xyz").touch()
+    assert error_of("data/train").startswith("The folder 'data/train' can't be read as a data set: ")
 
 
 def test_a_subset_of_a_file_is_refused(tmp_path):

@@ -78,7 +78,11 @@ CASES = {
     "adapter: config not text": (put(f"adapter/{CONFIG}", b"\xff\xfe\x00"), EXPORT, "is not valid JSON"),
     "adapter: config nested without end": (put(f"adapter/{CONFIG}", "[" * 100_000), CHAT, "is not valid JSON"),
     "adapter: base of another type": (config(base_model_name_or_path=7), EXPORT, "does not name its base model"),
-    "adapter: base is nowhere": (config(base_model_name_or_path="../../nowhere"), EXPORT, "could not be loaded"),
+    "adapter: base is nowhere": (
+        config(base_model_name_or_path="../../nowhere"),
+        EXPORT,
+        "There is no model folder '../../nowhere'",
+    ),
     "adapter: rank of another type": (config(r="many"), EXPORT, "the value passed is 'many'"),
     "adapter: rank below zero": (config(r=-1), CHAT, "the value passed is -1"),
     "adapter: rank of another adapter": (config(r=3), EXPORT, "does not fit this model"),

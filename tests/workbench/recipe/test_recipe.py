@@ -132,6 +132,17 @@ def test_a_recipe_that_is_not_there(tmp_path):
         find_recipe(str(tmp_path / "mien.yaml"))
 
 
+@pytest.mark.road("problem-list")
+def test_a_recipe_whose_name_is_nearly_right(tmp_path):
+    with pytest.raises(PacaError, match=r"no recipe file 'smollm2-python-refrence'; did you mean 'smollm2-python-ref"):
+        find_recipe("smollm2-python-refrence")
+    with pytest.raises(PacaError, match=r"is a folder, not a recipe file$"):
+        find_recipe(str(tmp_path))
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(PacaError, match=r"is a folder, not a recipe file; did you mean '.*/recipe\.yaml'\?$"):
+        find_recipe(str(tmp_path))
+
+
 def test_differences_between_recipes(path):
     old, new = (read_recipe(path, [f"method.r={r}", f"output_dir=o{r}"]).to_dict() for r in (4, 8))
     assert describe_difference(old, new) == ["method.r was 4, now 8"]

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from paca.workbench.base.messages import listing, one_line, shown, suggestion
+from paca.workbench.base.messages import one_line, shown
+from paca.workbench.base.near_keys import near_key
 
 
 def unknown_keys(where: str, given: Mapping[str, Any], known: Iterable[str]) -> list[str]:
     """Describe every key of the mapping named `where` (empty for the top level) that is not known."""
     known = set(known)
     return [
-        f"{dotted(where, key)} = {shown(given[key])}: there is no such key"
-        f"{suggestion(str(key)[:60], known) or listing(known)}"
+        f"{dotted(where, key)} = {shown(given[key])}: there is no such key{near_key(where, str(key), known)}"
         for key in given
         if key not in known
     ]

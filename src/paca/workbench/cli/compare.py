@@ -107,7 +107,7 @@ def _comparison(arguments: argparse.Namespace) -> Any:
     from paca.workbench.recipe.recipe import find_recipe, read_recipe
     from paca.workbench.recipe.tasks import TEXT
 
-    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides)
+    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, with_files=True)
     if recipe.task != TEXT:
         raise PacaError(f"The recipe's task is {recipe.task}; paca compare takes recipes whose task is {TEXT}.")
     if arguments.sweep < 0:

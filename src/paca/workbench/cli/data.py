@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from paca.workbench.recipe.tasks import TEXT
     from paca.workbench.recipe.text_arguments import training_arguments
 
-    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides)
+    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, with_files=True)
     if recipe.task != TEXT:
         raise PacaError(f"paca data shows text; the task of this recipe is {recipe.task}.")
     raw = read_data(recipe.data)

@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     from paca.workbench.training.doctor import examine
     from paca.workbench.training.run import trainer_of
 
-    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output)
+    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output, with_files=True)
     with quiet_libraries(), borrowed_folder(Path(recipe.output_dir)) as folder:
         trainer, data = trainer_of(recipe)
         findings = examine(trainer, recipe, folder, data)

@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from paca.workbench.training.interruptions import StoppedError
     from paca.workbench.training.run import closing_lines, finetune
 
-    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output)
+    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output, with_files=True)
     try:
         metrics = finetune(
             recipe, resume=arguments.resume, overwrite=arguments.overwrite, doctor=not arguments.no_doctor

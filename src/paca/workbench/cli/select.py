@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from paca.workbench.recipe.recipe import find_recipe, read_recipe
     from paca.workbench.training.selecting import select
 
-    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides)
+    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, with_files=True)
     folder = Path(arguments.output or f"{recipe.output_dir}-selection")
     done = select(recipe, arguments.strategies, folder, arguments.overwrite)
     for name, chosen in done.chosen.items():

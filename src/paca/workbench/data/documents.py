@@ -82,6 +82,21 @@ def near_files(path: Path) -> str:
     return f"; did you mean {' or '.join(repr(str(folder / name)) for name in near)}?" if near else ""
 
 
+def missing_path(name: str, what: str) -> str | None:
+    """Say that there is no `what` by that name; None where there is, or the name may be one on the Hub."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    path = Path(name).expanduser()
+    if os.path.exists(path):
+        return None
+    try:
+        validate_repo_id(name)
+        is_path = _looks_like_file(name)
+    except HFValidationError:
+        is_path = True
+    return f"There is no {what} {shown(name)}{near_files(path)}" if is_path else None
+
+
 def python_reference() -> list[Row]:
     """Return the Python language reference that ships inside Python, one row per topic, sorted by name."""
     from pydoc_data.topics import topics
@@ -152,12 +167,17 @@ def _are_mmlu(folder: Path) -> bool:
 def _load_data_set(name: str, place: Place) -> list[Row]:
     import datasets
 
+    missing = missing_path(name, "data file or folder")
+    if missing is not None:
+        raise PacaError(missing)
     try:
         data_set = datasets.load_dataset(name, place.subset, split=place.split)
     except Exception as error:  # a damaged file may raise what any of its readers raises
+        if os.path.isdir(name):
+            raise PacaError(f"The folder {name!r} can't be read as a data set: {one_line(error)}") from error
         raise PacaError(
-            f"The data {name!r} is neither a file nor a built-in ({', '.join(BUILT_INS)}){suggestion(name, BUILT_INS)}"
-            f"{_near_path(name)}, and could not be loaded as a data set: {one_line(error)}"
+            f"There is no file or folder {name!r} here{_near_path(name)}; it is no built-in ({', '.join(BUILT_INS)})"
+            f"{suggestion(name, BUILT_INS)}, and could not be loaded as a data set of the Hub: {one_line(error)}"
         ) from error
     return convert_rows(_placed(name, data_set), place.format)
 

@@ -12,6 +12,7 @@ from typing import Any
 from paca.errors import PacaError
 from paca.workbench.methods.placement import anywhere
 from paca.workbench.methods.registry import known_methods, method_config
+from paca.workbench.methods.targets import check_targets
 from paca.workbench.models.embedded_columns import columns_of_embedded
 
 FLOOR, FULL = "frozen", "full"
@@ -101,6 +102,7 @@ class Method:
                 raise PacaError(f"{self.name} can't train quantized weights, such as {packed[0]}; use a plain base.")
             return model.requires_grad_(self.trains_base)
         with columns_of_embedded(self.config(setting)) as config:
+            check_targets(model, config)
             adapted = get_peft_model(model, config, autocast_adapter_dtype=not self.adapter_in_base_dtype)
         for name, parameter in adapted.named_parameters():
             if self.frozen_part is not None and self.frozen_part in name:

@@ -1,13 +1,15 @@
 """Loads base models and tokenizers, the embedded default among them."""
 
+import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
 from paca.tuner.layers.bnb_cpu import apply_cpu_workarounds
 from paca.workbench.base.messages import one_line, suggestion
+from paca.workbench.data.documents import missing_path, near_files
 from paca.workbench.models.embedded import EmbeddedModel
 from paca.workbench.models.quantization import quantization_config
 
@@ -124,7 +126,18 @@ def _load(name: str, auto_class: Any, options: dict[str, Any]) -> Any:
     except Exception as error:  # a damaged file may raise what any of its readers raises
         if name in EMBEDDED:
             raise
-        raise PacaError(
-            f"The model {name!r} is not an embedded one ({', '.join(EMBEDDED)}){suggestion(name, EMBEDDED)}, and "
-            f"could not be loaded from a folder or from the Hub: {one_line(error)}"
-        ) from error
+        raise PacaError(load_failure(name, EMBEDDED, error)) from error
+
+
+def load_failure(name: str, embedded: Iterable[str], error: Exception) -> str:
+    """Say why a model could not be loaded: from a folder that is there, or because there is none of that name."""
+    if os.path.exists(name):
+        return f"The model in {name!r} could not be loaded: {one_line(error)}"
+    missing = missing_path(name, "model folder")
+    if missing is not None:
+        return missing
+    near = near_files(Path(name)) if Path(name).parent.is_dir() else ""
+    return (
+        f"The model {name!r} is not an embedded one ({', '.join(embedded)}){suggestion(name, embedded)}; there is no "
+        f"such folder here{near}, and it could not be loaded from the Hub: {one_line(error)}"
+    )

@@ -8,6 +8,7 @@ from typing import Any
 
 from paca.workbench.base.messages import LONGEST_NAME, shown, suggestion
 from paca.workbench.data.chat_templates import TEMPLATES
+from paca.workbench.data.documents import missing_path
 from paca.workbench.models.quantization import quantization_problems
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -40,6 +41,8 @@ def model_problems(section: ModelSection) -> list[str]:
     problems = quantization_problems(section.quantization)
     if not section.name or "\0" in section.name or len(section.name) > LONGEST_NAME:
         problems.append(f"model.name = {shown(section.name)}: expected a name or a folder")
+    elif missing := missing_path(section.name, "folder"):
+        problems.append(f"model.name: {missing}")
     if section.dtype not in DTYPES:
         problems.append(f"model.dtype = {section.dtype!r}: expected one of {', '.join(DTYPES)}")
     template = section.chat_template

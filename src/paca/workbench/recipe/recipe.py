@@ -18,6 +18,7 @@ from paca.workbench.data.section import DataSection, data_problems
 from paca.workbench.methods.registry import method_problems
 from paca.workbench.methods.section import MethodSection
 from paca.workbench.models.section import ModelSection, model_problems
+from paca.workbench.recipe.data_files import file_problems
 from paca.workbench.recipe.stopping import StoppingSection, stopping_defaults, stopping_problems
 from paca.workbench.recipe.tasks import IMAGES, TEXT, TRAINING_PROBLEMS, training_problems
 from paca.workbench.vision.section import ImagesSection, images_problems
@@ -92,9 +93,15 @@ def find_recipe(name: str) -> Path:
         return shipped[bare]
     from paca.workbench.data.documents import near_files
 
+    if Path(name).is_dir():
+        inside = sorted(Path(name).glob("*.yaml"))
+        hint = f"; did you mean {str(inside[0])!r}?" if inside else ""
+        raise PacaError(f"{name!r} is a folder, not a recipe file{hint}")
+    is_bare = Path(name).name == name
+    near = (suggestion(bare, shipped) if is_bare else "") or near_files(Path(name))
     raise PacaError(
-        f"There is no recipe file {name!r}{near_files(Path(name))}. Give a path, or one of the recipes that come with "
-        f"paca: {', '.join(sorted(shipped)) or 'none found'}."
+        f"There is no recipe file {name!r}{near}. Give a path, or one of the recipes that come with paca: "
+        f"{', '.join(sorted(shipped)) or 'none found'}."
     )
 
 
@@ -107,13 +114,16 @@ def shipped_recipes() -> dict[str, Path]:
     return {}
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | None = None) -> Recipe:
+def read_recipe(
+    path: Path, overrides: Sequence[str] = (), output_dir: str | None = None, with_files: bool = False
+) -> Recipe:
     """Read a recipe file, apply overrides, and check everything.
 
     Args:
         path: The YAML file.
         overrides: `key=value` with a dotted key and a YAML scalar: `training.max_steps=5`.
         output_dir: Wins over the file's `output_dir` and over an override of it.
+        with_files: Where there are problems, read the local files of data too, and report theirs as well.
 
     Returns:
         A recipe that passed every check which needs neither model nor data.
@@ -132,7 +142,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), output_dir: str | Non
     problems = apply_overrides(content, overrides)
     if output_dir is not None:
         content["output_dir"] = output_dir
-    recipe = _build_recipe(content, problems)
+    recipe = _build_recipe(content, problems, with_files)
     if recipe is None or problems:
         if len(problems) == 1:
             raise PacaError(f"The recipe {path} has 1 problem: {problems[0]}")
@@ -170,7 +180,7 @@ def _set_dotted(content: dict[str, Any], key: str, value: Any) -> list[str]:
     return []
 
 
-def _build_recipe(content: Mapping[str, Any], problems: list[str]) -> Recipe | None:
+def _build_recipe(content: Mapping[str, Any], problems: list[str], with_files: bool) -> Recipe | None:
     """Build what can be built, and add every problem that is found on the way."""
     problems += unknown_keys("", content, {spec.name for spec in dataclasses.fields(Recipe)})
     sections = ("model", "data", "method", "training", "images", "early_stopping")
@@ -193,13 +203,16 @@ def _build_recipe(content: Mapping[str, Any], problems: list[str]) -> Recipe | N
     elif content["output_dir"] == "" or "\0" in str(content["output_dir"]):
         problems.append(f"output_dir = {content['output_dir']!r}: expected the name of a folder")
     problems += model_problems(model) if model else []
-    problems += data_problems(data) if data else []
+    found = data_problems(data) if data else []
+    problems += found
     problems += stopping_problems(stopping, given["training"]) if stopping else []
     if isinstance(content.get("seed"), int) and not 0 <= content["seed"] < 2**32:
         problems.append(f"seed = {shown(content['seed'])}: expected a number from 0 to {2**32 - 1}")
     brought = {} if stopping is None or problems else stopping_defaults(given["training"])
     problems += _task_problems(content, model, images, {**brought, **given["training"]})
     problems += method_problems(method.name, method.config) if method else []
+    if problems and with_files and data and images and not found:
+        problems += file_problems(content.get("task", TEXT), data, images)
     if model is None or data is None or method is None or images is None or problems:
         return None
     return Recipe(

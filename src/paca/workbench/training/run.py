@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from paca.errors import PacaError
 from paca.workbench.base.locks import locked_if_ours
 from paca.workbench.base.processes import on_main, world_size
 from paca.workbench.base.progress import quiet_libraries
+from paca.workbench.recipe.data_files import file_problems
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.tasks import IMAGES, TEXT
 from paca.workbench.training.inputs import check_inputs
@@ -42,7 +44,7 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doct
     """
     task, folder = _task(recipe.task), Path(recipe.output_dir)
     with failed_writes_explained(folder), contextlib.ExitStack() as held:
-        raw, arguments = task.prepare(recipe)  # first, so that a mistake in the data leaves no folder
+        raw, arguments = _prepared(task, recipe)  # first, so that a mistake in the data leaves no folder
 
         def opened() -> bool:
             held.enter_context(locked_if_ours(folder, RECIPE, WRITER))
@@ -62,7 +64,7 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doct
 def trainer_of(recipe: Recipe) -> tuple[Any, Any]:
     """Make the trainer of a recipe without a run; and return what text was encoded to, None for images."""
     task = _task(recipe.task)
-    raw, arguments = task.prepare(recipe)
+    raw, arguments = _prepared(task, recipe)
     with quiet_libraries():
         trainer, data = task.load(recipe, raw, arguments)
     return trainer, data
@@ -76,3 +78,15 @@ def closing_lines(task: str, metrics: Mapping[str, Any]) -> list[str]:
 
 def _task(name: str) -> Any:
     return importlib.import_module(TASKS[name])
+
+
+def _prepared(task: Any, recipe: Recipe) -> Any:
+    """Read the data, and where that fails say all that is wrong with the files rather than the first of it."""
+    try:
+        return task.prepare(recipe)
+    except PacaError as error:
+        found = file_problems(recipe.task, recipe.data, recipe.images)
+        if len(found) < 2:
+            raise
+        listed = "\n".join(f"  - {problem}" for problem in found)
+        raise PacaError(f"The data of this recipe has {len(found)} problems:\n{listed}") from error

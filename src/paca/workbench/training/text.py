@@ -14,6 +14,7 @@ from paca.workbench.base.progress import show_losses
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import RawData, TrainingData, prepare_data, read_data
 from paca.workbench.methods.registry import method_config, refusals_explained
+from paca.workbench.methods.targets import check_targets
 from paca.workbench.models.embedded_columns import columns_of_embedded
 from paca.workbench.models.lean import make_lean
 from paca.workbench.models.load import load_model, load_tokenizer
@@ -123,6 +124,7 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, tokenizer: Any, dat
         refusals_explained(method.name, recipe.model.name),
         columns_of_embedded(method_config(method.name, method.config)) as config,
     ):
+        check_targets(model, config)
         trainer = SFTTrainer(
             model=model,
             args=arguments,

@@ -4,6 +4,7 @@ from typing import Any
 
 from paca.workbench.methods.registry import refusals_explained
 from paca.workbench.methods.section import MethodSection
+from paca.workbench.methods.targets import check_targets
 from paca.workbench.vision.arguments import image_method_config
 from paca.workbench.vision.batch_norm import batch_norm_names, freeze_batch_norm
 from paca.workbench.vision.models import classifier_names
@@ -21,4 +22,6 @@ def with_method(model: Any, method: MethodSection, batch_norm: str, classes: int
     named = method.config.get("modules_to_save")
     whole = [*(() if named else classifier_names(model, classes)), *batch_norm_names(model)]
     with refusals_explained(method.name, model.name_or_path):
-        return get_peft_model(model, image_method_config(method.name, method.config, whole))
+        config = image_method_config(method.name, method.config, whole)
+        check_targets(model, config)
+        return get_peft_model(model, config)

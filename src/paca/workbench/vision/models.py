@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from paca.errors import PacaError
 from paca.workbench.base.messages import suggestion
 from paca.workbench.models.embedded import EmbeddedModel
+from paca.workbench.models.load import load_failure
 from paca.workbench.vision.pixels import PixelFormat
 
 TIMM = "timm/"
@@ -68,10 +69,7 @@ def load_classifier(name: str, classes: Sequence[str], dtype: str = "auto", weig
     except (OSError, ValueError, RuntimeError) as error:
         if isinstance(error, PacaError):
             raise
-        raise PacaError(
-            f"The model {name!r} is not an embedded image classifier ({', '.join(EMBEDDED)})"
-            f"{suggestion(name, EMBEDDED)}, and could not be loaded from a folder or from the Hub: {error}"
-        ) from error
+        raise PacaError(load_failure(name, EMBEDDED, error)) from error
     model.name_or_path = model.config._name_or_path = name
     return model if dtype == "auto" else model.to(getattr(torch, dtype))
 

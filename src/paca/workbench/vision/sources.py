@@ -6,7 +6,7 @@ from typing import Any
 
 from paca.errors import PacaError, first_few
 from paca.workbench.base.messages import suggestion
-from paca.workbench.data.documents import near_files
+from paca.workbench.data.documents import missing_path, near_files
 from paca.workbench.vision.checks import check_brightness, readable
 from paca.workbench.vision.folder import read_folder
 from paca.workbench.vision.images import Images, from_array
@@ -128,6 +128,9 @@ def _hint(pixels: Any) -> str:
 def _load_data_set(name: str, subset: str | None, split: str, section: ImagesSection) -> Images:
     import datasets
 
+    missing = missing_path(name, "data file or folder")
+    if missing is not None:
+        raise PacaError(missing)
     try:
         data_set = datasets.load_dataset(name, subset, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:

@@ -98,10 +98,10 @@ def test_a_good_recipe(content, tmp_path):
     refuse_problems(findings)
 
 
-def test_text_that_teaches_no_end_and_names_that_match_nothing(content, tmp_path):
-    content["method"]["target_modules"] = ["q_proj", "qkv_proj"]
+def test_names_of_layers_that_are_not_adapted(content, tmp_path):
+    content["method"].update(target_modules=["q_proj", "v_proj"], exclude_modules=["v_proj"])
     findings = findings_of(content, tmp_path)
-    assert_told(findings, WARNING, "method.target_modules names no layer of this model: qkv_proj")
+    assert_told(findings, WARNING, "none of the layers that method.target_modules names is adapted: v_proj")
     assert any("q_proj ×2" in text for text in texts(findings, "fine"))
 
 

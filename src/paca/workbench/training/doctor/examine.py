@@ -63,7 +63,7 @@ def model_findings(model: Any, recipe: Recipe) -> Iterator[Finding]:
     if isinstance(targets, list):
         unmatched = [name for name in targets if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
         if unmatched:
-            yield warning(f"method.target_modules names no layer of this model: {', '.join(unmatched)}")
+            yield warning(f"none of the layers that method.target_modules names is adapted: {', '.join(unmatched)}")
     yield from _tied(model)
 
 

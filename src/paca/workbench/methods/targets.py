@@ -1,0 +1,42 @@
+"""Names of layers in a method's config that no layer of the model has."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from paca.errors import PacaError
+from paca.tuner.messages import not_found, unmatched_names
+
+NAMED = ("target_modules", "exclude_modules", "modules_to_save")
+PATTERNS = ("rank_pattern", "alpha_pattern")
+
+
+def check_targets(model: Any, config: Any) -> None:
+    """Refuse a PEFT config that names a layer which the model does not have, even where others match.
+
+    PEFT itself only trains what it finds: of `[q_proj, v_porj]` half of what was asked for.
+    """
+    modules = dict(model.named_modules())
+    problems = [*_unmatched(config, modules), *_unmatched_patterns(config, modules)]
+    if problems:
+        raise PacaError("\n".join(problems))
+
+
+def _unmatched(config: Any, modules: dict[str, Any]) -> Iterator[str]:
+    for key in NAMED:
+        named = getattr(config, key, None)
+        missing = [] if named is None or isinstance(named, str) else unmatched_names(named, modules)
+        if key == "modules_to_save":  # PEFT takes any end of a name, not only whole parts of it
+            missing = [one for one in missing if not any(name.endswith(one) for name in modules)]
+        if missing:
+            yield f"method.{key}: {not_found(missing, modules)}"
+
+
+def _unmatched_patterns(config: Any, modules: dict[str, Any]) -> Iterator[str]:
+    """Keys of patterns, names or regular expressions, that fit no layer, as PEFT matches them."""
+    from peft.utils.other import get_pattern_key
+
+    for key in PATTERNS:
+        patterns = getattr(config, key, None) or {}
+        missing = [one for one in patterns if not any(get_pattern_key([one], name) == one for name in modules)]
+        if missing:
+            yield f"method.{key}: {not_found(missing, modules)}"

@@ -1,0 +1,73 @@
+"""A name in a method's config that no layer has is an error, even where others match."""
+
+import pytest
+import torch
+from peft import LoraConfig
+from tests.toys import tiny_llama_config
+from tests.workbench.tiny import write_recipe
+from tests.workbench.vision.tiny import recipe_content
+from transformers import LlamaForCausalLM
+
+from paca import PacaConfig, PacaError
+from paca.workbench.cli.main import main
+from paca.workbench.methods.catalogue import METHODS, AdapterSetting
+from paca.workbench.methods.targets import check_targets
+from paca.workbench.recipe.recipe import read_recipe
+from paca.workbench.training.run import finetune
+
+pytestmark = pytest.mark.road("problem-list")
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.device("meta"):
+        return LlamaForCausalLM(tiny_llama_config())
+
+
+@pytest.mark.parametrize("method", [PacaConfig, LoraConfig])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"target_modules": ["q_proj", "v_porj"]},
+            "method.target_modules: 'v_porj' matches no module; did you mean 'v_p",
+        ),
+        (
+            {"target_modules": ["q_proj", "layers.9.v_proj"]},
+            "method.target_modules: 'layers.9.v_proj' matches no module",
+        ),
+        (
+            {"exclude_modules": ["lm_heda"]},
+            "method.exclude_modules: 'lm_heda' matches no module; did you mean 'lm_head'",
+        ),
+        ({"modules_to_save": ["embed_tokenz"]}, "method.modules_to_save: 'embed_tokenz' matches no module"),
+        ({"rank_pattern": {"q_proj": 2, "k_prj": 4}}, "method.rank_pattern: 'k_prj' matches no module; did you mean"),
+        ({"alpha_pattern": {r"layers\.7\..*": 4}}, r"method.alpha_pattern: 'layers\\.7\\..*' matches no module"),
+    ],
+)
+def test_what_matches_nothing(model, method, fields, message):
+    with pytest.raises(PacaError) as caught:
+        check_targets(model, method(**{"target_modules": ["q_proj"], **fields}))
+    assert message in str(caught.value).replace("\\\\", "\\\\")
+    good = {"modules_to_save": ["tokens"], "rank_pattern": {r"layers\.0\..*": 2}, "exclude_modules": ["lm_head"]}
+    check_targets(model, method(target_modules=["q_proj", "layers.0.self_attn.v_proj"], **good))
+    check_targets(model, method(target_modules="all-linear"))
+
+
+@pytest.mark.parametrize("verb", ["finetune", "doctor", "select"])
+def test_a_recipe_that_names_such_a_layer(content, tmp_path, capsys, verb):
+    content["method"]["target_modules"] = ["q_proj", "v_porj"]
+    assert main([verb, str(write_recipe(tmp_path / "recipe.yaml", content))]) == 2
+    assert "method.target_modules: 'v_porj' matches no module; did you mean 'v_proj'" in capsys.readouterr().err
+
+
+def test_an_image_recipe_that_names_such_a_layer(tiny_classifier, npz, tmp_path):
+    content = recipe_content(tiny_classifier, npz, tmp_path / "run")
+    content["method"]["target_modules"] = ["q_proj", "qurey", "v_proj"]
+    with pytest.raises(PacaError, match=r"method\.target_modules: 'qurey' matches no module"):
+        finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))
+
+
+def test_a_compared_method_that_names_such_a_layer(model):
+    with pytest.raises(PacaError, match="'v_porj' matches no module"):
+        METHODS["lora"].put_on(model, AdapterSetting(targets=["q_proj", "v_porj"]))
