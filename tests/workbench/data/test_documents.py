@@ -72,7 +72,7 @@ def test_bad_lines_are_named_with_file_and_number(tmp_path):
         lines[1]
         == f"{path}:3: has no 'text', as rows of the format 'text' have; its keys: 'txt'; did you mean 'text'?"
     )
-    assert lines[2] == f"{path}:4: expected an object with keys such as 'text' or 'messages', got list"
+    assert lines[2] == f"{path}:4: expected an object with keys such as 'text', got list"
     assert lines[3] == f"{path}:5: 'text' must be a string, got int"
 
 

@@ -25,27 +25,25 @@ def run(arguments: argparse.Namespace) -> int:
     """Show the first sequences, then lengths and counts."""
     from rich.console import Console
 
-    from paca.workbench.data.chat_templates import set_chat_template
-    from paca.workbench.data.prepare import prepare_data, read_data
+    from paca.workbench.data.preference import ANSWER_NAMES, sequences
     from paca.workbench.data.preview import histogram, render, summary
-    from paca.workbench.models.load import load_tokenizer
     from paca.workbench.recipe.recipe import find_recipe, read_recipe
-    from paca.workbench.recipe.tasks import TEXT
-    from paca.workbench.recipe.text_arguments import training_arguments
+    from paca.workbench.recipe.tasks import IMAGES
+    from paca.workbench.training.run import encoded_data
 
     recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, with_files=True)
-    if recipe.task != TEXT:
+    if recipe.task == IMAGES:
         raise PacaError(f"paca data shows text; the task of this recipe is {recipe.task}.")
-    raw = read_data(recipe.data)
-    tokenizer = load_tokenizer(recipe.model.name)
-    set_chat_template(tokenizer, recipe.model.chat_template)
-    limit = training_arguments(recipe.training, recipe.output_dir, recipe.seed).max_length
-    data = prepare_data(raw, recipe.data, tokenizer, limit, recipe.seed)
+    data, tokenizer, limit = encoded_data(recipe)
     console = Console(file=sys.stdout, soft_wrap=True, highlight=False)
     for number in range(min(arguments.rows, len(data.train))):
-        sequence = data.train[number]
-        console.rule(f"sequence {number + 1} of {len(data.train):,}, {len(sequence['input_ids']):,} tokens")
-        console.print(render(sequence, tokenizer, colour=console.color_system is not None))
+        row = data.train[number]
+        names = [name for name in ANSWER_NAMES if name in row] or ["sequence"]
+        for name, sequence in zip(names, sequences([row], limit), strict=True):
+            liked = f", label {row['label']}" if "label" in row else ""
+            title = f"{name.removesuffix('_ids')} {number + 1} of {len(data.train):,}{liked}"
+            console.rule(f"{title}, {len(sequence['input_ids']):,} tokens")
+            console.print(render(sequence, tokenizer, colour=console.color_system is not None))
     console.rule("tokens per row")
     print("\n".join([*histogram(data.counted.lengths, limit), *summary(data, tokenizer, limit)]))
     return 0

@@ -75,17 +75,39 @@ def assistant_spans(tokenizer: Any, messages: Messages) -> tuple[str, list[tuple
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        prompt = _render(tokenizer, messages[:index], add_generation_prompt=True)
-        upto = _render(tokenizer, messages[: index + 1])
-        content = upto.find(message["content"].strip(), len(prompt))
-        if not (text.startswith(upto) and upto.startswith(prompt)) or content < 0:
+        upto, start, end = _last_turn(tokenizer, messages[: index + 1])
+        if end < 0 or not text.startswith(upto):
             raise PacaError(
                 f"The chat template of {tokenizer.name_or_path!r} does not keep turn {index + 1} as it was when later "
                 "turns are added, so the assistant's words can't be told from the rest. Give the tokenizer a chat "
                 "template with {% generation %} and {% endgeneration %} around the assistant's turns."
             )
-        spans.append((len(prompt), max(len(upto.rstrip()), content + len(message["content"].strip()))))
+        spans.append((start, end))
     return text, spans
+
+
+def encode_reply(tokenizer: Any, turns: Messages, reply: Messages) -> dict[str, list[int]]:
+    """Turn a conversation and the assistant's next turn into `input_ids` and `labels`; that turn alone is labelled.
+
+    A PacaError if the turn does not go on from the prompt that asks for it.
+    """
+    text, start, end = _last_turn(tokenizer, [*turns, *reply])
+    if end < 0:
+        raise PacaError(
+            f"The chat template of {tokenizer.name_or_path!r} does not begin an answer as the prompt that asks for it "
+            "ends, so the answer can't be told from the rest; give another template as model.chat_template."
+        )
+    encoded = tokenizer(text[:end], add_special_tokens=False, return_offsets_mapping=True)
+    return _labelled(encoded["input_ids"], (b > start for _, b in encoded["offset_mapping"]))
+
+
+def _last_turn(tokenizer: Any, messages: Messages) -> tuple[str, int, int]:
+    """Render a conversation; return its text, and where its last turn starts and ends; -1 if it can't be found."""
+    prompt = _render(tokenizer, messages[:-1], add_generation_prompt=True)
+    text, said = _render(tokenizer, messages), messages[-1]["content"].strip()
+    content = text.find(said, len(prompt))
+    end = max(len(text.rstrip()), content + len(said)) if text.startswith(prompt) and content >= 0 else -1
+    return text, len(prompt), end
 
 
 def _render(tokenizer: Any, messages: Messages, add_generation_prompt: bool = False) -> str:

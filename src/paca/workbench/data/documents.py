@@ -6,7 +6,7 @@ A row that comes out has `text`, chat `messages`, or a `prompt` and its `complet
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from paca.errors import PacaError
 from paca.workbench.base.messages import LONGEST_NAME, one_line, shown, suggestion
 from paca.workbench.data.files import READERS, UNSAFE_SUFFIXES, read_csv, read_text
-from paca.workbench.data.formats import Row, convert_rows
+from paca.workbench.data.formats import FORMATS, Formats, Row, convert_rows
 
 TEXT_SUFFIXES = {".txt", ".text", ".md", ".rst", ".py", ".html", ".tex", ".log"}
 
@@ -45,13 +45,15 @@ class Place:
         folder: Names are those of files and folders in it; None for built-ins, paths, and names on the Hub.
         subset: The configuration of a data set that has several.
         split: The split of a data set.
-        format: A name in `FORMATS`; told from the first row when omitted.
+        format: A name in `formats`; told from the first row when omitted.
+        formats: Those that are known.
     """
 
     folder: str | None = None
     subset: str | None = None
     split: str = "train"
     format: str | None = None
+    formats: Formats = field(default_factory=lambda: FORMATS)
 
 
 def read_sources(sources: Sequence[str], place: Place) -> list[Documents]:
@@ -119,16 +121,16 @@ def _read_one(name: str, place: Place) -> Documents:
     if is_file_or_built_in and place.subset is not None:
         raise PacaError(f"data.subset = {place.subset!r} says nothing about {name!r}; only data sets have subsets.")
     if built_in:
-        return Documents(BUILT_INS[name]())
+        return Documents(convert_rows([(name, row) for row in BUILT_INS[name]()], formats=place.formats))
     if is_file_or_built_in:
-        return _read_file(path, place.format)
+        return _read_file(path, place.format, place.formats)
     if is_folder and _are_mmlu(path):
         rows = chain.from_iterable(map(read_csv, sorted(path.glob("*.csv"))))
-        return Documents(convert_rows(rows, place.format))
+        return Documents(convert_rows(rows, place.format, place.formats))
     return Documents(_load_data_set(str(path) if is_folder else name, place))
 
 
-def _read_file(path: Path, kind: str | None) -> Documents:
+def _read_file(path: Path, kind: str | None, formats: Formats) -> Documents:
     if not os.path.isfile(path):
         raise PacaError(f"There is no data file {str(path)!r}{near_files(path)}.")
     suffix = path.suffix.lower()
@@ -138,11 +140,11 @@ def _read_file(path: Path, kind: str | None) -> Documents:
             "Write the rows as JSON lines or Parquet."
         )
     if suffix in READERS and (kind != "text" or suffix != ".csv"):
-        return Documents(convert_rows(READERS[suffix](path), kind))
+        return Documents(convert_rows(READERS[suffix](path), kind, formats))
     if kind not in (None, "text"):
         raise PacaError(f"data.format = {kind!r} can't be read from {str(path)!r}; rename it to {', '.join(READERS)}.")
     text = read_text(path)
-    return Documents(convert_rows([(str(path), {"text": text})]), continuous=True)
+    return Documents(convert_rows([(str(path), {"text": text})], formats=formats), continuous=True)
 
 
 def _looks_like_file(name: str) -> bool:
@@ -179,7 +181,7 @@ def _load_data_set(name: str, place: Place) -> list[Row]:
             f"There is no file or folder {name!r} here{_near_path(name)}; it is no built-in ({', '.join(BUILT_INS)})"
             f"{suggestion(name, BUILT_INS)}, and could not be loaded as a data set of the Hub: {one_line(error)}"
         ) from error
-    return convert_rows(_placed(name, data_set), place.format)
+    return convert_rows(_placed(name, data_set), place.format, place.formats)
 
 
 def _near_path(name: str) -> str:

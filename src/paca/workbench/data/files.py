@@ -14,6 +14,7 @@ from paca.errors import PacaError
 from paca.workbench.base.messages import one_line, shown
 from paca.workbench.data import mmlu
 from paca.workbench.data.formats import BadRow, recognised
+from paca.workbench.data.preference_formats import PREFERENCE_FORMATS
 
 Placed = Iterator[tuple[str, Any]]
 
@@ -74,7 +75,8 @@ def read_csv(path: Path) -> Placed:
         raise PacaError(f"The data file {path} is not valid CSV: {one_line(error)}.") from error
     rows = [row for row in rows if row]
     header = rows[0]
-    if recognised(dict.fromkeys(header)) is not None:
+    columns = dict.fromkeys(header)
+    if recognised(columns) is not None or recognised(columns, PREFERENCE_FORMATS) is not None:
         placed = enumerate(rows[1:], start=2)
         return ((f"{path}, row {number}", _record(header, row)) for number, row in placed)
     if len(header) != len(mmlu.COLUMNS) or header[-1].strip() not in tuple(mmlu.LETTERS):

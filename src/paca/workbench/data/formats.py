@@ -3,7 +3,7 @@
 That is a row with `text`, one with `messages`, or one with a `prompt` and the `completion` that is learned.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,24 +148,25 @@ _ALL = (
     ),
 )  # fmt: skip
 FORMATS = {kind.name: kind for kind in _ALL}
+Formats = Mapping[str, Format]
 
 
-def recognised(row: Mapping[str, Any]) -> Format | None:
+def recognised(row: Mapping[str, Any], formats: Formats = FORMATS) -> Format | None:
     """Tell a row's format by its fields; None where it has the fields of none."""
-    return next((kind for kind in _ALL if all(name in row for name in kind.fields)), None)
+    return next((kind for kind in formats.values() if all(name in row for name in kind.fields)), None)
 
 
-def convert_rows(rows: Iterable[tuple[str, Any]], name: str | None = None) -> list[Row]:
+def convert_rows(rows: Iterable[tuple[str, Any]], name: str | None = None, formats: Formats = FORMATS) -> list[Row]:
     """Read rows of one source, all in the format `name`, by default that of the first row.
 
-    Each comes with its place, such as `file:3`. The rows returned have `text`, `messages`, or `prompt` and
-    `completion`; a PacaError has the first few that can't be trained on.
+    Each comes with its place, such as `file:3`. The rows returned are what their format makes of them; a PacaError has
+    the first few that can't be trained on.
     """
-    kind, kept, problems = FORMATS[name] if name else None, [], []
+    kind, kept, problems = formats[name] if name else None, [], []
     for place, row in rows:
         if kind is None and isinstance(row, dict):
-            kind = recognised(row)
-        problem = _problem(row, kind)
+            kind = recognised(row, formats)
+        problem = _problem(row, kind, formats)
         if problem is not None:
             problems.append(f"{place}: {problem}")
         elif not problems:
@@ -178,14 +179,16 @@ def convert_rows(rows: Iterable[tuple[str, Any]], name: str | None = None) -> li
     return [row for row in map(kind.convert, gathered) if row is not None]
 
 
-def _problem(row: Any, kind: Format | None) -> str | None:
+def _problem(row: Any, kind: Format | None, formats: Formats) -> str | None:
     if isinstance(row, BadRow):
         return row.problem
     if not isinstance(row, dict):
-        return f"expected an object with keys such as 'text' or 'messages', got {type(row).__name__}"
+        keys = _keys(list(formats.values())[-1].fields)
+        return f"expected an object with keys such as {keys}, got {type(row).__name__}"
     if kind is None:
-        known = "; ".join(f"{one.name} ({', '.join(one.fields)})" for one in _ALL)
-        return f"its keys ({_keys(row)}) are those of no known format{_hint(row)}; known: {known}"
+        known = "; ".join(f"{one.name} ({', '.join(one.fields)})" for one in formats.values())
+        names = [name for one in formats.values() for name in one.fields]
+        return f"its keys ({_keys(row)}) are those of no known format{_hint(row, names)}; known: {known}"
     missing = [name for name in kind.fields if name not in row]
     if missing:
         return (
@@ -195,10 +198,10 @@ def _problem(row: Any, kind: Format | None) -> str | None:
     return kind.problem(row)
 
 
-def _keys(row: Row) -> str:
+def _keys(row: Iterable[str]) -> str:
     return ", ".join(shown(key) for key in list(row)[:12]) or "none"
 
 
-def _hint(row: Row, fields: Iterable[str] | None = None) -> str:
-    known = [name for kind in _ALL for name in kind.fields] if fields is None else list(fields)
-    return next(filter(None, (suggestion(str(key)[:60], known) for key in list(row)[:12])), "")
+def _hint(row: Row, fields: Sequence[str]) -> str:
+    strange = [str(key)[:60] for key in list(row)[:12] if key not in fields]
+    return next(filter(None, (suggestion(key, fields) for key in strange)), "")

@@ -1,4 +1,4 @@
-"""Open Assistant's conversation trees: the best-ranked path from each prompt, as a conversation."""
+"""Open Assistant's conversation trees: the best-ranked path as a conversation, or ranked replies as preferences."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,12 +40,33 @@ def best_path(row: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     message, path = row["prompt"], []
     while message is not None and _is_kept(message):
-        path.append({"role": ROLES[message["role"]], "content": message["text"]})
+        path.append(_turn(message))
         replies = [reply for reply in message.get("replies") or [] if _is_kept(reply)]
         message = min(replies, key=_rank, default=None)
     while path and path[-1]["role"] != "assistant":
         path.pop()
     return {"messages": path} if path and path[0]["role"] == "user" else None
+
+
+def ranked_pairs(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Of each question in these trees that has ranked replies, the best and the worst, after all that was said before.
+
+    The rows have `prompt`, `chosen` and `rejected`, lists of turns.
+    """
+    pairs: list[dict[str, Any]] = []
+    waiting: list[tuple[Message, list[dict[str, str]]]] = [(row["prompt"], []) for row in reversed(rows)]
+    while waiting:
+        message, before = waiting.pop()
+        if not _is_kept(message):
+            continue
+        turns = [*before, _turn(message)]
+        replies = [reply for reply in message.get("replies") or [] if _is_kept(reply)]
+        waiting += [(reply, turns) for reply in reversed(replies)]
+        ranked = sorted((reply for reply in replies if reply.get("rank") is not None), key=_rank)
+        answers = [_turn(ranked[at]) for at in (0, -1)] if ranked else []
+        if answers and answers[0]["role"] == "assistant" and answers[0]["content"] != answers[1]["content"]:
+            pairs.append({"prompt": turns, "chosen": answers[:1], "rejected": answers[1:]})
+    return pairs
 
 
 def gather_trees(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -61,6 +82,10 @@ def gather_trees(messages: Sequence[Message]) -> list[dict[str, Any]]:
         elif node["parent_id"] in nodes:  # else the parent was left out, and its replies with it
             nodes[node["parent_id"]]["replies"].append(node)
     return trees
+
+
+def _turn(message: Message) -> dict[str, str]:
+    return {"role": ROLES[message["role"]], "content": message["text"]}
 
 
 def _is_kept(message: Message) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from paca.errors import PacaError
 from paca.workbench.data.conversations import encode_completion, encode_conversation, training_template
 from paca.workbench.data.documents import Documents, Place, joined, read_sources
-from paca.workbench.data.formats import Row
+from paca.workbench.data.formats import FORMATS, Formats, Row
 from paca.workbench.data.section import DataSection
 
 Item = TypeVar("Item")
@@ -59,18 +59,18 @@ class TrainingData:
     counted: Counted
 
 
-def read_data(section: DataSection) -> RawData:
+def read_data(section: DataSection, formats: Formats = FORMATS) -> RawData:
     """Read all documents of a recipe, so that a mistake in them shows before a model is loaded.
 
     A PacaError says what is missing or cannot be parsed, or that training and held-out data differ in kind.
     """
     names = _listed(section.train)
-    parts = read_sources(names, Place(section.path, section.subset, section.train_split, section.format))
+    parts = read_sources(names, Place(section.path, section.subset, section.train_split, section.format, formats))
     train = parts if section.weights else [joined(names, parts)]
     if section.eval is None:
         return RawData(train, None)
     names = _listed(section.eval)
-    place = Place(section.path, section.subset, section.eval_split, section.format)
+    place = Place(section.path, section.subset, section.eval_split, section.format, formats)
     held_out = joined(names, read_sources(names, place))
     if held_out.is_text not in {part.is_text for part in train}:
         kinds = {False: "conversations", True: "plain text"}
@@ -100,9 +100,9 @@ def prepare_data(
     held_out = [sequence for _, out in split for sequence in out]
     if raw.held_out is not None:
         held_out = encode(raw.held_out.is_text, raw.held_out.rows, tokenizer, length)
-    _check_not_empty(train, held_out, raw, section)
+    check_not_empty(train, held_out, raw, section)
     evaluated = spread(held_out, section.eval_limit)
-    return TrainingData(_mixed(train, section.weights, seed), Dataset.from_list(evaluated), len(held_out), counted)
+    return TrainingData(mixed(train, section.weights, seed), Dataset.from_list(evaluated), len(held_out), counted)
 
 
 def _split(
@@ -117,11 +117,11 @@ def _split(
     return encode(part.is_text, kept, tokenizer, length, counted), encode(part.is_text, held_out, tokenizer, length)
 
 
-def _mixed(parts: list[Sequences], weights: list[float] | None, seed: int) -> Any:
+def mixed(parts: Sequence[Sequence[Any]], weights: list[float] | None, seed: int) -> Any:
     """One data set, of which each part is about its weight's share. A part that is used up begins again."""
     from datasets import Dataset, interleave_datasets
 
-    data_sets = [Dataset.from_list(part) for part in parts]
+    data_sets = [Dataset.from_list(list(part)) for part in parts]
     if weights is None:
         return data_sets[0]
     total = sum(weights)
@@ -194,7 +194,10 @@ def _text_blocks(texts: list[str], tokenizer: Any, length: int | None) -> Sequen
     return [{"input_ids": block, "labels": block} for block in blocks if len(block) > 1]
 
 
-def _check_not_empty(train: list[Sequences], held_out: Sequences, raw: RawData, section: DataSection) -> None:
+def check_not_empty(
+    train: Sequence[Sequence[Any]], held_out: Sequence[Any], raw: RawData, section: DataSection
+) -> None:
+    """Refuse data of which nothing is left to train on, or to hold out, by a PacaError."""
     if all(train) and held_out:
         return
     if section.eval is not None:

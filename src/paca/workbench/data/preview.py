@@ -6,6 +6,7 @@ from typing import Any
 
 from paca.workbench.data.conversations import IGNORED
 from paca.workbench.data.loss_facts import count_loss, eos_token_ids
+from paca.workbench.data.preference import sequences
 from paca.workbench.data.prepare import TrainingData
 
 LEARNED = "bold green"
@@ -52,7 +53,7 @@ def histogram(lengths: Sequence[int], limit: int | None, bins: int = 10) -> list
 
 def summary(data: TrainingData, tokenizer: Any, limit: int | None) -> list[str]:
     """Sum up in two lines what is trained on; `limit` is `training.max_length`."""
-    facts = count_loss(data.train, eos_token_ids(tokenizer))
+    facts = count_loss(sequences(data.train, limit), eos_token_ids(tokenizer))
     counted = data.counted
     share = counted.cut / max(len(counted.lengths), 1)
     return [

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from paca.workbench.base.messages import suggestion
-from paca.workbench.data.formats import FORMATS
+from paca.workbench.data.formats import FORMATS, Formats
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,11 @@ class DataSection:
     weights: list[float] | None = None
 
 
-def data_problems(section: DataSection) -> list[str]:
-    """Say what is wrong with the values of a recipe's `data` section, whose types are checked already."""
+def data_problems(section: DataSection, formats: Formats = FORMATS) -> list[str]:
+    """Say what is wrong with the values of a recipe's `data` section, whose types are checked already.
+
+    `formats` are those that rows may have for the recipe's task.
+    """
     problems = []
     if section.holdout_every is not None and section.holdout_every < 2:
         problems.append(f"data.holdout_every = {section.holdout_every}: expected at least 2; 10 holds out every tenth")
@@ -57,10 +60,10 @@ def data_problems(section: DataSection) -> list[str]:
         for key, value in (("train", section.train), ("eval", section.eval))
         if value == [] or value == ""
     ]
-    if section.format is not None and section.format not in FORMATS:
+    if section.format is not None and section.format not in formats:
         problems.append(
-            f"data.format = {section.format!r}: expected one of {', '.join(FORMATS)}"
-            f"{suggestion(section.format, FORMATS)}"
+            f"data.format = {section.format!r}: expected one of {', '.join(formats)}"
+            f"{suggestion(section.format, formats)}"
         )
     return problems + _weight_problems(section)
 

@@ -5,8 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from paca.workbench.models.adapter_files import CONFIG, WEIGHTS
 from paca.workbench.models.load import merged_model
-from paca.workbench.training.adapted import CONFIG, WEIGHTS, find_source, load_adapted
+from paca.workbench.training.adapted import find_source, load_adapted
 
 
 class EvaluatedModel:

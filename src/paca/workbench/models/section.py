@@ -25,6 +25,8 @@ class ModelSection:
             omitted. 4-bit layers compute in `dtype`.
         chat_template: How turns are written where the tokenizer says nothing of it, as that of a pretrained model:
             `plain`, or a file with a Jinja template. It is saved with the adapter.
+        adapter: Train this adapter on, of a run or in a folder of its own, instead of making a new one; its method is
+            its own. In a preference recipe it is also the reference, as it is before training.
         config: Fields of the model's configuration to override, such as
             `rope_parameters` for sequences longer than it was trained on.
     """
@@ -33,6 +35,7 @@ class ModelSection:
     dtype: str = "auto"
     quantization: str | dict[str, Any] | None = None
     chat_template: str | None = None
+    adapter: str | None = None
     config: dict[str, Any] | None = None
 
 

@@ -16,7 +16,7 @@ from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import Planner
 from paca.workbench.planning.stored import stored_quantization
 from paca.workbench.recipe.recipe import Recipe
-from paca.workbench.recipe.tasks import IMAGES
+from paca.workbench.recipe.tasks import IMAGES, PREFERENCE
 
 
 def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> TrainingSetting:
@@ -29,7 +29,7 @@ def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> Training
     setting = TrainingSetting(
         method=_method(recipe, config),
         rank=int(recipe.method.config.get("r", 8)),
-        batch=arguments.per_device_train_batch_size,
+        batch=arguments.per_device_train_batch_size * _sequences_a_row(recipe),
         dtype=_dtype(recipe.model.dtype, config),
         autocast=bool(bf16),
         checkpointing=arguments.gradient_checkpointing,
@@ -57,9 +57,20 @@ def _arguments(recipe: Recipe) -> Any:
         from paca.workbench.vision.arguments import image_training_arguments
 
         return image_training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+    if recipe.task == PREFERENCE:
+        from paca.workbench.recipe.preference_arguments import preference_arguments
+
+        return preference_arguments(recipe.training, recipe.output_dir, recipe.seed)
     from paca.workbench.recipe.text_arguments import training_arguments
 
     return training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+
+
+def _sequences_a_row(recipe: Recipe) -> int:
+    """Two answers of a pair are computed at once. The reference keeps nothing for backward, so it is no peak."""
+    from paca.workbench.recipe.preference_arguments import learns_from_pairs
+
+    return 2 if recipe.task == PREFERENCE and learns_from_pairs(recipe.training) else 1
 
 
 def _method(recipe: Recipe, config: Any) -> str:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from paca.errors import PacaError
 from paca.workbench.data.documents import Place, missing_path, read_sources
+from paca.workbench.data.formats import FORMATS
+from paca.workbench.data.preference_formats import PREFERENCE_FORMATS
 from paca.workbench.data.section import DataSection
-from paca.workbench.recipe.tasks import IMAGES, TEXT
+from paca.workbench.recipe.tasks import IMAGES, PREFERENCE, TRAINING_PROBLEMS
 from paca.workbench.vision.section import ImagesSection
 
 Read = Callable[[str, str], object]
@@ -15,12 +17,13 @@ Read = Callable[[str, str], object]
 
 def file_problems(task: str, data: DataSection, images: ImagesSection) -> list[str]:
     """Read each local source of a recipe by itself, and say which can't be read and why; the Hub is not asked."""
-    if task not in (TEXT, IMAGES):
+    if task not in TRAINING_PROBLEMS:
         return []
+    formats = PREFERENCE_FORMATS if task == PREFERENCE else FORMATS
 
     def read(name: str, split: str) -> None:
-        if task == TEXT:
-            read_sources([name], Place(data.path, data.subset, split, data.format))
+        if task != IMAGES:
+            read_sources([name], Place(data.path, data.subset, split, data.format, formats))
         else:
             from paca.workbench.vision.sources import read_images
 

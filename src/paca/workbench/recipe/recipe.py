@@ -14,17 +14,24 @@ from paca.errors import PacaError
 from paca.workbench.base import yaml
 from paca.workbench.base.messages import one_line, shown, suggestion
 from paca.workbench.base.schema import dotted, unknown_keys, wrong_types
+from paca.workbench.data.formats import FORMATS
+from paca.workbench.data.preference_formats import PREFERENCE_FORMATS
 from paca.workbench.data.section import DataSection, data_problems
+from paca.workbench.methods.adapter import adapter_method
 from paca.workbench.methods.registry import method_problems
 from paca.workbench.methods.section import MethodSection
 from paca.workbench.models.section import ModelSection, model_problems
 from paca.workbench.recipe.data_files import file_problems
 from paca.workbench.recipe.stopping import StoppingSection, stopping_defaults, stopping_problems
-from paca.workbench.recipe.tasks import IMAGES, TEXT, TRAINING_PROBLEMS, training_problems
+from paca.workbench.recipe.tasks import IMAGES, PREFERENCE, TEXT, TRAINING_PROBLEMS, training_problems
 from paca.workbench.vision.section import ImagesSection, images_problems
 
 Section = TypeVar("Section")
-_LATER = {"": ("early_stopping",), "model": ("chat_template", "config"), "data": ("path", "format", "weights")}
+_LATER = {
+    "": ("early_stopping",),
+    "model": ("chat_template", "config", "adapter"),
+    "data": ("path", "format", "weights"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,10 @@ class Recipe:
         data: Training and held-out data.
         output_dir: The folder that the run writes to.
         method: The PEFT method.
-        training: Fields of TRL's `SFTConfig`, and thereby of `TrainingArguments`; for images, of the latter alone; and
-            `lean`.
+        training: Fields of TRL's `SFTConfig`, `DPOConfig` or `KTOConfig`, and thereby of `TrainingArguments`; for
+            images, of the latter alone; and `lean`.
         seed: Fixes the choice of connections, the order of the data and dropout.
-        task: `text` or `image-classification`.
+        task: `text`, `preference` or `image-classification`.
         images: How images reach the model, where the task is to classify them.
         early_stopping: When training ends before its last step; never when omitted.
     """
@@ -70,7 +77,9 @@ class Recipe:
         content = dataclasses.asdict(self)
         content["method"] = {"name": self.method.name, **self.method.config}
         if self.task == TEXT:
-            del content["task"], content["images"]
+            del content["task"]
+        if self.task != IMAGES:
+            del content["images"]
         # As a recipe that says nothing of them, so that runs which were started before they existed can be resumed.
         for section, keys in _LATER.items():
             part = content[section] if section else content
@@ -203,14 +212,19 @@ def _build_recipe(content: Mapping[str, Any], problems: list[str], with_files: b
     elif content["output_dir"] == "" or "\0" in str(content["output_dir"]):
         problems.append(f"output_dir = {content['output_dir']!r}: expected the name of a folder")
     problems += model_problems(model) if model else []
-    found = data_problems(data) if data else []
+    formats = PREFERENCE_FORMATS if content.get("task") == PREFERENCE else FORMATS
+    found = data_problems(data, formats) if data else []
     problems += found
     problems += stopping_problems(stopping, given["training"]) if stopping else []
     if isinstance(content.get("seed"), int) and not 0 <= content["seed"] < 2**32:
         problems.append(f"seed = {shown(content['seed'])}: expected a number from 0 to {2**32 - 1}")
     brought = {} if stopping is None or problems else stopping_defaults(given["training"])
     problems += _task_problems(content, model, images, {**brought, **given["training"]})
-    problems += method_problems(method.name, method.config) if method else []
+    if model and model.adapter is not None:
+        method, wrong = adapter_method(model, given["method"])
+        problems += wrong
+    else:
+        problems += method_problems(method.name, method.config) if method else []
     if problems and with_files and data and images and not found:
         problems += file_problems(content.get("task", TEXT), data, images)
     if model is None or data is None or method is None or images is None or problems:
@@ -263,6 +277,8 @@ def _task_problems(
         problems += images_problems(images) if images else []
         if model and model.quantization is not None:
             problems.append(f"model.quantization = {model.quantization!r}: image classifiers are not quantized")
+        if model and model.adapter is not None:
+            problems.append(f"model.adapter = {model.adapter!r}: image classifiers begin with an adapter of their own")
         if content.get("early_stopping"):
             problems = ["early_stopping: image classifiers are trained to their last step; leave it out"]
     elif "images" in content:

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 TEXT = "text"
+PREFERENCE = "preference"
 IMAGES = "image-classification"
 # Named, not imported: each brings its libraries along, and a run needs those of one task.
 TRAINING_PROBLEMS = {
     TEXT: "paca.workbench.recipe.text_arguments:training_problems",
+    PREFERENCE: "paca.workbench.recipe.preference_arguments:preference_training_problems",
     IMAGES: "paca.workbench.vision.arguments:image_training_problems",
 }
 

@@ -31,6 +31,11 @@ def training_arguments(training: Mapping[str, Any], output_dir: str, seed: int) 
     """Make TRL's `SFTConfig` from a recipe's `training` keys, which win over the defaults here and in TRL."""
     from trl import SFTConfig
 
+    return make_arguments(SFTConfig, training, output_dir, seed)
+
+
+def make_arguments(config: Any, training: Mapping[str, Any], output_dir: str, seed: int) -> Any:
+    """Make one of TRL's configs from `training` keys, with what is usual here where they say nothing."""
     defaults = {
         **usual_arguments(training),
         "ddp_broadcast_buffers": False,  # all ranks have the same, which is checked at the start
@@ -40,7 +45,7 @@ def training_arguments(training: Mapping[str, Any], output_dir: str, seed: int) 
         # `gradient_checkpointing`, which TRL sets by default, has a new name in late 5.x versions of transformers;
         # the old one works, and is known, in all of them.
         warnings.filterwarnings("ignore", message="`gradient_checkpointing", category=FutureWarning)
-        return SFTConfig(**{**defaults, **library_keys(training), "output_dir": output_dir, "seed": seed})
+        return config(**{**defaults, **library_keys(training), "output_dir": output_dir, "seed": seed})
 
 
 def training_problems(training: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """Finds and loads what a user names after training: a run's folder, an adapter, or a plain model."""
 
-import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,13 @@ from typing import Any
 from paca.errors import PacaError
 from paca.workbench.base import yaml
 from paca.workbench.base.messages import suggestion
+from paca.workbench.models.adapter_files import ADAPTER, CONFIG, adapter_folder, base_name
 from paca.workbench.models.load import EMBEDDED, load_model, load_tokenizer
 from paca.workbench.models.section import DTYPES
-from paca.workbench.training.run_folder import ADAPTER, RECIPE
+from paca.workbench.recipe.tasks import IMAGES, TEXT
+from paca.workbench.training.run_folder import RECIPE
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
+OTHER_WEIGHTS = "Adapter .* was trained on other pretrained weights"
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Source:
     tokenizer: str = ""
     config: Any = None
 
+    @property
+    def brings_tokenizer(self) -> bool:
+        """Whether the adapter has a tokenizer of its own, with a chat template that its base has not."""
+        return self.adapter is not None and self.tokenizer == str(self.adapter)
+
 
 def find_source(name: str) -> Source:
     """Tell what has to be loaded for a name.
@@ -46,13 +52,13 @@ def find_source(name: str) -> Source:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         return Source(name, None, tokenizer=name)
-    adapter = next((path for path in (folder, folder / ADAPTER) if (path / CONFIG).is_file()), None)
+    adapter = adapter_folder(folder)
     if adapter is None:
         _check_model_folder(folder)
         return Source(str(folder), None, tokenizer=str(folder))
-    base = _base_name(adapter)
+    base = base_name(adapter)
     model, task = _recipe_model(adapter)
-    if task != "text" or (adapter / "classes.json").is_file():
+    if task == IMAGES or (adapter / "classes.json").is_file():
         raise PacaError(
             f"The adapter in {str(adapter)!r} is of an image classifier; this verb takes text models only."
         )
@@ -96,49 +102,42 @@ def load_adapted(source: Source, dtype: str | None = None) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def put_on(model: Any, adapter: Path) -> Any:
-    """Load an adapter's folder onto its base model; a PacaError if the files are damaged or don't fit the model."""
+def put_on(model: Any, adapter: Path, trained: bool = False) -> Any:
+    """Load an adapter's folder onto its base model; a PacaError if the files are damaged or don't fit the model.
+
+    `trained` is for an adapter that will be trained on: then another base model's weights are an error as well.
+    """
     from peft import PeftModel
 
     from paca.workbench.methods.registry import register_methods
 
     register_methods()
     try:
-        return PeftModel.from_pretrained(model, str(adapter))
+        with warnings.catch_warnings():
+            if trained:
+                warnings.filterwarnings("error", message=OTHER_WEIGHTS)
+            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trained)
     except PacaError:
         raise
+    except UserWarning as warning:
+        raise PacaError(f"{warning} Training would not go on from what this adapter learned.") from warning
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PacaError(f"The adapter in {str(adapter)!r} can't be loaded: {first}") from error
-
-
-def _base_name(adapter: Path) -> str:
-    if not (adapter / WEIGHTS).is_file():
-        pickles = sorted(path.name for path in adapter.glob("*.bin"))
-        beside = f"; {pickles[0]} is a pickle, which can run code: save the adapter as safetensors" if pickles else ""
-        raise PacaError(f"The adapter in {str(adapter)!r} holds no {WEIGHTS}{beside}.")
-    try:
-        config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise PacaError(f"{adapter / CONFIG} is not valid JSON: {error}. Copy or save the adapter again.") from error
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not isinstance(base, str) or not base:
-        raise PacaError(f"{adapter / CONFIG} does not name its base model as 'base_model_name_or_path': got {base!r}.")
-    return base
 
 
 def _recipe_model(adapter: Path) -> tuple[dict[str, Any], str]:
     """The model section and the task of the recipe that lies beside an adapter, as far as they are given."""
     path = adapter.parent / RECIPE
     if not path.is_file():
-        return {}, "text"
+        return {}, TEXT
     try:
         content = yaml.parse(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise PacaError(f"The run's recipe {path} is not valid YAML: {error}") from error
     content = content if isinstance(content, dict) else {}
     model = content.get("model")
-    return model if isinstance(model, dict) else {}, str(content.get("task", "text"))
+    return model if isinstance(model, dict) else {}, str(content.get("task", TEXT))
 
 
 def _check_model_folder(folder: Path) -> None:

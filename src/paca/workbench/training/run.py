@@ -12,7 +12,7 @@ from paca.workbench.base.processes import on_main, world_size
 from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.recipe.data_files import file_problems
 from paca.workbench.recipe.recipe import Recipe
-from paca.workbench.recipe.tasks import IMAGES, TEXT
+from paca.workbench.recipe.tasks import IMAGES, PREFERENCE, TEXT
 from paca.workbench.training.inputs import check_inputs
 from paca.workbench.training.interruptions import failed_writes_explained
 from paca.workbench.training.memory_estimate import say_memory
@@ -24,7 +24,11 @@ from paca.workbench.training.run_folder import RECIPE, WRITER, open_run, read_me
 #   load(recipe, raw, arguments)                   to the `Trainer`, its model adapted, and text as tokens
 #   run(recipe, raw, arguments, folder, doctor)    to what metrics.json holds
 #   closing_lines(metrics)                         to the lines that sum a run up
-TASKS = {TEXT: "paca.workbench.training.text", IMAGES: "paca.workbench.training.images"}
+TASKS = {
+    TEXT: "paca.workbench.training.text",
+    PREFERENCE: "paca.workbench.training.preference",
+    IMAGES: "paca.workbench.training.images",
+}
 
 
 def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doctor: bool = True) -> dict[str, Any]:
@@ -68,6 +72,17 @@ def trainer_of(recipe: Recipe) -> tuple[Any, Any]:
     with quiet_libraries():
         trainer, data = task.load(recipe, raw, arguments)
     return trainer, data
+
+
+def encoded_data(recipe: Recipe) -> tuple[Any, Any, int | None]:
+    """Read and tokenize the data of a text or preference recipe, without its model.
+
+    Returns the `TrainingData`, the tokenizer, and the length that sequences are cut at.
+    """
+    task = _task(recipe.task)
+    raw, arguments = task.prepare(recipe)
+    tokenizer, data = task.encode(recipe, raw, arguments)
+    return data, tokenizer, arguments.max_length
 
 
 def closing_lines(task: str, metrics: Mapping[str, Any]) -> list[str]:

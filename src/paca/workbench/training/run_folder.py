@@ -9,6 +9,7 @@ from paca.errors import PacaError
 from paca.workbench.base import yaml
 from paca.workbench.base.files import discard, is_ours, write_json, write_text
 from paca.workbench.base.schema import describe_difference
+from paca.workbench.models.adapter_files import ADAPTER as ADAPTER
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import checkpoint_folders
 from paca.workbench.training.inputs import INPUTS
@@ -18,7 +19,6 @@ RECIPE = "recipe.yaml"  # written first: a run was started
 PROCESSES = ".processes.json"  # on how many processes, if more than one
 METRICS = "metrics.json"  # written last: it is finished
 BEFORE = "before.json"
-ADAPTER = "adapter"
 MERGED = "merged"
 CURVE = "loss.png"
 MISTAKES = "misclassified.png"

@@ -10,6 +10,7 @@ from paca.errors import first_few
 from paca.workbench.base.change import LEAST_SHARE
 from paca.workbench.base.processes import world_size
 from paca.workbench.data.loss_facts import count_loss, eos_token_ids
+from paca.workbench.data.preference import sequences
 from paca.workbench.data.prepare import TrainingData, spread
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import checkpoint_folders
@@ -81,7 +82,10 @@ def _tied(model: Any) -> Iterator[Finding]:
 def data_findings(trainer: Any, data: TrainingData) -> Iterator[Finding]:
     """Look at what of the data carries loss, ends, and was cut."""
     looked_at = spread(range(len(data.train)), MOST_SEQUENCES)
-    facts = count_loss(data.train.select(looked_at), eos_token_ids(trainer.processing_class, trainer.model))
+    facts = count_loss(
+        sequences(data.train.select(looked_at), trainer.args.max_length),
+        eos_token_ids(trainer.processing_class, trainer.model),
+    )
     yield fine(
         f"{len(data.train):,} training sequences, {facts.learned / max(facts.tokens, 1):.1%} of their tokens carry "
         f"loss; {len(data.held_out):,} of {data.held_out_total:,} held-out sequences are evaluated"

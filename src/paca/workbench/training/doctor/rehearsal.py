@@ -15,6 +15,7 @@ from torch import nn
 from paca.errors import PacaError
 from paca.workbench.base.files import discard
 from paca.workbench.base.messages import one_line
+from paca.workbench.data.preference import LENGTH
 from paca.workbench.methods.adapted_layers import adapted_layers, trained_parameters
 from paca.workbench.training.doctor.batch_size import largest_micro_batch
 from paca.workbench.training.doctor.snapshot import untouched
@@ -99,7 +100,9 @@ def rehearse(trainer: Any, folder: Path) -> Rehearsal:
 def _lengths(data_set: Any) -> list[int]:
     """How many tokens each row has; all the same where rows are no sequences."""
     columns = getattr(data_set, "column_names", None) or ()
-    return [len(ids) for ids in data_set["input_ids"]] if "input_ids" in columns else [1] * len(data_set)
+    if "input_ids" in columns:
+        return [len(ids) for ids in data_set["input_ids"]]
+    return list(data_set[LENGTH]) if LENGTH in columns else [1] * len(data_set)
 
 
 def _longest(lengths: Sequence[int], count: int) -> list[int]:
@@ -210,7 +213,7 @@ def _evaluate(trainer: Any) -> int:
     def attempt(size: int) -> None:
         inputs = _batch(trainer, trainer.eval_dataset, _longest(lengths, min(size, len(lengths))))
         with torch.no_grad(), trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
-            trainer.model(**inputs)
+            getattr(trainer, "measure_batch", lambda batch: trainer.model(**batch))(inputs)
 
     return largest_micro_batch(trainer.args.per_device_eval_batch_size, attempt)
 
