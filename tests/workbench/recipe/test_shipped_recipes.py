@@ -7,7 +7,7 @@ from tests.paths import ROOT
 from tests.workbench.tiny import write_jsonl
 
 from paca.workbench.recipe.recipe import read_recipe, shipped_recipes
-from paca.workbench.recipe.tasks import IMAGES, TEXT
+from paca.workbench.recipe.tasks import IMAGES, PREFERENCE, TEXT
 from paca.workbench.training.run import finetune
 from paca.workbench.vision.arguments import image_method_config
 
@@ -97,9 +97,10 @@ def data_folder(tmp_path):
     ]
     for name in ("instruct/train.jsonl", "instruct/eval.jsonl", "oasst/chat.jsonl"):
         write_jsonl(folder / name, chats)
-    answer = {"text": "Woof", "role": "assistant", "rank": 0, "replies": []}
+    said = {"Woof": 0, "A good deal longer, and worse": 1}
+    answers = [{"text": text, "role": "assistant", "rank": rank, "replies": []} for text, rank in said.items()]
     trees = [
-        {"message_tree_id": str(number), "prompt": {"text": "Hi", "role": "prompter", "replies": [answer]}}
+        {"message_tree_id": str(number), "prompt": {"text": f"Hi {number}", "role": "prompter", "replies": answers}}
         for number in range(20)
     ]
     write_jsonl(folder / "oasst" / "en_100_tree.jsonl", trees)
@@ -118,7 +119,7 @@ def test_a_twin_runs_from_local_files(name, tiny_model, data_folder, tmp_path):
         ],
         str(tmp_path / "run"),
     )  # fmt: skip
-    assert recipe.task == TEXT
+    assert recipe.task in (TEXT, PREFERENCE)
     metrics = finetune(recipe)
     assert metrics["steps"] == 3
     assert metrics["after"]["loss"] < metrics["before"]["loss"]

@@ -100,7 +100,8 @@ def draw_preferences(path: Path, metrics: Mapping[str, Any]) -> None:
     held_out = f"held out: accuracy {before['accuracy']:.1%} → {after['accuracy']:.1%}"
     margins.plot([0, metrics["steps"]], [before["margin"], after["margin"]], "o--", label=held_out)
     for axes in (losses, margins):
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     recipe = metrics["recipe"]
     figure.suptitle(f"{recipe['method']['name']} on {recipe['model']['name']}")
     write_file(path, lambda temporary: figure.savefig(temporary, dpi=150))
