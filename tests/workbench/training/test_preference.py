@@ -76,7 +76,7 @@ def test_a_run_from_a_base(preferences, tmp_path):
     assert_improved(metrics)
     folder = tmp_path / "run"
     assert json.loads((folder / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
-    assert sorted(path.name for path in folder.iterdir()) == [
+    assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == [
         "adapter", "before.json", "checkpoint-4", "checkpoint-6", "loss.png", "metrics.json", "recipe.yaml",
     ]  # fmt: skip
     assert [step for step, _ in metrics["margin_curve"]] == [1, 2, 3, 4, 5, 6]
@@ -321,3 +321,12 @@ def test_text_goes_on_from_an_adapter_as_well(tuned, tmp_path):
     earlier = json.loads((tmp_path / "tuned" / "metrics.json").read_text())
     metrics = run(tuned, tmp_path)
     assert metrics["after"]["loss"] < metrics["before"]["loss"] < earlier["before"]["loss"]
+
+
+def test_a_run_is_not_resumed_over_another_adapter(tuned, tmp_path):
+    run(tuned, tmp_path)
+    (tmp_path / "run" / "metrics.json").unlink()
+    path = tmp_path / "tuned" / "adapter" / "adapter_config.json"
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(PacaError, match=r"the files of the adapter that model\.adapter names are as many"):
+        run(tuned, tmp_path, resume=True)
