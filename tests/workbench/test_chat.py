@@ -1,8 +1,12 @@
 """Conversations with a tiny model: history, the adapter's switch, what a pipe prints, and mistakes."""
 
 import io
+import json
+import shutil
 
 import pytest
+import torch
+from peft import PeftModel
 from tests.workbench.tiny import make_tokenizer, save_adapted
 from transformers import AutoModelForCausalLM
 
@@ -11,6 +15,7 @@ from paca.workbench.chat import Conversation, converse
 from paca.workbench.cli.main import main
 from paca.workbench.data.loss_facts import eos_token_ids
 from paca.workbench.models.generation import Sampling, context_length
+from paca.workbench.training.adapted import find_source, load_adapted, load_several
 
 GREEDY = Sampling(temperature=0, max_new_tokens=30)
 
@@ -23,8 +28,6 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def conversation(folder):
-    from paca.workbench.training.adapted import find_source, load_adapted
-
     return Conversation(*load_adapted(find_source(str(folder / "adapter"))), GREEDY)
 
 
@@ -172,3 +175,63 @@ def test_what_cannot_be_talked_to(folder, tmp_path, monkeypatch, capsys):
     make_tokenizer(chat_template=None).save_pretrained(tmp_path)
     assert main(["chat", str(tmp_path)]) == 2
     assert "has no chat template" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def several(folder):
+    """Three adapters of one model: two in the folders of runs of the same name, one in its own."""
+    base = AutoModelForCausalLM.from_pretrained(folder / "model")
+    model = PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True)
+    places = [folder / "a" / "run" / "adapter", folder / "b" / "run" / "adapter", folder / "third"]
+    for number, place in enumerate(places):
+        torch.manual_seed(number)
+        for name, parameter in model.named_parameters():
+            if "paca_delta" in name:
+                parameter.data.normal_(0, 0.5)
+        model.save_pretrained(place)
+    return [str(folder / "a" / "run"), str(folder / "b" / "run"), str(folder / "third")]
+
+
+def test_adapters_of_one_base_are_switched_by_name(several):
+    model, adapters = load_several(several)
+    assert [adapter.name for adapter in adapters] == ["run", "run-2", "third"]
+    alone = [Conversation(*load_adapted(find_source(name)), GREEDY).say("The cat", nothing) for name in several]
+    assert len(set(alone)) == 3
+    conversation = Conversation(model, adapters[0].tokenizer, GREEDY, adapters=adapters)
+    assert conversation.say("The cat", nothing) == alone[0], "the first answers until another is asked for"
+    for name, answer in [("run-2", alone[1]), ("third", alone[2]), ("run", alone[0])]:
+        conversation.switch_adapter(False)
+        conversation.use_adapter(name)
+        assert conversation.say_again(nothing) == answer
+    base = AutoModelForCausalLM.from_pretrained(find_source(several[0]).base).state_dict()
+    state = model.state_dict()
+    held = {name.removeprefix("base_model.model.").replace("base_layer.", ""): state[name] for name in state}
+    assert all(torch.equal(held[name], tensor) for name, tensor in base.items())
+
+
+def test_an_adapter_that_is_not_there(several, conversation):
+    model, adapters = load_several(several[:2])
+    with pytest.raises(PacaError, match="or the name of one: run, run-2; did you mean 'run'"):
+        Conversation(model, adapters[0].tokenizer, GREEDY, adapters=adapters).use_adapter("rum")
+    with pytest.raises(PacaError, match=r"/adapter 'second': type /adapter on or /adapter off\."):
+        conversation.use_adapter("second")
+
+
+def test_adapters_of_two_bases_do_not_go_together(several, folder):
+    other = folder / "elsewhere"
+    shutil.copytree(folder / "third", other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/other"}))
+    with pytest.raises(PacaError, match=r"are of two base models, .* and 'org/other'; name adapters of one"):
+        load_several([several[0], str(other)])
+    with pytest.raises(PacaError, match="There is no folder 'smollm2-135m-instruct'; name a run's output folder"):
+        load_several([several[0], "smollm2-135m-instruct"])
+
+
+def test_paca_chat_with_two_adapters(several, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("The cat\n/adapter run-2\n/again\n"))
+    assert main(["chat", *several[:2], "--temperature", "0", "--max-new-tokens", "30"]) == 0
+    both = capsys.readouterr().out
+    for name in several[:2]:
+        answer = Conversation(*load_adapted(find_source(name)), GREEDY).say("The cat", nothing)
+        assert answer in both

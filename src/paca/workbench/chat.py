@@ -1,15 +1,17 @@
 """A conversation with a model, word by word, at a terminal or in a pipe."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from paca.errors import PacaError
+from paca.workbench.base.messages import suggestion
 from paca.workbench.models.generation import Sampling, Write, context_length, encode_prompt, generate
+from paca.workbench.training.adapted import NamedAdapter
 
 COMMANDS = {
-    "/adapter": "/adapter on|off: answer with or without the adapter; the conversation stays",
+    "/adapter": "/adapter on|off|NAME: answer with or without the adapter, or by another one; the conversation stays",
     "/again": "/again: answer the last message again, for instance after /adapter off",
     "/reset": "/reset: forget the conversation",
     "/help": "/help: these lines",
@@ -27,6 +29,7 @@ class Conversation:
         sampling: How answers are sampled.
         system: What the system message says; that of the template, if it has one, when omitted.
         adapter_on: Whether the adapter answers.
+        adapters: Those that the model has, where it has several; the first is active.
         messages: The turns, the system message not among them.
     """
 
@@ -35,6 +38,7 @@ class Conversation:
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     adapter_on: bool = True
+    adapters: Sequence[NamedAdapter] = ()
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -107,6 +111,23 @@ class Conversation:
             raise PacaError("There is no adapter: a plain model was loaded.")
         self.adapter_on = on
 
+    def use_adapter(self, name: str) -> None:
+        """Answer by another adapter from now on, with its own tokenizer and chat template.
+
+        Args:
+            name: What it is called.
+
+        Raises:
+            PacaError: If there is none of that name.
+        """
+        adapter = next((adapter for adapter in self.adapters if adapter.name == name), None)
+        if adapter is None:
+            known = [adapter.name for adapter in self.adapters]
+            named = f", or the name of one: {', '.join(known)}{suggestion(name, known)}" if known else ""
+            raise PacaError(f"/adapter {name!r}: type /adapter on or /adapter off{named}.")
+        self.model.set_adapter(adapter.key)
+        self.tokenizer, self.adapter_on = adapter.tokenizer, True
+
     def _prompt(self) -> Any:
         """The conversation as token ids; the oldest turns are forgotten where it has grown too long."""
         room = context_length(self.model) - self.sampling.max_new_tokens
@@ -162,9 +183,10 @@ def _obey(conversation: Conversation, text: str, write: Write) -> None:
         conversation.say_again(write)
         write("\n")
     elif command == "/adapter":
-        if argument.strip() not in ("on", "off"):
-            raise PacaError(f"/adapter {argument.strip()!r}: type /adapter on or /adapter off.")
-        conversation.switch_adapter(argument.strip() == "on")
+        if argument.strip() in ("on", "off"):
+            conversation.switch_adapter(argument.strip() == "on")
+        else:
+            conversation.use_adapter(argument.strip())
     elif command.startswith("/") and command[1:].isalpha():
         raise PacaError(f"There is no command {command}. {'; '.join(COMMANDS.values())}.")
     else:

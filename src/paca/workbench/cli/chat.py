@@ -12,6 +12,7 @@ from paca.workbench.models.generation import Sampling
 EXAMPLE = """\
 at the prompt:
   /adapter on|off   answer with or without the adapter; the conversation stays
+  /adapter NAME     answer by another one of several, named after its run
   /again            answer the last message again
   /reset            forget the conversation
   /quit             leave
@@ -20,6 +21,7 @@ In a pipe every line is a message, and nothing but the answers is printed.
 
 example:
   $ paca chat outputs/mine
+  $ paca chat outputs/first outputs/second
   $ echo "What is the capital of France?" | paca chat smollm2-135m-instruct --temperature 0
   The capital of France is Paris.
 """
@@ -28,6 +30,7 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca chat` takes."""
     parser.add_argument("model", metavar="MODEL_OR_ADAPTER", help="a run's output folder, an adapter, or a model")
+    parser.add_argument("more", metavar="ADAPTER", nargs="*", help="more adapters of the same base, to switch to")
     parser.add_argument("--system", metavar="TEXT", help="the system message; the template's own when omitted")
     add_options(parser, Sampling)
     parser.add_argument("--seed", type=int, default=42, help="of the sampling (%(default)s)")
@@ -38,12 +41,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Converse until the input ends."""
     from paca.workbench.base.progress import quiet_libraries
     from paca.workbench.chat import Conversation, converse
-    from paca.workbench.training.adapted import find_source, load_adapted
+    from paca.workbench.training.adapted import find_source, load_adapted, load_several
 
     sampling = read_options(arguments, Sampling)
     with quiet_libraries():
-        model, tokenizer = load_adapted(find_source(arguments.model), arguments.dtype)
-        conversation = Conversation(model, tokenizer, sampling, arguments.system)
+        if arguments.more:
+            model, adapters = load_several([arguments.model, *arguments.more], arguments.dtype)
+            tokenizer = adapters[0].tokenizer
+        else:
+            adapters = []
+            model, tokenizer = load_adapted(find_source(arguments.model), arguments.dtype)
+        conversation = Conversation(model, tokenizer, sampling, arguments.system, adapters=adapters)
 
         from transformers import set_seed
 

@@ -1,6 +1,8 @@
 """Finds and loads what a user names after training: a run's folder, an adapter, or a plain model."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,11 +114,17 @@ def put_on(model: Any, adapter: Path, trained: bool = False) -> Any:
     from paca.workbench.methods.registry import register_methods
 
     register_methods()
+    with _damage_explained(adapter), warnings.catch_warnings():
+        if trained:
+            warnings.filterwarnings("error", message=OTHER_WEIGHTS)
+        return PeftModel.from_pretrained(model, str(adapter), is_trainable=trained)
+
+
+@contextlib.contextmanager
+def _damage_explained(adapter: Path | None) -> Iterator[None]:
+    """Turn what damaged or unfitting files raise into a PacaError."""
     try:
-        with warnings.catch_warnings():
-            if trained:
-                warnings.filterwarnings("error", message=OTHER_WEIGHTS)
-            return PeftModel.from_pretrained(model, str(adapter), is_trainable=trained)
+        yield
     except PacaError:
         raise
     except UserWarning as warning:
@@ -124,6 +132,64 @@ def put_on(model: Any, adapter: Path, trained: bool = False) -> Any:
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PacaError(f"The adapter in {str(adapter)!r} can't be loaded: {first}") from error
+
+
+@dataclass(frozen=True)
+class NamedAdapter:
+    """One of several adapters on a model.
+
+    Args:
+        name: What a user calls it.
+        key: What PEFT does.
+        tokenizer: The adapter's own, or its base model's.
+    """
+
+    name: str
+    key: str
+    tokenizer: Any
+
+
+def load_several(names: Sequence[str], dtype: str | None = None) -> tuple[Any, list[NamedAdapter]]:
+    """Load a base model once with several adapters on it, of which the first is active, in evaluation mode.
+
+    A PacaError if a name is that of no adapter, or the adapters are not all of one base model.
+
+    Args:
+        names: Runs' output folders, or adapters' folders.
+        dtype: The precision of the base model; by default that of the first adapter's run.
+
+    Returns:
+        The model, and its adapters in order, named after their runs.
+    """
+    sources = [find_adapter(name) for name in names]
+    first = sources[0]
+    for name, source in zip(names, sources, strict=True):
+        if source.base != first.base:
+            raise PacaError(
+                f"The adapters in {names[0]!r} and {name!r} are of two base models, {first.base!r} and "
+                f"{source.base!r}; name adapters of one."
+            )
+    model, tokenizer = load_adapted(first, dtype)
+    adapters = [NamedAdapter(_called(first, set()), "default", tokenizer)]
+    for number, source in enumerate(sources[1:], start=2):
+        key = f"adapter-{number}"
+        _load_beside(model, source, key)
+        taken = {adapter.name for adapter in adapters}
+        adapters.append(NamedAdapter(_called(source, taken), key, load_tokenizer(source.tokenizer)))
+    model.set_adapter("default")
+    return model.eval(), adapters
+
+
+def _load_beside(model: Any, source: Source, key: str) -> None:
+    with _damage_explained(source.adapter):
+        model.load_adapter(str(source.adapter), key)
+
+
+def _called(source: Source, taken: set[str]) -> str:
+    """The name of the run's folder, or of the adapter's own; with a number if another has it."""
+    folder = (source.adapter or Path()).resolve()
+    name = folder.parent.name if folder.name == ADAPTER else folder.name
+    return name if name not in taken else next(f"{name}-{n}" for n in range(2, 1000) if f"{name}-{n}" not in taken)
 
 
 def _recipe_model(adapter: Path) -> tuple[dict[str, Any], str]:
