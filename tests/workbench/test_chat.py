@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -29,6 +30,17 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def conversation(folder):
     return Conversation(*load_adapted(find_source(str(folder / "adapter"))), GREEDY)
+
+
+class Lines(io.StringIO):
+    """An input of lines that are counted as they are read."""
+
+    def __init__(self, lines):
+        super().__init__()
+        self.lines = lines
+
+    def __next__(self):
+        return next(self.lines)
 
 
 def nothing(_):
@@ -95,6 +107,36 @@ def test_ctrl_c_ends_the_answer_and_not_the_conversation(conversation):
     assert [message["role"] for message in conversation.messages] == ["user", "assistant"] * 2
 
 
+@pytest.mark.road("terminals")
+def test_in_a_pipe_ctrl_c_ends_the_conversation(folder, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paca.workbench.chat.generate", interrupt)
+    monkeypatch.setattr("sys.stdin", io.StringIO("cat\ndog\n"))
+    assert main(["chat", str(folder / "adapter")]) == 130
+    assert capsys.readouterr().err == "paca chat: interrupted\n"
+
+
+@pytest.mark.road("terminals")
+def test_a_conversation_ends_where_nobody_reads_the_answers(folder, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    asked = iter(["The cat jumps.\n"] * 3)
+    with os.fdopen(writer, "w", encoding="utf-8") as gone:
+        monkeypatch.setattr("sys.stdin", Lines(asked))
+        monkeypatch.setattr("sys.stdout", gone)
+        assert main(["chat", str(folder / "adapter"), "--max-new-tokens", "4"]) == 0
+    assert len(list(asked)) == 2
+
+
+@pytest.mark.road("terminals")
+def test_a_system_message_that_is_no_text(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("cat\n"))
+    assert main(["chat", str(folder / "adapter"), "--system", "a\udcff"]) == 2
+    assert "'the system message' holds half of a surrogate pair at character 1" in capsys.readouterr().err
+
+
 def test_the_oldest_turns_go_where_the_model_can_read_no_more(conversation):
     conversation.model.config.max_position_embeddings = 128
     for _ in range(4):
@@ -154,6 +196,8 @@ def test_at_a_terminal_a_mistake_is_shown_and_the_conversation_goes_on(conversat
     [
         (b"/adapter of\n", [], "type /adapter on or /adapter off"),
         (b"\xff\xfe\n", [], "The input is not UTF-8 text"),
+        (b"\xed\xa0\x80\n", [], "The input is not UTF-8 text"),
+        (b"\x00\x00\x00\xff\n", [], "The input is not UTF-8 text"),
         (b"cat " * 10_000, [], "Shorten it, or lower --max-new-tokens."),
         (b"x\n", ["--temperature", "-1"], "temperature = -1.0: expected 0 or more"),
         (b"x\n", ["--top-p", "0", "--max-new-tokens", "0"], "top_p = 0.0: expected more than 0, at most 1; max_new"),

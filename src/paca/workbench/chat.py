@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.messages import suggestion
+from paca.workbench.base.messages import string_problem, suggestion
 from paca.workbench.models.generation import Sampling, Write, context_length, encode_prompt, generate
 from paca.workbench.training.adapted import NamedAdapter
 
@@ -28,6 +28,7 @@ class Conversation:
         tokenizer: Its tokenizer, with a chat template.
         sampling: How answers are sampled.
         system: What the system message says; that of the template, if it has one, when omitted.
+        stoppable: Whether Ctrl-C cuts an answer short, and not the whole conversation.
         adapter_on: Whether the adapter answers.
         adapters: Those that the model has, where it has several; the first is active.
         messages: The turns, the system message not among them.
@@ -37,12 +38,14 @@ class Conversation:
     tokenizer: Any
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
+    stoppable: bool = True
     adapter_on: bool = True
     adapters: Sequence[NamedAdapter] = ()
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Refuse a model that no conversation can be written for."""
+        """Refuse a model that no conversation can be written for, and a system message that is no text."""
+        _check_text("the system message", self.system or "")
         if self.tokenizer.chat_template is None:
             raise PacaError(
                 f"The tokenizer of {self.tokenizer.name_or_path!r} has no chat template, so a conversation can't be "
@@ -62,6 +65,7 @@ class Conversation:
         Raises:
             PacaError: If the message alone is longer than the model can read.
         """
+        _check_text("the message", text)
         self.messages.append({"role": "user", "content": text})
         try:
             inputs = self._prompt()
@@ -75,7 +79,7 @@ class Conversation:
             write(piece)
 
         chosen = contextlib.nullcontext() if self.adapter_on else self.model.disable_adapter()
-        with contextlib.suppress(KeyboardInterrupt), chosen:
+        with contextlib.suppress(*([KeyboardInterrupt] if self.stoppable else [])), chosen:
             generate(self.model, self.tokenizer, inputs, self.sampling, show)
         answer = "".join(pieces).strip()
         self.messages.append({"role": "assistant", "content": answer})
@@ -170,7 +174,18 @@ def _read(lines: Iterable[str]) -> Iterator[str]:
     try:
         yield from lines
     except UnicodeDecodeError as error:
-        raise PacaError(f"The input is not UTF-8 text: {error}.") from error
+        raise PacaError(not_text(error)) from error
+
+
+def not_text(error: UnicodeDecodeError) -> str:
+    """Say that bytes of the input are no text in its encoding."""
+    return f"The input is not {error.encoding.upper()} text: {error}."
+
+
+def _check_text(name: str, text: str) -> None:
+    problem = string_problem(name, text)
+    if problem is not None:
+        raise PacaError(f"{problem}.")
 
 
 def _obey(conversation: Conversation, text: str, write: Write) -> None:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Converse until the input ends."""
+    """Converse until the input ends, or nobody reads the answers any more."""
     from paca.workbench.base.progress import quiet_libraries
     from paca.workbench.chat import Conversation, converse
     from paca.workbench.training.adapted import find_source, load_adapted, load_several
@@ -51,22 +51,30 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             adapters = []
             model, tokenizer = load_adapted(find_source(arguments.model), arguments.dtype)
-        conversation = Conversation(model, tokenizer, sampling, arguments.system, adapters=adapters)
+        terminal = sys.stdin.isatty()
+        conversation = Conversation(
+            model, tokenizer, sampling, arguments.system, stoppable=terminal, adapters=adapters
+        )
 
         from transformers import set_seed
 
         set_seed(arguments.seed)
-        terminal = sys.stdin.isatty()
-        converse(conversation, _typed() if terminal else sys.stdin, _show, terminal)
+        with contextlib.suppress(BrokenPipeError):
+            piped = (line for line in sys.stdin)  # itself would be closed, with the generators that read it
+            converse(conversation, _typed() if terminal else piped, _show, terminal)
     return 0
 
 
 def _show(text: str) -> None:
     print(text, end="", flush=True)
+    if getattr(sys.stdout, "error", None) is not None:
+        raise BrokenPipeError
 
 
 def _typed() -> Iterator[str]:
     """Lines that a person types, with an editable line where Python has readline; Ctrl-C empties the line."""
+    from paca.workbench.chat import not_text
+
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - its import is its effect on input()
     _show("Type /help for the commands, /quit to leave.\n")
@@ -78,6 +86,8 @@ def _typed() -> Iterator[str]:
             return
         except KeyboardInterrupt:
             _show("\n")
+        except UnicodeDecodeError as error:
+            _show(f"{not_text(error)}\n")
 
 
 VERB = Verb(

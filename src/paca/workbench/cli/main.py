@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import paca
 from paca.errors import PacaError
+from paca.workbench.base.messages import one_line
 from paca.workbench.cli import chat, compare, data, doctor, export, finetune, plan, recipes, select
 from paca.workbench.cli import eval as eval_verb
 from paca.workbench.cli import exec as exec_verb
+from paca.workbench.cli.streams import lasting_streams
 from paca.workbench.cli.verb import Verb
 
 VERBS: list[Verb] = [
@@ -26,14 +28,30 @@ VERBS: list[Verb] = [
 ]
 
 EXAMPLE = f"{finetune.FIRST_RUN}\n`paca VERB --help` explains a verb.\n"
+INTERRUPTED = 130  # 128 and the signal's number, as a shell says it
 VISION_PACKAGES = ("PIL", "timm", "torchvision")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command on the words after `paca`, by default those of the process.
 
-    Returns 0 for success, 2 for a mistake in what was asked or a missing library, 130 after Ctrl-C.
+    Returns 0 for success, 1 if what it printed is lost on a full disk, 2 for a mistake in what was asked or a missing
+    library, 130 after Ctrl-C. A reader that has gone is no failure.
     """
+    with lasting_streams() as output:
+        try:
+            status = _run(argv)
+        except KeyboardInterrupt:
+            print("paca: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        output.flush()
+        if output.error is not None and not isinstance(output.error, BrokenPipeError):
+            print(f"paca: the output can't be written: {one_line(output.error)}", file=sys.stderr)
+            return status or 1
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -43,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         extra = "vision" if error.name in VISION_PACKAGES else arguments.extra
         status, message = 2, f"The package {error.name!r} is missing. Type: pip install 'paca[{extra}]'"
     except KeyboardInterrupt:
-        status, message = 130, "interrupted"
+        status, message = INTERRUPTED, "interrupted"
     print(f"paca {arguments.verb}: {message}", file=sys.stderr)
     return status
 
