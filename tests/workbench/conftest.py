@@ -34,3 +34,14 @@ def npz(tmp_path):
 @pytest.fixture
 def image_content(tiny_classifier, npz, tmp_path):
     return tiny.recipe_content(tiny_classifier, npz, tmp_path / "run")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The matplotlib figures that were written, last first."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *to, **how: figures.insert(0, self) or save(self, *to, **how))
+    return figures

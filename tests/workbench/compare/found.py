@@ -7,7 +7,7 @@ NASTY = "lora(target_modules=</script><b>)"
 
 
 def entry(method, rank=4):
-    return {"method": method, "rank": rank, "targets": "'all-linear'", "arguments": {}}
+    return {"method": method, "rank": None if method == "frozen" else rank, "targets": "'all-linear'", "arguments": {}}
 
 
 def unit(kind, method, result, **values):
@@ -35,7 +35,9 @@ def run(method, seed, rate, last, steps=20):
     ]
     result = {
         "curve": curve if rate else curve[:1],
-        "training_loss": [[1, 3.1], [steps, last]],
+        "training_loss": [
+            [step, 3.1 + (last - 3.1) * step / steps + 0.1 * (-1) ** step] for step in range(1, steps + 1)
+        ],
         "unrelated": {"before": 2.0, "after": 2.0 + 0.1 * (3 - last)},
         "steps": steps,
         "tokens": 2000,

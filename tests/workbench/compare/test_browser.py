@@ -12,7 +12,12 @@ from tests.workbench.compare.found import results
 from paca.workbench.compare.html import page
 
 SCREENSHOTS = ROOT / "outputs" / "report"
-WIDTHS = {"light": (1280, "light"), "dark": (1280, "dark"), "phone": (390, "light")}
+WIDTHS = {
+    "light": (1280, "light"),
+    "dark": (1280, "dark"),
+    "phone-light": (390, "light"),
+    "phone-dark": (390, "dark"),
+}
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +75,7 @@ def opened(browser, report, kind="light"):
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get_log("browser")
     browser.get(report.as_uri())
-    wait_for(lambda: browser.execute_script("return document.querySelectorAll('.plot .main-svg').length >= 16"))
+    wait_for(lambda: browser.execute_script("return document.querySelectorAll('.plot .main-svg').length >= 18"))
     return browser
 
 
@@ -103,6 +108,20 @@ def test_the_theme_follows_the_system_and_the_button(browser, report):
     assert light[2] != dark[2]
     browser.find_element("id", "theme").click()
     assert browser.execute_script(colour) == light
+
+
+@pytest.mark.parametrize("kind", ["light", "phone-light", "phone-dark"])
+def test_a_wide_table_says_that_it_scrolls_and_keeps_its_first_column(browser, report, kind):
+    opened(browser, report, kind)
+    table = browser.find_element("css selector", ".scroll")
+    name = browser.find_element("css selector", "tbody td")
+    value = browser.find_element("css selector", "tbody td:nth-child(5)")
+    before = name.rect["x"], value.rect["x"]
+    browser.execute_script("arguments[0].scrollLeft = 150", table)
+    moved = before[1] - value.rect["x"]
+    assert 0 < moved <= 150
+    assert before[0] - name.rect["x"] < (2 if kind != "light" else 23), "up to the padding"
+    assert browser.find_element("css selector", ".hint").is_displayed() == kind.startswith("phone")
 
 
 def test_hovering_tells_the_number(browser, report):

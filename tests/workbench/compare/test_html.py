@@ -25,6 +25,14 @@ def test_one_file_asks_for_nothing_else():
     assert "default-src 'none'" in own
 
 
+def test_the_page_is_small_and_has_the_part_of_plotly_that_its_charts_need():
+    text = page(results())
+    assert len(text.encode()) < 1_500_000
+    assert "plotly.js (basic - minified)" in text
+    kinds = {trace["type"] for chart in charts(results()) for trace in chart["figure"]["data"]}
+    assert kinds <= {"scatter", "bar"}
+
+
 def test_all_numbers_are_in_it_and_names_cannot_break_out():
     found = results()
     text = page(found)
@@ -82,11 +90,18 @@ def test_a_report_of_operations_alone_speaks_of_nothing_else(write):
 
 def test_every_measurement_has_its_chart():
     made = {chart["id"]: chart["figure"] for chart in charts(results())}
-    wanted = "loss-step loss-time memory time pareto throughput longest operations"
+    wanted = "loss-step loss-time training-loss memory time pareto throughput longest operations"
     assert list(made) == wanted.split()
+    timed = [trace for trace in made["loss-time"]["data"] if trace.get("mode") == "lines+markers"]
+    assert [trace["x"][-1] for trace in timed] == pytest.approx([20 * 0.105, 20 * 0.120]), "at the time taken in turns"
+    raw, mean = made["training-loss"]["data"][:2]
+    assert (raw["mode"], mean["mode"]) == ("markers", "lines")
+    assert raw["marker"]["opacity"] < 0.5
+    assert len(raw["y"]) == 3 * len(mean["y"]), "of every seed"
     lines = [trace for trace in made["loss-step"]["data"] if trace.get("mode") == "lines+markers"]
     assert [trace["name"] for trace in lines] == ["paca", "lora"]
     assert lines[0]["y"][-1] == pytest.approx(2.54)
+    assert all(trace["line"]["dash"] == "dot" for trace in [*lines, *timed]), "nothing was measured between the points"
     bands = [trace for trace in made["loss-step"]["data"] if trace.get("fill") == "toself"]
     assert (max(bands[0]["y"][2:4]), min(bands[0]["y"][2:4])) == pytest.approx((2.55, 2.53))
     assert bands[0]["mode"] == "lines"
@@ -105,6 +120,20 @@ def test_a_method_has_one_colour_and_the_floor_is_grey():
     tints = colours(results()["methods"])
     assert len(set(tints.values())) == 4
     assert tints["frozen"] == "#8a94a6"
+
+
+@pytest.mark.parametrize("accumulated", [None, 1, 4])
+def test_a_step_of_several_batches_takes_all_of_their_time(accumulated):
+    found = results()
+    found["recipe"]["training"]["gradient_accumulation_steps"] = accumulated
+    chart = next(chart for chart in charts(found) if chart["id"] == "loss-time")
+    paca = next(trace for trace in chart["figure"]["data"] if trace.get("name") == "paca")
+    assert paca["x"][-1] == pytest.approx(20 * (0.105 + ((accumulated or 1) - 1) * 0.095 * 1.05))
+
+
+def test_without_times_taken_in_turns_there_is_no_loss_by_time():
+    found = results([unit for unit in units() if unit["job"]["kind"] != "timing"])
+    assert "loss-time" not in {chart["id"] for chart in charts(found)}
 
 
 def test_the_summary_as_comma_separated_values():

@@ -1,53 +1,46 @@
 """The report's charts, as plotly figures without colours of their own: the page gives them those of its theme."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
+from paca.workbench.base.palette import GREY, KINDS, PHASES, method_colours
+from paca.workbench.base.pictures import smoothed
 from paca.workbench.methods.catalogue import FLOOR
 
 Row = Mapping[str, Any]
-# Told apart by people who see few colours, on white and on near-black.
-_PALETTE = (
-    "#3a75f0",
-    "#ee7a33",
-    "#17a673",
-    "#b754c4",
-    "#d9a514",
-    "#e34a6f",
-    "#18a7b8",
-    "#9a7560",
-    "#7d8ca3",
-    "#88a318",
-)
-_GREY = "#8a94a6"
-_KINDS = {
-    "parameters": ("weights", "#5b6b85"),
-    "gradients": ("gradients", "#17a673"),
-    "optimizer": ("optimizer", "#d9a514"),
-    "activations": ("activations", "#3a75f0"),
-    "temporaries": ("temporaries", "#b8c2d3"),
-}
-_PHASES = {
-    "forward_ms": ("forward", "#3a75f0"),
-    "backward_ms": ("backward", "#ee7a33"),
-    "optimizer_ms": ("optimizer", "#17a673"),
-}
+_FEWEST_SMOOTHED = 4  # points of a training loss that make a curve
 
 
 def charts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Make the charts for which results.json has data: `id`, `title`, `text` and `figure`, plotly's JSON, of each."""
     rows = results["methods"]
+    timed = [row for row in rows if row.get("step_ms") is not None]
     made = (
-        ("loss-step", "Loss by step", "Held out; the band spans the seeds.", _curves(rows, "step", "optimizer step")),
+        (
+            "loss-step",
+            "Held-out loss by step",
+            "Points are measurements, dotted lines only join them; the band spans the seeds.",
+            _curves(rows, "optimizer step", lambda row, step: step),
+        ),
         (
             "loss-time",
-            "Loss by time",
-            "The same runs over their training time, measurements left out.",
-            _curves(rows, "seconds", "seconds of training"),
+            "Held-out loss by time",
+            "The same points over steps at the time that they took in turns, other work on the machine left out.",
+            _curves(
+                timed,
+                "seconds of training",
+                lambda row, step: step * _seconds_per_step(row, results["recipe"]["training"]),
+            ),
+        ),
+        (
+            "training-loss",
+            "Training loss",
+            "Points are what was logged, lines the mean over neighbouring points.",
+            _training(rows),
         ),
         ("memory", "Memory at the peak of a step", "Live bytes, by what they are for.", _memory(rows)),
         ("time", "Time of a step", "Methods in turns, lower quartiles; the line is the frozen floor.", _time(rows)),
@@ -69,9 +62,8 @@ def charts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def colours(rows: Iterable[Row]) -> dict[str, str]:
-    """Give each method a colour that it has in every chart; the floor is grey."""
-    trained = [row["method"] for row in rows if row["method"] != FLOOR]
-    return {FLOOR: _GREY} | {name: _PALETTE[index % len(_PALETTE)] for index, name in enumerate(trained)}
+    """Give each method the colour that it has in every chart of every report; the floor is grey."""
+    return method_colours(row["method"] for row in rows)
 
 
 def _figure(x: str, y: str, height: int = 380, **layout: Any) -> go.Figure:
@@ -91,15 +83,23 @@ def _figure(x: str, y: str, height: int = 380, **layout: Any) -> go.Figure:
     return figure
 
 
-def _curves(rows: Sequence[Row], key: str, title: str) -> go.Figure:
-    figure = _figure(title, "held-out loss", hovermode="x unified" if key == "step" else "closest")
+def _seconds_per_step(row: Row, training: Mapping[str, Any]) -> float:
+    """Seconds of an optimizer step, all of its batches counted, as timed in turns with the others'."""
+    more = (training.get("gradient_accumulation_steps") or 1) - 1
+    return float(row["step_ms"] + more * (row["forward_ms"] + row["backward_ms"])) / 1000
+
+
+def _curves(rows: Sequence[Row], title: str, place: Callable[[Row, int], float]) -> go.Figure:
+    """Held-out losses where they were measured; `place` says where on the axis a step of a method lies."""
+    by_step = title == "optimizer step"
+    figure = _figure(title, "held-out loss", hovermode="x unified" if by_step else "closest")
     tints = colours(rows)
     for row in rows:
         curves = row.get("curves") or []
         if not curves or len(curves[0]) < 2:
             continue
         points = list(zip(*curves, strict=True))
-        x = [statistics.fmean(point[key] for point in same) for same in points]
+        x = [place(row, same[0]["step"]) for same in points]
         losses = [[point["loss"] for point in same if point["loss"] is not None] or [None] for same in points]
         name, tint = row["method"], tints[row["method"]]
         if len(curves) > 1 and all(None not in values for values in losses):
@@ -120,9 +120,39 @@ def _curves(rows: Sequence[Row], key: str, title: str) -> go.Figure:
             mode="lines+markers",
             name=name,
             legendgroup=name,
-            line={"color": tint, "width": 2.5},
-            marker={"size": 7},
-            hovertemplate="%{y:.4f}" if key == "step" else "%{x:.1f} s: %{y:.4f}",
+            line={"color": tint, "width": 1.5, "dash": "dot"},
+            marker={"size": 8},
+            hovertemplate="%{y:.4f}" if by_step else "%{x:.1f} s: %{y:.4f}",
+        )
+    return figure
+
+
+def _training(rows: Sequence[Row]) -> go.Figure:
+    figure = _figure("optimizer step", "training loss", hovermode="closest")
+    tints = colours(rows)
+    for row in rows:
+        runs = [run for run in row.get("training_losses") or [] if len(run) >= _FEWEST_SMOOTHED]
+        if not runs or row["method"] == FLOOR:
+            continue
+        figure.add_scatter(
+            x=[step for run in runs for step, _ in run],
+            y=[loss for run in runs for _, loss in run],
+            mode="markers",
+            marker={"size": 4, "color": tints[row["method"]], "opacity": 0.3},
+            legendgroup=row["method"],
+            showlegend=False,
+            hoverinfo="skip",
+        )
+        steps = [step for step, _ in runs[0]]
+        means = [statistics.fmean(loss for _, loss in same) for same in zip(*runs, strict=False)]
+        figure.add_scatter(
+            x=steps[: len(means)],
+            y=smoothed(means),
+            mode="lines",
+            name=row["method"],
+            legendgroup=row["method"],
+            line={"color": tints[row["method"]], "width": 2.5},
+            hovertemplate="step %{x}: %{y:.4f}",
         )
     return figure
 
@@ -131,18 +161,18 @@ def _memory(rows: Sequence[Row]) -> go.Figure:
     shown = [row for row in rows if row.get("peak_by_kind")]
     parts = {
         label: (tint, [row["peak_by_kind"].get(kind, 0) / 2**20 for row in shown])
-        for kind, (label, tint) in _KINDS.items()
+        for kind, (label, tint) in KINDS.items()
     }
     return _stacked("MiB", shown, parts)
 
 
 def _time(rows: Sequence[Row]) -> go.Figure:
     shown = [row for row in rows if row.get("step_ms") is not None]
-    parts = {label: (tint, [row[key] for row in shown]) for key, (label, tint) in _PHASES.items()}
+    parts = {label: (tint, [row[key] for row in shown]) for key, (label, tint) in PHASES.items()}
     figure = _stacked("ms", shown, parts, "; step %{customdata:.3f} × floor", [row["to_floor"] for row in shown])
     floor = next((row["step_ms"] for row in shown if row["method"] == FLOOR), None)
     if floor is not None:
-        figure.add_vline(x=floor, line={"color": _GREY, "width": 1.5, "dash": "dash"})
+        figure.add_vline(x=floor, line={"color": GREY, "width": 1.5, "dash": "dash"})
     return figure
 
 
@@ -150,7 +180,7 @@ def _operations(rows: Sequence[Row]) -> go.Figure:
     shown = [row for row in rows if row.get("operations")]
     parts = {
         label: (tint, [row["operations"][label] / 1e9 for row in shown])
-        for label, tint in _PHASES.values()
+        for label, tint in PHASES.values()
         if label != "optimizer"
     }
     return _stacked("GFLOP", shown, parts)
@@ -199,7 +229,7 @@ def _scatter(rows: Sequence[Row], front: Sequence[str]) -> go.Figure:
             x=[row["peak_bytes"] / 2**20 for row in line],
             y=[row["loss"] for row in line],
             mode="lines",
-            line={"color": _GREY, "dash": "dot", "shape": "hv"},
+            line={"color": GREY, "dash": "dot", "shape": "hv"},
             hoverinfo="skip",
         )
     for name, row in found.items():
@@ -230,7 +260,8 @@ def _throughput(rows: Sequence[Row]) -> go.Figure:
                 y=[point["tokens_per_second"] for point in points],
                 mode="lines+markers",
                 name=row["method"],
-                line={"color": tints[row["method"]], "width": 2.5},
+                line={"color": tints[row["method"]], "width": 1.5, "dash": "dot"},
+                marker={"size": 8},
                 hovertemplate="%{y:,.0f} tokens/s",
             )
     figure.update_xaxes(type="log")

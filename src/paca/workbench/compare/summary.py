@@ -102,6 +102,7 @@ def _learnt(units: Sequence[Mapping[str, Any]]) -> Row:
         "forgotten_error": standard_error(forgotten),
         "file_bytes": results[0]["file_bytes"],
         "curves": [result["curve"] for result in results],
+        "training_losses": [result["training_loss"] for result in results],
         "train_seconds": statistics.median(result["train_seconds"] for result in results),
         "merge_error": results[0].get("merge_error"),
     }

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from paca.workbench.base.files import write_file
+from paca.workbench.base.palette import KINDS
 from paca.workbench.planning.gpus import Gpu
 
 SHORT = {
@@ -16,6 +17,7 @@ SHORT = {
     "activations": "kept",
     "temporaries": "temp",
 }
+_FAR_ABOVE = 2.5  # times the highest bar
 SEARCHED = {"max_seq": "longest", "max_batch": "largest"}
 
 
@@ -85,14 +87,25 @@ def draw(path: Path, title: str, rows: Sequence[Mapping[str, Any]], limit: int |
     bottoms = [0.0] * len(rows)
     for category in rows[0]["by_category"]:
         heights = [row["by_category"][category] / 2**30 for row in rows]
-        axes.bar(names, heights, bottom=bottoms, label=category, width=0.6)
+        label, tint = KINDS.get(category, (category, None))
+        axes.bar(names, heights, bottom=bottoms, label=label, color=tint, width=0.6)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
     for place, height in enumerate(bottoms):
         axes.text(place, height, f"{height:.1f}", ha="center", va="bottom")
-    if limit is not None:
-        axes.axhline(limit / 2**30, color="black", linestyle="--", linewidth=1, label="the GPU's memory")
-    axes.set_ylim(top=1.12 * max([*bottoms, (limit or 0) / 2**30]))
+    _draw_limit(axes, max(bottoms), None if limit is None else limit / 2**30)
     axes.set_ylabel("GiB at the peak of a step")
     axes.set_title(title)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     write_file(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
+
+
+def _draw_limit(axes: Any, highest: float, limit: float | None) -> None:
+    """Draw the GPU's memory as a line, or say where it would be: so far above the bars it would press them flat."""
+    top = max(highest, limit or 0.0)
+    if limit is not None and limit > _FAR_ABOVE * highest:
+        top = highest
+        text = f"↑ the GPU's memory: {limit:,.0f} GiB"
+        axes.text(0.5, 0.97, text, transform=axes.transAxes, ha="center", va="top")
+    elif limit is not None:
+        axes.axhline(limit, color="black", linestyle="--", linewidth=1, label="the GPU's memory")
+    axes.set_ylim(top=1.25 * top if top < (limit or 0) else 1.12 * top)

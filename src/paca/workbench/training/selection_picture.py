@@ -38,6 +38,8 @@ def draw_selection(path: Path, title: str, chosen: Mapping[str, Mapping[str, Any
     axes = maps.subplots(len(kinds), len(chosen) + several, squeeze=False, height_ratios=heights)
     for row, (kind, layers) in zip(axes, kinds.items(), strict=True):
         _draw_kind(row, kind, layers, chosen, sizes)
+    for bottom in axes[-1]:
+        bottom.set_xlabel("input feature", fontsize=8)
     if table is not None:
         _draw_overlap(table.subplots(), chosen, sizes)
     write_file(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
@@ -89,12 +91,14 @@ def _draw_kind(
     found = {name: counts(selection, layers, size) for name, selection in chosen.items()}
     most = max(int(each.max()) for each in found.values())
     for axes, (name, cells) in zip(row, found.items(), strict=False):
-        _heat_map(axes, cells, size, max(most, 1), "Blues")
+        image = _heat_map(axes, cells, size, max(most, 1), "Blues")
         axes.set_title(f"{name}: {kind}", fontsize=8)
+    each = -(-size // CELLS)
+    _scale(row[: len(found)], image, "chosen" if each == 1 else f"chosen of {each}", max(most, 1))
     if len(chosen) > 1:
         image = _heat_map(row[-1], votes(chosen, layers, size), size, len(chosen), "Reds")
         row[-1].set_title("chosen by how many", fontsize=8)
-        row[-1].figure.colorbar(image, ax=row[-1], ticks=range(len(chosen) + 1))
+        _scale(row[-1:], image, "strategies", len(chosen))
     row[0].set_ylabel("layer", fontsize=8)
 
 
@@ -102,7 +106,21 @@ def _heat_map(axes: Any, cells: Any, size: int, most: int, colours: str) -> Any:
     extent = (0, size, len(cells), 0)
     image = axes.imshow(cells, aspect="auto", interpolation="nearest", cmap=colours, vmin=0, vmax=most, extent=extent)
     axes.tick_params(labelsize=7)
+    axes.set_yticks([place + 0.5 for place in _few(len(cells))], [str(place) for place in _few(len(cells))])
     return image
+
+
+def _few(number: int) -> range:
+    """A few of the layers, to be named at the axis."""
+    return range(0, number, max(-(-number // 8), 1))
+
+
+def _scale(axes: Any, image: Any, label: str, most: int) -> None:
+    """Draw what the colours of one row's maps stand for, from 0 to `most`."""
+    ticks = range(0, most + 1, max(most // 4, 1))
+    bar = axes[-1].figure.colorbar(image, ax=list(axes), ticks=ticks, pad=0.02)
+    bar.set_label(label, fontsize=7)
+    bar.ax.tick_params(labelsize=7)
 
 
 def _draw_overlap(axes: Any, chosen: Mapping[str, Mapping[str, Any]], sizes: Mapping[str, int]) -> None:

@@ -55,7 +55,8 @@ def draw_mistakes(path: Path, images: Images, answers: Answers) -> None:
     for axes, position in zip(grid.flat, shown, strict=False):
         axes.imshow(images.read(position))
         given = images.classes[answers.answered[position]]
-        axes.set_title(f"{given} ({answers.confidence[position]:.0%})\nis {images.classes[images.labels[position]]}")
+        true = images.classes[images.labels[position]]
+        axes.set_title(f"predicted {given} {answers.confidence[position]:.0%}\ntrue {true}")
         axes.title.set_fontsize(8)
     write_file(path, lambda temporary: figure.savefig(temporary, dpi=150))
 
