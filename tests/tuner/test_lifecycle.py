@@ -598,9 +598,6 @@ def test_pruning(kind, dtype, way, moment):
     assert_trains_on(kind, plain, model, dtype=dtype)
 
 
-@pytest.mark.xfail(
-    raises=RuntimeError, reason="abs(W).view(-1): W keeps the layout of training until it is read as memory"
-)
 @pytest.mark.parametrize("way", [smallest, at_random], ids=_name)
 def test_pruning_by_size_in_mid_step(way):
     _, model = adapted("Linear")

@@ -16,6 +16,8 @@ LOOKS = {
     "detach and view": lambda weight: weight.detach().view(-1),
     "data and view": lambda weight: weight.data.view(-1),
     "vector": lambda weight: nn.utils.parameters_to_vector([weight]),
+    "function and view": lambda weight: torch.abs(-weight).view(-1) * weight.sign().view(-1),
+    "transposed": lambda weight: weight.t().contiguous().t().flatten(),
 }
 
 
@@ -48,9 +50,10 @@ def test_copies_and_pickles_have_the_ordinary_layout():
     weight, columns = make()
     before = weight.clone()
     for way in (copy.deepcopy, _pickled):
-        with columns.lend(weight, (update(1, 4),), train=True):
-            assert type(weight) is ConnectionMajorParameter
+        loan = columns.lend(weight, (update(1, 4),), train=True)
+        assert type(weight) is ConnectionMajorParameter
         twin = way(weight)
+        del loan
         assert type(twin) is nn.Parameter
         assert twin.is_contiguous()
         assert torch.equal(twin, before)

@@ -15,41 +15,54 @@ import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from .lease import make_pretrained
+from .lease import is_pinned, make_pretrained, plainly
 
 
 class ConnectionMajorParameter(nn.Parameter):
-    """A weight `(out, in)` that lies in memory as `(in, out)`, until somebody looks at it as memory."""
+    """A weight `(out, in)` that lies in memory as `(in, out)` until somebody looks at it.
 
-    def view(self, *shape: Any) -> Tensor:
-        """As any tensor's, of the weight in its ordinary layout."""
-        lay_out_row_major(self)
-        return torch.Tensor.view(self, *shape)
+    Products with it, and questions about its shape, its device and the like, leave it as it is. Whatever else is
+    computed from it, viewed of it or copied of it finds the ordinary layout: results keep the strides of their
+    operands, and code from outside takes those of a weight for granted (PyTorch's pruning calls `view(-1)`). A call
+    that multiplies with the memory as it lies comes first.
+    """
 
-    def detach(self) -> Tensor:
-        """As any tensor's, of the weight in its ordinary layout."""
-        lay_out_row_major(self)
-        return torch.Tensor.detach(self)
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _LEAVE_IT:
+            for operand in tree_leaves((args, kwargs)):
+                if type(operand) is cls and not is_pinned(operand):
+                    lay_out_row_major(operand)
+        with plainly():
+            return func(*args, **(kwargs or {}))
 
     def __deepcopy__(self, memo: Any) -> nn.Parameter:
-        lay_out_row_major(self)
+        lay_out_row_major(self)  # else the copy would be of this class
         return copy.deepcopy(self, memo)
 
-    @property
-    def data(self) -> Tensor:  # type: ignore[override]
-        """As any tensor's, of the weight in its ordinary layout."""
-        lay_out_row_major(self)
-        return _DATA.__get__(self)
 
-    @data.setter
-    def data(self, value: Tensor) -> None:
-        self.__class__ = nn.Parameter  # type: ignore[assignment]
-        _DATA.__set__(self, value)
-
-
-_DATA: Any = torch.Tensor.data
+_ASKED = [
+    "device",
+    "dtype",
+    "grad",
+    "is_cpu",
+    "is_cuda",
+    "is_leaf",
+    "is_meta",
+    "layout",
+    "ndim",
+    "requires_grad",
+    "shape",
+]
+_LEAVE_IT = {
+    *(getattr(torch.Tensor, name).__get__ for name in _ASKED),
+    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.element_size, Tensor.is_floating_point, Tensor.requires_grad_),
+    *(F.linear, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, torch.matmul),
+}
 
 
 def writes_faster_connection_major(weight: Any) -> bool:
@@ -82,6 +95,6 @@ def lay_out_row_major(weight: Any) -> None:
         weight: Any parameter; nothing happens to one that has the ordinary layout.
     """
     if type(weight) is ConnectionMajorParameter:
-        make_pretrained(weight)
         weight.__class__ = nn.Parameter  # type: ignore[assignment]
+        make_pretrained(weight)
         weight.data = weight.data.contiguous()

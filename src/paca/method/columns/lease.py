@@ -29,6 +29,8 @@ from .update import ColumnUpdate, adapted_columns, connection_union, same_update
 
 View = Callable[[Tensor], Tensor] | None
 
+plainly = torch._C.DisableTorchFunctionSubclass  # a context in which a weight of any layout is an ordinary tensor
+
 # Taken for the moment of a write or a count, never during a product. Reentrant, since a lease may end wherever memory
 # is allocated: the garbage collector frees graphs that are part of a cycle.
 _LOCK = RLock()
@@ -232,7 +234,8 @@ class Stay:
 
     def private_copy(self) -> Tensor:
         """A copy of the weight with these columns, while the weight itself holds another thread's."""
-        copy: Tensor = torch.Tensor.detach(self.weight).clone()
+        with plainly():
+            copy: Tensor = self.weight.detach().clone()
         rows = self.columns.rows(copy)
         inside = _INSIDE.get(memory_of(self.weight))
         if inside is not None:
@@ -399,8 +402,15 @@ def make_pretrained(weight: Any) -> None:
 
 def memory_of(weight: Any) -> tuple[int, int]:
     """What identifies the memory of a weight; the same for all tensors over it."""
-    local = weight.to_local() if type(weight).__name__ == "DTensor" else weight
-    return local.untyped_storage()._cdata, local.storage_offset()
+    with plainly():
+        local = weight.to_local() if type(weight).__name__ == "DTensor" else weight
+        return local.untyped_storage()._cdata, local.storage_offset()
+
+
+def is_pinned(weight: Any) -> bool:
+    """Whether a call of any thread has columns in a weight at the moment."""
+    inside = _INSIDE.get(memory_of(weight))
+    return inside is not None and bool(inside.callers)
 
 
 def versions(updates: tuple[ColumnUpdate, ...]) -> list[tuple[int, int]]:

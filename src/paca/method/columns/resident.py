@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .layout import lay_out_connection_major, lay_out_row_major, writes_faster_connection_major
-from .lease import _LOCK, Lease, Loan, MomentaryLoan, Stay, clear, make_pretrained, memory_of
+from .lease import _LOCK, Lease, Loan, MomentaryLoan, Stay, clear, make_pretrained, memory_of, plainly
 from .update import ColumnUpdate, adapted_columns, connection_union, connections_first, same_updates
 
 
@@ -31,7 +31,8 @@ class Columns:
 
     def rows(self, weight: Any) -> Tensor:
         """A weight's memory, connections first; autograd doesn't see what is written through it."""
-        return connections_first(torch.Tensor.detach(weight), self.connection_dim)
+        with plainly():
+            return connections_first(weight.detach(), self.connection_dim)
 
     def parts(self, weight: Any, updates: tuple[ColumnUpdate, ...]) -> tuple[ColumnUpdate, ...]:
         """The updates as this process's part of the weight needs them."""
@@ -194,7 +195,7 @@ class DepthwiseColumns(Columns):
 
     def rows(self, weight: Any) -> Tensor:
         """A weight's memory with the filters of each channel together, shape `(c, m, *k)`."""
-        return torch.Tensor.detach(weight).unflatten(0, (self.channels, -1)).squeeze(2)
+        return weight.detach().unflatten(0, (self.channels, -1)).squeeze(2)
 
 
 def kept_tensors(model: nn.Module) -> list[Tensor]:
@@ -213,7 +214,8 @@ def kept_tensors(model: nn.Module) -> list[Tensor]:
 
 def lies_in_shared_memory(weight: Any) -> bool:
     """Whether other processes have the weight's memory as well; on the CPU, for elsewhere PyTorch says so of all."""
-    return weight.is_cpu and weight.untyped_storage().is_shared()
+    with plainly():
+        return weight.is_cpu and weight.untyped_storage().is_shared()
 
 
 def has_twin(weight: Any) -> bool:
@@ -221,12 +223,13 @@ def has_twin(weight: Any) -> bool:
 
     One that holds the same parameter can't be told of.
     """
-    if weight.is_meta or type(weight).__name__ == "DTensor":
-        return False
-    storage = weight.untyped_storage()
-    if storage.nbytes() != weight.numel() * weight.element_size():
-        return False  # part of a larger piece of memory: its neighbours count as well
-    return _USE_COUNT(storage._cdata) > 2  # the weight, and `storage` itself
+    with plainly():
+        if weight.is_meta or type(weight).__name__ == "DTensor":
+            return False
+        storage = weight.untyped_storage()
+        if storage.nbytes() != weight.numel() * weight.element_size():
+            return False  # part of a larger piece of memory: its neighbours count as well
+        return _USE_COUNT(storage._cdata) > 2  # the weight, and `storage` itself
 
 
 _USE_COUNT: Any = getattr(torch._C, "_storage_Use_Count", lambda _: 0)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ...errors import PacaError
+from ..columns.lease import plainly
 from ..columns.update import ColumnUpdate
 from .compiled import linear_input_gradient_op, linear_op
 
@@ -62,7 +63,7 @@ class PartialLinear(torch.autograd.Function):
         if isinstance(loan, Tensor):
             y = linear_op(x, loan, bias, list(indices), list(deltas), list(scalings))
         else:
-            with loan.matrix(x.dtype) as weight:
+            with loan.matrix(x.dtype) as weight, plainly():
                 y = F.linear(x, weight, bias)
         # Autocast runs the GEMM in y's dtype; the slices are kept in it too, as autocast's own graph would.
         needed = ctx.needs_input_grad[6:]
@@ -94,7 +95,7 @@ def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
             weight, indices, deltas = operands[0], operands[1 : 1 + count], operands[1 + count :]
             grad_x = linear_input_gradient_op(grad_output, weight, indices, deltas, list(ctx.scalings))
         else:
-            with ctx.loan.matrix(grad_output.dtype) as weight:
+            with ctx.loan.matrix(grad_output.dtype) as weight, plainly():
                 grad_x = grad_output @ _cast(weight, grad_output.dtype)
         grad_x = _cast(grad_x, x_dtype)
         del weight

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from ...errors import PacaError
 from ...method.columns.layout import ConnectionMajorParameter, lay_out_row_major
-from ...method.columns.lease import Lease, Loan, Stay, make_pretrained
+from ...method.columns.lease import Lease, Loan, Stay, make_pretrained, plainly
 from ...method.columns.resident import Columns
 from ...method.columns.retired import RetiredColumns, move
 from ...method.columns.sharded import (
@@ -705,10 +705,11 @@ def columns_in(layers: tuple[PacaLayer, ...]) -> Iterator[None]:
     lease = Lease()
     leases = {id(lease): lease.__enter__()}
     try:
-        for layer in layers:
-            other = layer.lend_for_call(lease)
-            if other is not None and id(other) not in leases:
-                leases[id(other)] = other.__enter__()
+        with plainly():
+            for layer in layers:
+                other = layer.lend_for_call(lease)
+                if other is not None and id(other) not in leases:
+                    leases[id(other)] = other.__enter__()
         yield
     except BaseException:
         for held in leases.values():
