@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import sys
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -15,6 +16,14 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    """Have weights take the layout of training, whichever tests compiled something before in this process."""
+    layout = sys.modules.get("paca.method.columns.layout")
+    if layout is not None:
+        layout._COMPILED.clear()
 
 
 @pytest.fixture(autouse=True)

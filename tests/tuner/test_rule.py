@@ -63,8 +63,9 @@ class Outsider:
 
 
 def bits(weight):
-    """What is in a weight's memory: read past the methods by which a weight notices that it is looked at."""
-    return torch.Tensor.detach(weight).clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    """What is in a weight's memory, read without the weight's noticing that it is looked at."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return weight.detach().clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 class StoppedError(Exception):

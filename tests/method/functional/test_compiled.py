@@ -11,6 +11,7 @@ from torch import nn
 from torch._inductor.utils import run_and_get_code
 
 from paca import PacaConfig
+from paca.method.columns.layout import ConnectionMajorParameter
 
 WIDTH, ROWS = 256, 8
 
@@ -81,3 +82,29 @@ def test_five_compiled_steps_are_those_of_eager_and_the_weights_pretrained_after
         trained(model)[0].zero_()
         assert not torch.allclose(compiled(x), before)
         torch.testing.assert_close(compiled(x), model(x), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["whole", "one layer"])
+def test_compiling_after_eager_steps(models, part):
+    """The weights lie in the layout of training by then, and code is made for the ordinary one."""
+    plain, model = models
+    twin = copy.deepcopy(model)
+    x = torch.randn(ROWS, WIDTH)
+    compiled = model
+    optimizers = [torch.optim.SGD(trained(each), lr=1e-2) for each in (model, twin)]
+    for number in range(4):
+        if number == 2:
+            assert type(model.base_model.model[0].base_layer.weight) is ConnectionMajorParameter
+            if part == "whole":
+                compiled = torch.compile(model, fullgraph=True)
+            else:
+                model.base_model.model[0].compile()
+        outputs = [each(x) for each in (compiled, twin)]
+        torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+        for output, optimizer in zip(outputs, optimizers, strict=True):
+            output.square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for layer in (0, 2, 4):
+        assert torch.equal(model.base_model.model[layer].base_layer.weight, plain[layer].weight)

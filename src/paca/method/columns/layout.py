@@ -6,18 +6,21 @@ Its float32 and float64 GEMMs take both layouts equally fast; its bfloat16 ones 
 and GPUs write scattered columns fast enough.
 
 So a float weight on the CPU is transposed in memory while it is trained. Its values and its shape don't change, and
-whoever takes hold of its memory from outside finds the ordinary layout again.
+whoever takes hold of its memory from outside finds the ordinary layout again. Compiled code is made for the layout
+that it sees, so from the first compilation in a process on, all weights keep the ordinary one.
 """
 
 from __future__ import annotations
 
 import copy
+from threading import Event
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .lease import is_pinned, make_pretrained, plainly
 
@@ -65,10 +68,21 @@ _LEAVE_IT = {
 }
 
 
+_TRANSPOSED: Any = WeakIdKeyDictionary()  # the weights that have this layout now
+_COMPILED = Event()  # set when something is compiled after the first of them got it
+
+
+def _on_compilation(_: Any) -> None:
+    _COMPILED.set()
+    for weight in list(_TRANSPOSED):
+        lay_out_row_major(weight)
+
+
 def writes_faster_connection_major(weight: Any) -> bool:
     """Whether a weight `(out, in)` is one whose columns are written faster in the transposed layout."""
     return (
         type(weight) is nn.Parameter
+        and not _COMPILED.is_set()
         and weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.float64)
         and weight.dim() == 2
@@ -84,8 +98,14 @@ def lay_out_connection_major(weight: nn.Parameter) -> None:
     Args:
         weight: One of which `writes_faster_connection_major` is true; it holds its pretrained values.
     """
+    # PyTorch has loaded this for its optimizers; at the top it would cost half of `import paca`.
+    from torch._dynamo.callback import callback_handler
+
+    if _on_compilation not in callback_handler.start_callbacks:
+        callback_handler.register_start_callback(_on_compilation)
     weight.data = weight.data.t().contiguous().t()
     weight.__class__ = ConnectionMajorParameter
+    _TRANSPOSED[weight] = None
 
 
 def lay_out_row_major(weight: Any) -> None:
@@ -96,5 +116,6 @@ def lay_out_row_major(weight: Any) -> None:
     """
     if type(weight) is ConnectionMajorParameter:
         weight.__class__ = nn.Parameter  # type: ignore[assignment]
+        del _TRANSPOSED[weight]
         make_pretrained(weight)
         weight.data = weight.data.contiguous()
