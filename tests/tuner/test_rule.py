@@ -13,7 +13,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from tests import toys
-from tests.toys import trained
+from tests.toys import held, trained
 from tests.tuner.layers.every import KINDS, adapted, differentiable
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -63,9 +63,7 @@ class Outsider:
 
 
 def bits(weight):
-    """What is in a weight's memory, read without the weight's noticing that it is looked at."""
-    with torch._C.DisableTorchFunctionSubclass():
-        return weight.detach().clone(memory_format=torch.contiguous_format).view(torch.uint8)
+    return held(weight).view(torch.uint8)
 
 
 class StoppedError(Exception):
