@@ -13,7 +13,7 @@ help:
 	@echo "make demo        fine-tune SmolLM2-135M on the Python language reference (no network needed after set-up)"
 	@echo "make compare     PaCA, LoRA, MiSS and LoRA-FA on the same work, and a report: outputs/compare/report.html"
 	@echo "make test        run every test"
-	@echo "make peft-tests  PEFT's own tests with PaCA in the place of its methods; fetches them, and takes half an hour"
+	@echo "make peft-tests  PEFT's own tests with PaCA in the place of its methods; fetches them; two to five minutes after the first time"
 	@echo "make lint        ruff; make format repairs what it can"
 	@echo "make types       mypy"
 	@echo "make imports     the three rings import only inward"
