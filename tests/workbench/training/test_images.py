@@ -1,6 +1,7 @@
 """Whole runs on images: what they write, what each key changes, and that an interruption leaves no trace."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tests.workbench.tiny import same, write_recipe
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from paca import PacaError
+from paca.workbench.cli.main import main
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training import images as runs
 from paca.workbench.training.run import finetune
@@ -53,7 +55,7 @@ def test_a_run_leaves_everything_that_was_promised(content, tmp_path):
 
 def test_the_measured_accuracy_is_that_of_the_saved_adapter_and_of_the_merged_model(content, tmp_path):
     metrics = run(content, tmp_path)
-    exec(closing_lines(metrics)[-1].removeprefix('merge: python -c "').removesuffix('"'), {})
+    assert main(shlex.split(closing_lines(metrics)[-1].removeprefix("merge: paca "))) == 0
     adapted = load_adapted_classifier(tmp_path / "run" / "adapter").eval()
     merged = AutoModelForImageClassification.from_pretrained(tmp_path / "run" / "merged")
     recipe = read_recipe(tmp_path / "recipe.yaml")

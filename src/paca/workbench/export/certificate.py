@@ -78,14 +78,14 @@ class Reference:
 
     Args:
         facts: About the model and its tokenizer.
-        inputs: Token ids of each prompt, shape `(1, tokens)`.
-        logits: The adapted model's logits, shape `(tokens, vocabulary)`, float32, on the CPU.
+        inputs: Token ids of each prompt, shape `(1, tokens)`, or images, shape `(1, 3, height, width)`.
+        logits: The adapted model's logits, shape `(tokens, vocabulary)` or `(classes,)`, float32, on the CPU.
         effect: How far the adapter moved the logits of the base model, relative to their spread.
         dtype: The precision that the model computes in.
         digests: Of every tensor that is going to be written, by its name in the model.
     """
 
-    facts: Facts
+    facts: Any
     inputs: list[Tensor]
     logits: list[Tensor]
     effect: float
@@ -126,10 +126,12 @@ def prompt_inputs(tokenizer: Any) -> list[Tensor]:
 
 
 @torch.no_grad()
-def prompt_logits(model: Any, inputs: list[Tensor]) -> list[Tensor]:
-    """Compute a model's logits for each prompt, shape `(tokens, vocabulary)`, in float32 on the CPU."""
+def logits_of(model: Any, inputs: list[Tensor]) -> list[Tensor]:
+    """Compute a model's logits for each input, in float32 on the CPU, without the batch dimension."""
     model.eval()
-    return [model(input_ids=ids.to(model.device), use_cache=False).logits[0].float().cpu() for ids in inputs]
+    name = getattr(model, "main_input_name", "pixel_values")
+    options = {"use_cache": False} if name == "input_ids" else {}
+    return [model(**{name: given.to(model.device)}, **options).logits[0].float().cpu() for given in inputs]
 
 
 def difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -154,13 +156,12 @@ def digest(tensor: Tensor) -> str:
     return found.hexdigest()
 
 
-def refer(model: Any, tokenizer: Any) -> Reference:
+def refer(model: Any, facts: Any, inputs: list[Tensor]) -> Reference:
     """Note everything about an adapted model, its adapter active, that an artefact will be compared with."""
-    inputs = prompt_inputs(tokenizer)
-    logits = prompt_logits(model, inputs)
+    logits = logits_of(model, inputs)
     with model.disable_adapter():
-        base = prompt_logits(model, inputs)
-    return Reference(facts(model, tokenizer), inputs, logits, difference(logits, base), computing_dtype(model))
+        base = logits_of(model, inputs)
+    return Reference(facts, inputs, logits, difference(logits, base), computing_dtype(model))
 
 
 def computing_dtype(model: Any) -> torch.dtype:
@@ -173,13 +174,13 @@ def computing_dtype(model: Any) -> torch.dtype:
 
 def logits_check(model: Any, reference: Reference) -> Check:
     """Compare the logits of a reloaded model with the adapted one's, as far as rounding does not explain them."""
-    found = difference(prompt_logits(model, reference.inputs), reference.logits)
+    found = difference(logits_of(model, reference.inputs), reference.logits)
     bound = ROUNDINGS[reference.dtype] * torch.finfo(reference.dtype).eps
     return Check("logits", found <= bound, found, bound)
 
 
-def facts_checks(found: Facts, expected: Facts) -> list[Check]:
-    """Compare two models' facts, one check per fact."""
+def facts_checks(found: Any, expected: Any) -> list[Check]:
+    """Compare two models' facts, dataclasses of one kind, one check per fact."""
     ours, theirs = asdict(found), asdict(expected)
     return [Check(name, ours[name] == theirs[name], ours[name], theirs[name]) for name in theirs]
 

@@ -3,7 +3,7 @@
 import gc
 import json
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,20 @@ from paca.tuner.export.merged import write_merged
 from paca.tuner.export.peft_format import write_peft
 from paca.workbench.base.files import discard, is_ours, write_folder
 from paca.workbench.base.options import size
-from paca.workbench.export.certificate import Check, Reference, facts, facts_checks, logits_check, refer, tensor_check
-from paca.workbench.training.adapted import Source, find_adapter, load_adapted, put_on
+from paca.workbench.export.certificate import (
+    Check,
+    Reference,
+    facts,
+    facts_checks,
+    logits_check,
+    prompt_inputs,
+    refer,
+    tensor_check,
+)
+from paca.workbench.export.classifier import classifier_adapter
+from paca.workbench.export.classifier import facts as classifier_facts
+from paca.workbench.export.classifier import load as load_classifier
+from paca.workbench.training.adapted import find_adapter, load_adapted, put_on
 from paca.workbench.training.report import versions
 
 CERTIFICATE = "certificate.json"
@@ -27,7 +39,7 @@ class Export:
 
     Args:
         model: The adapted model; gone once it has been written as a merged one.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; None of an image classifier.
         reference: What was noted of it.
         max_shard_size: Of a merged model's files, in bytes.
     """
@@ -57,7 +69,7 @@ def export(
 
     Args:
         adapter: A run's output folder, or an adapter's.
-        to: A key of `FORMATS`.
+        to: A key of `FORMATS`; of an image classifier, of `CLASSIFIER_FORMATS`.
         folder: Where it goes; beside the adapter, under the format's name, when omitted.
         dtype: The precision to hold the base model in; that of the run when omitted.
         max_shard_size: Of a merged model's files: `5GB`, `200MB`.
@@ -70,22 +82,28 @@ def export(
         PacaError: If the adapter can't be written so, or the artefact does not agree with the adapted model.
     """
     shard_bytes = _shard_bytes(max_shard_size)
-    source = find_adapter(adapter)
-    place = Path(folder) if folder else Path(source.adapter or "").resolve().parent / to
+    of_classifier = classifier_adapter(adapter)
+    if of_classifier is not None and to not in CLASSIFIER_FORMATS:
+        raise PacaError(
+            f"--to {to}: {str(of_classifier)!r} is the adapter of an image classifier, whose head no other program "
+            f"takes with an adapter. Type --to {' or '.join(CLASSIFIER_FORMATS)}."
+        )
+    found = of_classifier or find_adapter(adapter).adapter or Path()
+    place = Path(folder) if folder else found.resolve().parent / to
     if is_ours(place, CERTIFICATE, "export") and not overwrite:
         raise PacaError(
             f"The output folder {str(place)!r} holds an earlier export; add --overwrite to replace it, or name "
             "another with --output DIR."
         )
-    model, tokenizer = load_adapted(source, dtype)
-    exported = Export(model, tokenizer, refer(model, tokenizer), shard_bytes)
-    del model
+    exported, base = _loaded(adapter, of_classifier, dtype, shard_bytes)
+    formats = FORMATS if of_classifier is None else CLASSIFIER_FORMATS
+    what = {"format": to, "adapter": str(found), "base_model": base}
     certificate: dict[str, Any] = {}
 
     def write(temporary: Path) -> None:
         try:
-            FORMATS[to].write(exported, temporary)
-            certificate.update(_certified(exported, to, source, temporary))
+            formats[to].write(exported, temporary)
+            certificate.update(_certified(exported, formats[to], what, temporary))
         except BaseException:
             discard(temporary)
             raise
@@ -101,18 +119,29 @@ def _shard_bytes(text: str) -> int:
         raise PacaError(f"--max-shard-size: {error}.") from error
 
 
-def _certified(exported: Export, to: str, source: Source, folder: Path) -> dict[str, Any]:
-    checks = FORMATS[to].check(exported, folder)
+def _loaded(adapter: str, of_classifier: Path | None, dtype: str | None, max_shard_size: int) -> tuple[Export, str]:
+    """The adapted model and what was noted of it, and the name of its base."""
+    if of_classifier is not None:
+        classifier, reference, base = load_classifier(of_classifier, dtype)
+        return Export(classifier, None, reference, max_shard_size), base
+    source = find_adapter(adapter)
+    model, tokenizer = load_adapted(source, dtype)
+    reference = refer(model, facts(model, tokenizer), prompt_inputs(tokenizer))
+    return Export(model, tokenizer, reference, max_shard_size), source.base
+
+
+def _certified(exported: Export, written: Format, what: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    checks = written.check(exported, folder)
     failed = [check for check in checks if not check.passed]
     if failed:
         listed = "\n".join(f"  - {check.name}: {check.found}, expected {check.expected}" for check in failed)
-        raise PacaError(f"The export as {to!r} does not agree with the adapted model, so nothing was left:\n{listed}")
+        raise PacaError(
+            f"The export as {what['format']!r} does not agree with the adapted model, so nothing was left:\n{listed}"
+        )
     certificate = {
-        "format": to,
-        "adapter": str(source.adapter),
-        "base_model": source.base,
+        **what,
         "dtype": str(exported.reference.dtype).removeprefix("torch."),
-        "prompts": len(exported.reference.inputs),
+        "inputs": len(exported.reference.inputs),
         "effect_of_the_adapter": exported.reference.effect,
         "checks": [asdict(check) for check in checks],
         "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
@@ -148,8 +177,22 @@ def _check_adapter(exported: Export, folder: Path) -> list[Check]:
     return [logits_check(model, exported.reference)]
 
 
+def _write_merged_classifier(exported: Export, folder: Path) -> None:
+    exported.model.merge_and_unload().save_pretrained(folder, max_shard_size=exported.max_shard_size)
+    exported.model = None
+
+
+def _check_merged_classifier(exported: Export, folder: Path) -> list[Check]:
+    from transformers import AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    found = facts_checks(classifier_facts(model), exported.reference.facts)
+    return [logits_check(model, exported.reference), *found]
+
+
 FORMATS = {
     "merged": Format(_write_merged, _check_merged),
     "lora": Format(lambda exported, folder: write_lora(exported.model, folder), _check_adapter),
     "peft": Format(lambda exported, folder: write_peft(exported.model, folder), _check_adapter),
 }
+CLASSIFIER_FORMATS = {"merged": Format(_write_merged_classifier, _check_merged_classifier)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.files import write_folder, write_json
+from paca.workbench.base.files import write_json
 from paca.workbench.vision.models import load_classifier
 from paca.workbench.vision.pixels import PixelFormat
 
@@ -50,20 +50,3 @@ def load_adapted_classifier(adapter: str | Path, dtype: str = "auto", weights: s
     classes, _ = read_classes(Path(adapter))
     name = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
     return PeftModel.from_pretrained(load_classifier(name, classes, dtype, weights), str(adapter))
-
-
-def merge(adapter: str | Path, folder: str | Path, dtype: str = "auto") -> None:
-    """Merge an adapter into its base model and save the result as an ordinary image classifier.
-
-        merge("outputs/efficientnet-lite0-digits/adapter", "merged")
-
-    Args:
-        adapter: The folder of an adapter that names its base model.
-        folder: Where the merged model goes; replaced if it is there.
-        dtype: The precision to load the base model in; the one that it was trained in gives the same outputs.
-
-    Raises:
-        PacaError: If there is no adapter in that folder, or its base model is not found.
-    """
-    merged = load_adapted_classifier(adapter, dtype).merge_and_unload()
-    write_folder(Path(folder), merged.save_pretrained)

@@ -1,5 +1,6 @@
 """What a run on images leaves for people to read: accuracies, two pictures, and the closing lines."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,6 @@ def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
     measured = {name: value for name, value in after["per_class"].items() if value is not None}
     hardest = sorted(measured, key=lambda name: measured[name])[:_MOST_NAMED]
     folder = Path(metrics["adapter"]).parent
-    arguments = [repr(metrics["adapter"]), repr(str(folder / "merged"))]
-    dtype = metrics["recipe"]["model"]["dtype"]
-    arguments += [] if dtype == "auto" else [f"dtype={dtype!r}"]
     lines = [
         f"{verdict}: held-out accuracy {before['accuracy']:.1%} -> {after['accuracy']:.1%} "
         f"({held['images']:,} of {held['total']:,} held-out images, {len(after['per_class'])} classes)",
@@ -79,8 +77,9 @@ def closing_lines(metrics: Mapping[str, Any]) -> list[str]:
         + f"; misclassified images: {folder / 'misclassified.png'}",
         f"adapter: {metrics['adapter']} ({metrics['trained_parameters']:,} trained parameters, "
         f"{metrics['trained_share']:.2%} of the model, head included)",
-        f'merge: python -c "from paca.workbench.vision.adapters import merge; merge({", ".join(arguments)})"',
     ]
+    if metrics["recipe"]["images"]["weights"] != "random":  # else nobody could load the base again
+        lines.append(f"merge: paca export {shlex.quote(str(folder))} --to merged")
     skipped = metrics["skipped"]
     if skipped:
         lines.insert(1, f"skipped: {len(skipped)} image files that cannot be read: {first_few(skipped, _MOST_NAMED)}")
