@@ -8,7 +8,9 @@ from tests.workbench.tiny import CHAT_TEMPLATE, make_tokenizer
 
 from paca import PacaError
 from paca.workbench.data.chat_templates import set_chat_template
-from paca.workbench.data.conversations import IGNORED, assistant_spans, encode_conversation, training_template
+from paca.workbench.data.conversations import IGNORED, encode_conversation
+from paca.workbench.data.formats import Row
+from paca.workbench.data.rendering import Chat, rendered, training_template
 
 CONVERSATION = [
     {"role": "user", "content": "Who jumps?"},
@@ -30,6 +32,10 @@ REWRITING = CHAT_TEMPLATE.replace(
 OASST = SHARED / "data" / "oasst" / "chat.jsonl"
 
 
+def encode(tokenizer, messages, template=None):
+    return encode_conversation(tokenizer, Row({"messages": messages}, "here"), template)
+
+
 def learned_pieces(tokenizer, encoded):
     """The text of each run of tokens that carries loss."""
     pieces, piece = [], []
@@ -44,7 +50,7 @@ def learned_pieces(tokenizer, encoded):
 
 
 def test_loss_on_the_assistants_turns_and_their_end_marks_only(tokenizer):
-    encoded = encode_conversation(tokenizer, CONVERSATION, training_template(tokenizer))
+    encoded = encode(tokenizer, CONVERSATION, training_template(tokenizer))
     assert learned_pieces(tokenizer, encoded) == ["The cat.<|im_end|>", " Over the mat. <|im_end|>"]
     assert tokenizer.decode(encoded["input_ids"]) == tokenizer.apply_chat_template(CONVERSATION, tokenize=False)
 
@@ -53,20 +59,22 @@ def test_a_template_with_markers_gives_the_same():
     plain, marked = make_tokenizer(), make_tokenizer(WITH_MARKERS)
     assert training_template(plain) is None
     assert training_template(marked) == WITH_MARKERS
-    assert encode_conversation(marked, CONVERSATION, WITH_MARKERS) == encode_conversation(plain, CONVERSATION, None)
+    assert encode(marked, CONVERSATION, WITH_MARKERS) == encode(plain, CONVERSATION)
 
 
 def test_what_is_not_learned_is_the_prompt_of_inference(tokenizer):
-    text, spans = assistant_spans(tokenizer, CONVERSATION)
-    start, _ = spans[-1]
-    assert text[:start] == tokenizer.apply_chat_template(CONVERSATION[:-1], tokenize=False, add_generation_prompt=True)
+    written = rendered(tokenizer, Chat(CONVERSATION), None)
+    start, _ = written.spans[-1]
+    assert written.text[:start] == tokenizer.apply_chat_template(
+        CONVERSATION[:-1], tokenize=False, add_generation_prompt=True
+    )
 
 
 def test_a_template_that_rewrites_turns_is_refused():
     tokenizer = make_tokenizer(REWRITING)
-    assert len(assistant_spans(tokenizer, CONVERSATION[:2])[1]) == 1
+    assert len(rendered(tokenizer, Chat(CONVERSATION[:2]), None).spans) == 1
     with pytest.raises(PacaError, match=r"does not keep turn 2 as it was.*\{% generation %\}"):
-        assistant_spans(tokenizer, CONVERSATION)
+        rendered(tokenizer, Chat(CONVERSATION), None)
 
 
 def test_no_template_at_all():
@@ -79,7 +87,7 @@ def test_real_conversations(tokenizer):
     for line in OASST.read_text(encoding="utf-8").split("\n")[:20]:
         messages = json.loads(line)["messages"] if line else []
         answers = [message["content"] + "<|im_end|>" for message in messages if message["role"] == "assistant"]
-        encoded = encode_conversation(tokenizer, messages, None) if messages else {"input_ids": [], "labels": []}
+        encoded = encode(tokenizer, messages) if messages else {"input_ids": [], "labels": []}
         assert learned_pieces(tokenizer, encoded) == answers
 
 
@@ -88,7 +96,7 @@ def test_a_template_for_tokenizers_without_one():
     set_chat_template(tokenizer, None)
     assert tokenizer.chat_template is None
     set_chat_template(tokenizer, "plain")
-    encoded = encode_conversation(tokenizer, CONVERSATION, training_template(tokenizer))
+    encoded = encode(tokenizer, CONVERSATION, training_template(tokenizer))
     assert learned_pieces(tokenizer, encoded) == ["The cat.<|im_end|>", " Over the mat. <|im_end|>"]
     prompt = tokenizer.apply_chat_template(CONVERSATION[:1], tokenize=False, add_generation_prompt=True)
     assert prompt == "### Human:\nWho jumps?\n\n### Assistant:\n"
@@ -104,10 +112,10 @@ def test_a_template_from_a_file(tmp_path):
     path.write_text("{% for x in %}")
     set_chat_template(tokenizer, str(path))
     with pytest.raises(PacaError, match=r"can't write turns of the roles user: Expected an expression"):
-        encode_conversation(tokenizer, CONVERSATION[:1], None)
+        encode(tokenizer, CONVERSATION[:1])
 
 
 def test_a_template_that_refuses_a_conversation():
     tokenizer = make_tokenizer("{{ raise_exception('turns must alternate') }}")
     with pytest.raises(PacaError, match=r"can't write turns of the roles user, assistant: turns must alternate"):
-        assistant_spans(tokenizer, CONVERSATION[:2])
+        encode(tokenizer, CONVERSATION[:2])

@@ -86,7 +86,7 @@ def test_only_the_first_bad_lines_are_shown(tmp_path):
     ("messages", "expected"),
     [
         ([], "'messages' must be a list"),
-        ([{"role": "user"}], "message 1 must hold strings 'role' and 'content', got {'role': 'user'}"),
+        ([{"role": "user"}], "message 1: must hold strings 'role' and 'content', got {'role': 'user'}"),
         ([{"role": "user", "content": "a"}], "no message has the role 'assistant'"),
         ([{"role": "assistant", "content": "a"}], "the first message has the role 'assistant'"),
     ],

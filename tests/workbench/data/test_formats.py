@@ -69,8 +69,8 @@ def test_a_named_format_wins_over_the_fields():
     ("row", "expected"),
     [
         (
-            {"conversations": [{"from": "tool", "value": "x"}]},
-            "turn 1 is from 'tool', expected one of human, user, gpt",
+            {"conversations": [{"from": "bot", "value": "x"}]},
+            "turn 1 is from 'bot', expected one of human, user, gpt",
         ),
         ({"conversations": "hi"}, "'conversations' must be a list"),
         ({"conversations": [{"from": "gpt", "value": "x"}]}, "the first message has the role 'assistant'"),
@@ -144,7 +144,7 @@ def test_messages_listed_one_by_one_are_put_into_the_same_trees(trees, tmp_path)
     assert recognised(flat[0]).name == "oasst-messages"
     (listed,), (nested,) = read_sources([str(path)], Place()), read_sources([str(trees)], Place())
     assert listed.rows == nested.rows
-    assert len(gather_trees(flat)) == 100
+    assert len(gather_trees([("file", row) for row in flat])) == 100
 
 
 def test_real_mmlu(tmp_path):

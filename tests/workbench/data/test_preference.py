@@ -5,6 +5,7 @@ from tests.workbench.tiny import make_tokenizer
 
 from paca import PacaError
 from paca.workbench.data.documents import Documents
+from paca.workbench.data.formats import Row
 from paca.workbench.data.preference import (
     encode_answers,
     encode_preferences,
@@ -18,11 +19,12 @@ from paca.workbench.data.section import DataSection
 
 def turns(question, *answers):
     said = [[{"role": "assistant", "content": text}] for text in answers]
-    return {"prompt": [{"role": "user", "content": question}], **dict(zip(("chosen", "rejected"), said, strict=False))}
+    row = {"prompt": [{"role": "user", "content": question}], **dict(zip(("chosen", "rejected"), said, strict=False))}
+    return Row(row, "here")
 
 
 def strings(question, *answers):
-    return {"prompt": question, **dict(zip(("chosen", "rejected"), answers, strict=False))}
+    return Row({"prompt": question, **dict(zip(("chosen", "rejected"), answers, strict=False))}, "here")
 
 
 def test_turns_are_written_by_the_chat_template(tokenizer):
@@ -46,7 +48,7 @@ def test_a_template_that_begins_answers_otherwise_than_it_asks_for_them():
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}?{% endif %}"
     row = turns("Q", "a", "b")
     with pytest.raises(
-        PacaError, match=r"Row 1 of the data: The chat template .* does not begin an answer as the prompt"
+        PacaError, match=r"here: The chat template .* asks for an answer with .* which turn 2 does not go on from"
     ):
         encode_preferences([row], make_tokenizer(template), None, paired=True)
 
@@ -77,7 +79,7 @@ def test_what_cutting_leaves_equal_or_empty_teaches_nothing(paired, tokenizer):
 
 
 def test_single_answers_are_no_pairs(tokenizer):
-    row = {"prompt": "Q", "completion": "a", "label": True}
+    row = Row({"prompt": "Q", "completion": "a", "label": True}, "here")
     with pytest.raises(PacaError, match=r"it has one answer and a label, .*Set training\.loss_type=kto"):
         encode_preferences([row], tokenizer, None, paired=True)
     assert encode_preferences([row], tokenizer, None, paired=False)[0]["label"] is True

@@ -1,5 +1,7 @@
 """Splitting, cutting, and what reaches the trainer."""
 
+import copy
+
 import pytest
 from tests.workbench.tiny import write_jsonl, write_text
 
@@ -140,5 +142,83 @@ def test_too_little_data(tmp_path, tokenizer):
     with pytest.raises(PacaError, match="has 1 rows, too few to hold some out and train on the rest"):
         prepare(DataSection(train=str(path), holdout_every=10), tokenizer)
     chat = write_jsonl(tmp_path / "b.jsonl", [CHAT])
-    with pytest.raises(PacaError, match=r"data\.train = .* has nothing that carries loss within training\.max_length"):
+    with pytest.raises(PacaError, match=r"all 1 rows lose what they teach at training.max_length = 8; .* 44 tokens"):
         prepare(DataSection(train=str(chat), eval=str(path.with_name("b.jsonl"))), tokenizer, length=8)
+
+
+LONG = {"messages": [{"role": "user", "content": "x" * 200}, {"role": "assistant", "content": "y"}]}
+
+
+@pytest.mark.road("lengths")
+@pytest.mark.parametrize(
+    ("train", "held_out", "expected"),
+    [
+        (
+            [LONG] * 8,
+            None,
+            r"data.train = .*: all 8 rows lose .*max_length = 64; the longest has 23\d tokens: raise it",
+        ),
+        ([LONG] * 3, [CHAT], r"data.train = .*a.jsonl.*: all 3 rows lose what they teach"),
+        ([CHAT] * 3, [LONG] * 2, r"data.eval = .*b.jsonl.*: all 2 held-out rows lose what they teach .*: raise it"),
+        ([LONG, CHAT, CHAT], None, r"data.train = .*: all 1 held-out rows lose what they teach at"),
+    ],
+)
+def test_rows_that_lose_all_they_teach(tmp_path, tokenizer, train, held_out, expected):
+    path = write_jsonl(tmp_path / "a.jsonl", train)
+    named = {"eval": str(write_jsonl(tmp_path / "b.jsonl", held_out))} if held_out else {"holdout_every": 4}
+    with pytest.raises(PacaError, match=expected):
+        prepare(DataSection(train=str(path), **named), tokenizer, length=64)
+    section = DataSection(train=str(path), **named)
+    assert len(prepare(section, tokenizer, length=None).train) >= 2  # the length alone is what is wrong
+
+
+@pytest.mark.road("lengths")
+def test_a_source_of_a_mixture_that_loses_all(tmp_path, tokenizer):
+    paths = [write_jsonl(tmp_path / f"{name}.jsonl", [row] * 4) for name, row in (("a", CHAT), ("b", LONG))]
+    section = DataSection(train=list(map(str, paths)), holdout_every=2, weights=[1, 1])
+    with pytest.raises(PacaError, match="all 2 rows lose what they teach at "):
+        prepare(section, tokenizer, length=64)
+
+
+@pytest.mark.road("lengths")
+def test_held_out_rows_are_counted_too(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", [LONG, CHAT, CHAT, CHAT])
+    data = prepare(DataSection(train=str(path), holdout_every=2), tokenizer, length=64)
+    assert (data.counted.cut, data.counted.dropped, len(data.counted.lengths)) == (0, 0, 2)
+    held_out = data.counted_held_out
+    assert (held_out.cut, held_out.dropped, len(held_out.lengths)) == (1, 1, 2)
+
+
+UNMARKED = {"messages": [CHAT["messages"][0], {**CHAT["messages"][1], "weight": 0}]}
+
+
+@pytest.mark.road("fields")
+def test_rows_whose_answers_are_all_marked_are_left_out_and_told(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", [CHAT, CHAT, UNMARKED, CHAT])
+    data = prepare(DataSection(train=str(path), holdout_every=4), tokenizer, length=64)
+    assert len(data.train) == 2
+    assert data.remarks.lines() == [
+        f"1 row: all answers are marked to carry no loss, so the row is left out; for instance {path}:3"
+    ]
+    path = write_jsonl(tmp_path / "b.jsonl", [UNMARKED] * 4)
+    with pytest.raises(PacaError, match=r"has nothing that carries loss\. 4 rows: all answers are marked"):
+        prepare(DataSection(train=str(path), holdout_every=4), tokenizer, length=64)
+
+
+@pytest.mark.road("templates")
+def test_rows_that_a_template_can_not_write_are_named(tmp_path, tokenizer):
+    strange = {"messages": [{"role": "user", "content": "boom"}, *CHAT["messages"][1:]]}
+    path = write_jsonl(tmp_path / "a.jsonl", [CHAT, CHAT, strange, strange, strange, strange])
+    refusing = copy.deepcopy(tokenizer)
+    for wrong in ("raise_exception('no boom')", "1 + 'x'", "[][0].x", "messages['x'].y.z", "1 / 0"):
+        refusing.chat_template = (
+            "{% for m in messages %}{% if m.content == 'boom' %}{{ "
+            + wrong
+            + " }}{% endif %}{{ m.content + '<|im_end|>' }}{% endfor %}"
+        )
+        with pytest.raises(PacaError) as caught:
+            prepare(DataSection(train=str(path), holdout_every=6), refusing, length=64)
+        lines = str(caught.value).split("\n")
+        assert [line.split(": ")[0] for line in lines[:3]] == [f"{path}:{number}" for number in (3, 4, 5)]
+        assert "can't write turns of the roles user, assistant: " in lines[0]
+        assert lines[3] == "and 1 more"

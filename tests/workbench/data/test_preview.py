@@ -1,10 +1,16 @@
 """Training data as it is shown."""
 
+import pytest
+from rich.text import Text
+from tests.paths import SHARED
+from tests.workbench.data.templates import FOLDER
 from tests.workbench.tiny import write_jsonl, write_recipe
 
 from paca.workbench.cli.main import main
+from paca.workbench.data.conversations import encode_conversation
+from paca.workbench.data.formats import convert_rows
 from paca.workbench.data.loss_facts import count_loss
-from paca.workbench.data.preview import histogram, pieces, render
+from paca.workbench.data.preview import LEARNED, histogram, pieces, render
 
 ROWS = [
     {"messages": [{"role": "user", "content": "Say cat"}, {"role": "assistant", "content": "cat"}]},
@@ -50,3 +56,65 @@ def test_the_verb(content, tmp_path, capsys):
     assert main(["data", recipe, "--rows", "0"]) == 0
     assert "sequence" not in capsys.readouterr().out.split("tokens per row")[0]
     assert not (tmp_path / "run").exists()
+
+
+CASES = SHARED / "cases" / "road"
+needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not there")
+
+
+def shown(content, tmp_path, capsys, source, template, *overrides):
+    content["data"] = {"train": str(source), "holdout_every": 2}
+    content["training"]["max_length"] = 2048
+    content["model"]["chat_template"] = str(template)
+    assert main(["data", str(write_recipe(tmp_path / "r.yaml", content)), *overrides]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.road("fields")
+@needs_cases
+def test_tools_are_shown_under_a_template_that_knows_them(content, tmp_path, capsys):
+    out = shown(content, tmp_path, capsys, CASES / "tools_column.jsonl", FOLDER / "qwen3.jinja")
+    assert '<tools>\n{"type": "function", "function": {"name": "rate_of", "description": "Exchange rate"' in out
+    assert "not used" not in out
+    out = shown(content, tmp_path, capsys, CASES / "tools_column.jsonl", FOLDER / "deepseekv3.jinja")
+    assert "Exchange rate" not in out
+    assert "4 rows: the chat template leaves out the 'tools'; for instance " in out
+
+
+@pytest.mark.road("fields")
+@needs_cases
+def test_a_turn_that_is_marked_is_shown_as_not_learned(content, tmp_path, capsys):
+    out = shown(content, tmp_path, capsys, CASES / "axolotl_train_false.jsonl", "plain")
+    assert "### Assistant:\nfive, WRONG<|im_end|>\n" in out
+    assert "### Assistant:\n⟦four<|im_end|>⟧\n" in out
+
+
+@pytest.mark.road("fields")
+def test_a_turn_that_is_marked_has_the_colour_of_no_loss(tokenizer):
+    turns = [
+        {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "five", "train": False},
+        {"role": "user", "content": "Check."}, {"role": "assistant", "content": "four", "train": True},
+    ]  # fmt: skip
+    (row,) = convert_rows([("here", {"messages": turns})])
+    text = render(encode_conversation(tokenizer, row, None), tokenizer, colour=True)
+    assert isinstance(text, Text)
+    styles = {text.plain[span.start : span.end]: str(span.style) for span in text.spans}
+    assert next(style for piece, style in styles.items() if "five" in piece) == "dim"
+    assert next(style for piece, style in styles.items() if "four" in piece) == LEARNED
+
+
+@pytest.mark.road("templates")
+@needs_cases
+def test_thoughts_that_a_template_leaves_out_are_counted(content, tmp_path, capsys):
+    out = shown(content, tmp_path, capsys, CASES / "think.jsonl", FOLDER / "deepseekv3.jinja")
+    assert "4 rows: the chat template leaves out the thoughts of an earlier answer; for instance " in out
+    assert "4 rows: the chat template leaves out the thoughts of an answer; for instance " in out
+    assert "leaves out" not in shown(content, tmp_path, capsys, CASES / "think.jsonl", FOLDER / "qwen3.jinja")
+
+
+@pytest.mark.road("templates")
+@needs_cases
+def test_arguments_that_are_strings_are_decoded(content, tmp_path, capsys):
+    """The template of Qwen3.5 walks over the arguments: a string is an error there."""
+    out = shown(content, tmp_path, capsys, CASES / "strargs2.jsonl", FOLDER / "qwen3_5_think.jinja")
+    assert "<parameter=a>\n1\n</parameter>" in out

@@ -6,17 +6,33 @@ A row that comes out has `text`, chat `messages`, or a `prompt` and its `complet
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import LONGEST_NAME, one_line, shown, suggestion
-from paca.workbench.data.files import READERS, UNSAFE_SUFFIXES, read_csv, read_text
+from paca.workbench.data.files import (
+    ARCHIVE_SUFFIXES,
+    COMPRESSED_SUFFIXES,
+    READERS,
+    UNSAFE_SUFFIXES,
+    holds_json_rows,
+    read_csv,
+    read_json_rows,
+    read_text,
+    suffix_of,
+    without_nulls,
+)
 from paca.workbench.data.formats import FORMATS, Formats, Row, convert_rows
+from paca.workbench.data.remarks import Remarks
 
-TEXT_SUFFIXES = {".txt", ".text", ".md", ".rst", ".py", ".html", ".tex", ".log"}
+TEXT_SUFFIXES = {
+    ".txt", ".text", ".md", ".rst", ".org", ".html", ".htm", ".xml", ".tex", ".log",
+    ".py", ".c", ".h", ".cc", ".cpp", ".go", ".java", ".js", ".rs", ".sh", ".ts",
+}  # fmt: skip
+SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 
 
 @dataclass(frozen=True)
@@ -26,10 +42,12 @@ class Documents:
     Args:
         rows: All of one kind: with `text`, or all others.
         continuous: The rows are plain text files, which have no natural parts that could be held out.
+        remarks: What of the rows is not used.
     """
 
     rows: list[Row]
     continuous: bool = False
+    remarks: Remarks = field(default_factory=Remarks)
 
     @property
     def is_text(self) -> bool:
@@ -72,7 +90,9 @@ def joined(sources: Sequence[str], parts: list[Documents]) -> Documents:
             f"The data {sources!r} mixes conversations with plain text. Say in which proportion with data.weights, "
             f"such as data.weights={[1] * len(sources)}, or use one recipe for each."
         )
-    return Documents([row for part in parts for row in part.rows], all(part.continuous for part in parts))
+    whole = Documents([row for part in parts for row in part.rows], all(part.continuous for part in parts))
+    whole.remarks.extend(part.remarks for part in parts)
+    return whole
 
 
 def near_files(path: Path) -> str:
@@ -99,7 +119,7 @@ def missing_path(name: str, what: str) -> str | None:
     return f"There is no {what} {shown(name)}{near_files(path)}" if is_path else None
 
 
-def python_reference() -> list[Row]:
+def python_reference() -> list[dict[str, str]]:
     """Return the Python language reference that ships inside Python, one row per topic, sorted by name."""
     from pydoc_data.topics import topics
 
@@ -121,37 +141,74 @@ def _read_one(name: str, place: Place) -> Documents:
     if is_file_or_built_in and place.subset is not None:
         raise PacaError(f"data.subset = {place.subset!r} says nothing about {name!r}; only data sets have subsets.")
     if built_in:
-        return Documents(convert_rows([(name, row) for row in BUILT_INS[name]()], formats=place.formats))
+        return _converted(((name, row) for row in BUILT_INS[name]()), replace(place, format=None))
     if is_file_or_built_in:
-        return _read_file(path, place.format, place.formats)
-    if is_folder and _are_mmlu(path):
-        rows = chain.from_iterable(map(read_csv, sorted(path.glob("*.csv"))))
-        return Documents(convert_rows(rows, place.format, place.formats))
-    return Documents(_load_data_set(str(path) if is_folder else name, place))
+        return _read_file(path, place)
+    if not is_folder:
+        return _load_data_set(name, place)
+    if _are_mmlu(path):
+        return _converted(chain.from_iterable(map(read_csv, sorted(path.glob("*.csv")))), place)
+    texts = texts_in(path, place.split)
+    return joined([name], [_read_file(text, place) for text in texts]) if texts else _load_data_set(str(path), place)
 
 
-def _read_file(path: Path, kind: str | None, formats: Formats) -> Documents:
+def _converted(rows: Iterable[tuple[str, Any]], place: Place, continuous: bool = False) -> Documents:
+    remarks = Remarks()
+    return Documents(convert_rows(rows, place.format, place.formats, remarks), continuous, remarks)
+
+
+def _read_file(path: Path, place: Place) -> Documents:
     if not os.path.isfile(path):
         raise PacaError(f"There is no data file {str(path)!r}{near_files(path)}.")
-    suffix = path.suffix.lower()
+    suffix, kind = suffix_of(path), place.format
     if suffix in UNSAFE_SUFFIXES:
         raise PacaError(
             f"The data file {str(path)!r} is of a kind that can hold pickles, which run code when they are read. "
             "Write the rows as JSON lines or Parquet."
         )
-    if suffix in READERS and (kind != "text" or suffix != ".csv"):
-        return Documents(convert_rows(READERS[suffix](path), kind, formats))
+    if suffix in READERS and (kind != "text" or suffix not in (".csv", ".tsv")):
+        return _converted(READERS[suffix](path), place)
+    if kind != "text" and holds_json_rows(path):
+        try:
+            return _converted(read_json_rows(path), place)
+        except PacaError as error:
+            raise PacaError(f"{error} Add data.format=text to read {str(path)!r} as plain text.") from error
     if kind not in (None, "text"):
         raise PacaError(f"data.format = {kind!r} can't be read from {str(path)!r}; rename it to {', '.join(READERS)}.")
-    text = read_text(path)
-    return Documents(convert_rows([(str(path), {"text": text})], formats=formats), continuous=True)
+    return _converted([(str(path), {"text": read_text(path)})], place, continuous=True)
 
 
 def _looks_like_file(name: str) -> bool:
     """Tell a path from a name on the Hub, which is `name` or `owner/name`."""
     suffix = Path(name).suffix
-    known = TEXT_SUFFIXES | UNSAFE_SUFFIXES | set(READERS)
+    known = TEXT_SUFFIXES | UNSAFE_SUFFIXES | COMPRESSED_SUFFIXES | ARCHIVE_SUFFIXES | set(READERS)
     return suffix in known or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def texts_in(folder: Path, split: str) -> list[Path]:
+    """List the documents in a folder that holds nothing else, sorted; none in one that holds rows, or a data set.
+
+    Where the folder has others in it that are named after splits, those of `split` alone. A PacaError if documents lie
+    beside files of rows.
+    """
+    card, script = folder / "README.md", folder / f"{folder.name}.py"
+    if script.is_file() or (card.is_file() and card.read_bytes().startswith(b"---")):
+        return []
+    splits = [inner for inner in folder.iterdir() if inner.is_dir() and inner.name.lower() in SPLITS]
+    inside = folder / split if splits else folder
+    paths = [path for path in sorted(inside.rglob("*")) if path.is_file() and not _is_hidden(path.relative_to(folder))]
+    texts = [path for path in paths if suffix_of(path) in TEXT_SUFFIXES]
+    rows = [path for path in paths if suffix_of(path) in READERS]
+    if rows and any(text.name not in ("README.md", "LICENSE.txt") for text in texts):
+        raise PacaError(
+            f"The folder {str(folder)!r} holds rows ({rows[0].name}) and documents ({texts[0].name}). Name the files "
+            "themselves, or a folder that holds one of them."
+        )
+    return [] if rows else texts
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "__")) for part in path.parts)
 
 
 def _are_mmlu(folder: Path) -> bool:
@@ -166,7 +223,7 @@ def _are_mmlu(folder: Path) -> bool:
     return isinstance(row, dict) and "subject" in row
 
 
-def _load_data_set(name: str, place: Place) -> list[Row]:
+def _load_data_set(name: str, place: Place) -> Documents:
     import datasets
 
     missing = missing_path(name, "data file or folder")
@@ -181,7 +238,7 @@ def _load_data_set(name: str, place: Place) -> list[Row]:
             f"There is no file or folder {name!r} here{_near_path(name)}; it is no built-in ({', '.join(BUILT_INS)})"
             f"{suggestion(name, BUILT_INS)}, and could not be loaded as a data set of the Hub: {one_line(error)}"
         ) from error
-    return convert_rows(_placed(name, data_set), place.format, place.formats)
+    return _converted(_placed(name, data_set), place)
 
 
 def _near_path(name: str) -> str:
@@ -190,4 +247,4 @@ def _near_path(name: str) -> str:
 
 
 def _placed(name: str, data_set: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    yield from ((f"The data set {name!r}, row {number}", row) for number, row in enumerate(data_set))
+    yield from ((f"The data set {name!r}, row {number}", without_nulls(row)) for number, row in enumerate(data_set))

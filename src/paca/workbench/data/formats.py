@@ -1,6 +1,7 @@
 """The formats that training data comes in, told by their fields, and what a row of each becomes.
 
-That is a row with `text`, one with `messages`, or one with a `prompt` and the `completion` that is learned.
+That is a row with `text`, one with `messages` and perhaps `tools`, or one with a `prompt` and the `completion` that is
+learned; each knows its place, for whoever has something to say about it later.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,13 +10,25 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import problem_list, shown, string_problem, suggestion
+from paca.workbench.data import chat_formats as chat
 from paca.workbench.data import mmlu, oasst
+from paca.workbench.data.remarks import Remarks
+from paca.workbench.data.turns import MEDIA
 
-Row = dict[str, Any]
-SHAREGPT_ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
-    "system": "system",
-}  # fmt: skip
+Placed = tuple[str, dict[str, Any]]
+
+
+class Row(dict[str, Any]):
+    """A row that can be trained on.
+
+    Args:
+        content: What is in it.
+        place: Where it was read, such as `file:3`.
+    """
+
+    def __init__(self, content: Mapping[str, Any], place: str) -> None:
+        super().__init__(content)
+        self.place = place
 
 
 @dataclass(frozen=True)
@@ -39,71 +52,23 @@ class Format:
         description: What a row holds, in one line.
         problem: Says why a row that has the fields can't be trained on, or None.
         convert: Makes the row that is encoded; None where the row has nothing to learn.
-        gather: Puts rows together that make one only together.
+        gather: Puts rows together, with their places, that make one only together.
+        used: Further columns that are used where a row has them.
+        unused: Says what is in a good row's fields that can't be honoured.
     """
 
     name: str
     fields: tuple[str, ...]
     description: str
-    problem: Callable[[Row], str | None]
-    convert: Callable[[Row], Row | None]
-    gather: Callable[[list[Row]], list[Row]] | None = None
+    problem: Callable[[dict[str, Any]], str | None]
+    convert: Callable[[dict[str, Any]], dict[str, Any] | None]
+    gather: Callable[[list[Placed]], list[Placed]] | None = None
+    used: tuple[str, ...] = ()
+    unused: Callable[[dict[str, Any]], Iterable[str]] = lambda row: ()
 
 
-def messages_problem(messages: Any) -> str | None:
-    """Say why a value is no list of `{'role': …, 'content': …}` that can be learned from; None for a good one."""
-    if not isinstance(messages, list) or not messages:
-        return f"'messages' must be a list of {{'role': …, 'content': …}}, got {shown(messages)}"
-    for position, message in enumerate(messages, start=1):
-        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
-            return f"message {position} must hold strings 'role' and 'content', got {shown(message)}"
-        problem = string_problem("content", message["content"])
-        if problem is not None:
-            return f"message {position}: {problem}"
-    roles = [message["role"] for message in messages]
-    if "assistant" not in roles:
-        return f"no message has the role 'assistant', so there is nothing to learn; roles: {', '.join(roles)}"
-    if roles[0] == "assistant":
-        return "the first message has the role 'assistant', so it answers nothing; start with 'user' or 'system'"
-    return None
-
-
-def _strings_problem(row: Row, names: Iterable[str]) -> str | None:
+def _strings_problem(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
     return next(filter(None, (string_problem(name, row[name]) for name in names if name in row)), None)
-
-
-def _alpaca_problem(row: Row) -> str | None:
-    given = {key: value for key, value in row.items() if key != "input" or value is not None}
-    return _strings_problem(given, ("instruction", "input", "output"))
-
-
-def _from_alpaca(row: Row) -> Row:
-    question = "\n\n".join(filter(None, ((row.get(key) or "").strip() for key in ("instruction", "input"))))
-    answer = row["output"].strip()
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-
-
-def _sharegpt_problem(row: Row) -> str | None:
-    turns = row["conversations"]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return f"'conversations' must be a list of {{'from': …, 'value': …}}, got {shown(turns)}"
-    for position, turn in enumerate(turns, start=1):
-        speaker = turn.get("from", turn.get("role"))
-        if speaker not in SHAREGPT_ROLES:
-            return f"turn {position} is from {speaker!r:.60}, expected one of {', '.join(SHAREGPT_ROLES)}"
-    return messages_problem(_from_sharegpt(row)["messages"])
-
-
-def _from_sharegpt(row: Row) -> Row:
-    return {
-        "messages": [
-            {
-                "role": SHAREGPT_ROLES[turn.get("from", turn.get("role"))],
-                "content": turn.get("value", turn.get("content")),
-            }
-            for turn in row["conversations"]
-        ]
-    }
 
 
 # The first whose fields a row has is its format.
@@ -116,6 +81,7 @@ _ALL = (
         "oasst-messages", ("message_id", "parent_id", "text", "role"),
         "a message of such a tree, as on the Hub; the trees are put together",
         oasst.message_problem, oasst.best_path, oasst.gather_trees,
+        used=("message_tree_id", "rank", "deleted", "synthetic"),
     ),
     Format(
         "prompt-completion", ("prompt", "completion"), "two strings, of which the second is learned",
@@ -124,31 +90,31 @@ _ALL = (
     ),
     Format(
         "alpaca", ("instruction", "output"), "a question, its `input` if there is one, and the answer",
-        _alpaca_problem, _from_alpaca,
+        chat.alpaca_problem, chat.from_alpaca, used=("input", *chat.CONTEXT),
     ),
     Format(
-        "sharegpt", ("conversations",), "a list of turns with `from` (human, gpt, system) and `value`",
-        _sharegpt_problem, _from_sharegpt,
+        "sharegpt", ("conversations",), "a list of turns with `from` (human, gpt, system, …) and `value`",
+        chat.sharegpt_problem, chat.from_sharegpt, used=chat.CONTEXT, unused=chat.unused_in_sharegpt,
     ),
     Format(
         "messages", ("messages",), "a list of turns with `role` and `content`",
-        lambda row: messages_problem(row["messages"]), lambda row: {"messages": row["messages"]},
+        chat.conversation_problem, chat.conversation, used=chat.CONTEXT, unused=chat.unused_in_messages,
     ),
     Format(
         "mmlu", ("question", "choices", "answer"), "a multiple-choice question as on the Hub: the letter is learned",
-        mmlu.question_problem, mmlu.question_row,
+        mmlu.question_problem, mmlu.question_row, used=("subject",),
     ),
     Format(
         "mmlu-letters", mmlu.COLUMNS, "the same with a column for each choice, as in the authors' CSV files",
-        mmlu.question_problem, mmlu.question_row,
+        mmlu.question_problem, mmlu.question_row, used=("subject",),
     ),
     Format(
         "text", ("text",), "plain text, all of it learned",
         lambda row: string_problem("text", row["text"]), lambda row: {"text": row["text"]},
     ),
 )  # fmt: skip
-FORMATS = {kind.name: kind for kind in _ALL}
 Formats = Mapping[str, Format]
+FORMATS: Formats = {kind.name: kind for kind in _ALL}
 
 
 def recognised(row: Mapping[str, Any], formats: Formats = FORMATS) -> Format | None:
@@ -156,27 +122,51 @@ def recognised(row: Mapping[str, Any], formats: Formats = FORMATS) -> Format | N
     return next((kind for kind in formats.values() if all(name in row for name in kind.fields)), None)
 
 
-def convert_rows(rows: Iterable[tuple[str, Any]], name: str | None = None, formats: Formats = FORMATS) -> list[Row]:
-    """Read rows of one source, all in the format `name`, by default that of the first row.
+def convert_rows(
+    rows: Iterable[tuple[str, Any]],
+    name: str | None = None,
+    formats: Formats = FORMATS,
+    remarks: Remarks | None = None,
+) -> list[Row]:
+    """Read rows of one source, all in the format `name` of `formats`, by default that of the first row.
 
-    Each comes with its place, such as `file:3`. The rows returned are what their format makes of them; a PacaError has
-    the first few that can't be trained on.
+    Each comes with its place, such as `file:3`, and keeps it. The rows returned are what their format makes of them;
+    what else they had that can't be used is added to `remarks`. A PacaError has the first few rows that can't be
+    trained on.
     """
     kind, kept, problems = formats[name] if name else None, [], []
+    remarks = Remarks() if remarks is None else remarks
     for place, row in rows:
         if kind is None and isinstance(row, dict):
             kind = recognised(row, formats)
         problem = _problem(row, kind, formats)
         if problem is not None:
             problems.append(f"{place}: {problem}")
-        elif not problems:
-            kept.append(row)
+        elif not problems and kind is not None:
+            kept.append((place, row))
+            _remark(place, row, kind, remarks)
     if problems:
         raise PacaError(problem_list(problems, separator="\n"))
     if kind is None:
         return []
     gathered = kind.gather(kept) if kind.gather else kept
-    return [row for row in map(kind.convert, gathered) if row is not None]
+    converted = ((place, kind.convert(row)) for place, row in gathered)
+    return [Row(row, place) for place, row in converted if row is not None]
+
+
+def _remark(place: str, row: dict[str, Any], kind: Format, remarks: Remarks) -> None:
+    """Note what a row holds that is not used: what carries meaning with its place, other columns by their name."""
+    for key, value in row.items():
+        if key in (*kind.fields, *kind.used) or value is None or value in ("", [], {}):
+            continue
+        if key in MEDIA:
+            remarks.add(chat.unused_media(key), place)
+        elif key in chat.CONTEXT:
+            remarks.add(f"{key!r} is not used by the format {kind.name!r}", place)
+        else:
+            remarks.columns[str(key)] = None
+    for remark in kind.unused(row):
+        remarks.add(remark, place)
 
 
 def _problem(row: Any, kind: Format | None, formats: Formats) -> str | None:
@@ -202,6 +192,6 @@ def _keys(row: Iterable[str]) -> str:
     return ", ".join(shown(key) for key in list(row)[:12]) or "none"
 
 
-def _hint(row: Row, fields: Sequence[str]) -> str:
+def _hint(row: Mapping[str, Any], fields: Sequence[str]) -> str:
     strange = [str(key)[:60] for key in list(row)[:12] if key not in fields]
     return next(filter(None, (suggestion(key, fields) for key in strange)), "")

@@ -48,37 +48,40 @@ def best_path(row: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"messages": path} if path and path[0]["role"] == "user" else None
 
 
-def ranked_pairs(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def ranked_pairs(rows: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
     """Of each question in these trees that has ranked replies, the best and the worst, after all that was said before.
 
-    The rows have `prompt`, `chosen` and `rejected`, lists of turns.
+    Trees come with their places, and so do the rows made of them: `prompt`, `chosen` and `rejected`, lists of turns.
     """
-    pairs: list[dict[str, Any]] = []
-    waiting: list[tuple[Message, list[dict[str, str]]]] = [(row["prompt"], []) for row in reversed(rows)]
+    pairs: list[tuple[str, dict[str, Any]]] = []
+    waiting: list[tuple[str, Message, list[dict[str, str]]]]
+    waiting = [(place, row["prompt"], []) for place, row in reversed(rows)]
     while waiting:
-        message, before = waiting.pop()
+        place, message, before = waiting.pop()
         if not _is_kept(message):
             continue
         turns = [*before, _turn(message)]
         replies = [reply for reply in message.get("replies") or [] if _is_kept(reply)]
-        waiting += [(reply, turns) for reply in reversed(replies)]
+        waiting += [(place, reply, turns) for reply in reversed(replies)]
         ranked = sorted((reply for reply in replies if reply.get("rank") is not None), key=_rank)
         answers = [_turn(ranked[at]) for at in (0, -1)] if ranked else []
         if answers and answers[0]["role"] == "assistant" and answers[0]["content"] != answers[1]["content"]:
-            pairs.append({"prompt": turns, "chosen": answers[:1], "rejected": answers[1:]})
+            pairs.append((place, {"prompt": turns, "chosen": answers[:1], "rejected": answers[1:]}))
     return pairs
 
 
-def gather_trees(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def gather_trees(messages: Sequence[tuple[str, Message]]) -> list[tuple[str, dict[str, Any]]]:
     """Put messages that are listed one by one, as on the Hub, into trees, in the order of their prompts.
 
-    Each has `message_id` and `parent_id`, which is null for a prompt.
+    Each comes with its place, and has `message_id` and `parent_id`, which is null for a prompt. A tree's place is that
+    of its prompt.
     """
-    nodes = {message["message_id"]: {**message, "replies": []} for message in messages}
+    places = {message["message_id"]: place for place, message in messages}
+    nodes = {message["message_id"]: {**message, "replies": []} for _, message in messages}
     trees = []
-    for node in nodes.values():
+    for name, node in nodes.items():
         if node["parent_id"] is None:
-            trees.append({"prompt": node})
+            trees.append((places[name], {"prompt": node}))
         elif node["parent_id"] in nodes:  # else the parent was left out, and its replies with it
             nodes[node["parent_id"]]["replies"].append(node)
     return trees

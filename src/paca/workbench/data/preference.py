@@ -1,6 +1,7 @@
 """From rows with preferred answers to what TRL's `DPOTrainer` and `KTOTrainer` make batches of."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from paca.errors import PacaError
@@ -35,20 +36,22 @@ def prepare_preferences(
     """
     from datasets import Dataset
 
-    counted = Counted()
+    counted, counted_held_out = [Counted() for _ in raw.train], Counted()
     train, held_out = [], []
-    for part in raw.train:
+    for part, own in zip(raw.train, counted, strict=True):
+        own.remarks.extend([part.remarks])
         kept, out = hold_out_prompts(part.rows, section.holdout_every)
-        train.append(encode_preferences(kept, tokenizer, length, paired, counted))
-        held_out += encode_preferences(out, tokenizer, length, paired)
+        train.append(encode_preferences(kept, tokenizer, length, paired, own))
+        held_out += encode_preferences(out, tokenizer, length, paired, counted_held_out)
     if raw.held_out is not None:
-        held_out = encode_preferences(raw.held_out.rows, tokenizer, length, paired)
-    check_not_empty(train, held_out, raw, section)
+        counted_held_out.remarks.extend([raw.held_out.remarks])
+        held_out = encode_preferences(raw.held_out.rows, tokenizer, length, paired, counted_held_out)
+    check_not_empty(train, held_out, raw, section, length, counted, counted_held_out)
     evaluated = Dataset.from_list(spread(held_out, section.eval_limit))
     trained = mixed(train, section.weights, seed)
     # KTO takes the rows in order, and compares each with the answer of another: not with that to the same prompt.
     trained = trained if paired else trained.shuffle(seed=seed)
-    return TrainingData(trained, evaluated, len(held_out), counted)
+    return TrainingData(trained, evaluated, len(held_out), Counted.joined(counted), counted_held_out)
 
 
 def hold_out_prompts(rows: Sequence[Row], every: int | None) -> tuple[list[Row], list[Row]]:
@@ -76,11 +79,11 @@ def encode_preferences(
     """
     counted = Counted() if counted is None else counted
     kept = []
-    for number, row in enumerate(rows):
+    for row in rows:
         try:
-            encoded = _encode(row, tokenizer, paired)
+            encoded = _encode(row, tokenizer, paired, partial(counted.remarks.add, place=row.place))
         except PacaError as error:
-            raise PacaError(f"Row {number + 1} of the data: {error}") from error
+            raise PacaError(f"{row.place}: {error}") from error
         for one in encoded:
             counted.lengths.append(one[LENGTH])
             counted.cut += length is not None and one[LENGTH] > length
@@ -91,14 +94,14 @@ def encode_preferences(
     return kept
 
 
-def _encode(row: Row, tokenizer: Any, paired: bool) -> list[Encoded]:
+def _encode(row: Row, tokenizer: Any, paired: bool, remark: Callable[[str], None]) -> list[Encoded]:
     names = ANSWERS if "chosen" in row else ("completion",)
     if paired and len(names) < 2:
         raise PacaError(
             "it has one answer and a label, where two answers are compared. Set training.loss_type=kto, which learns "
             "from single answers."
         )
-    prompt, answers = encode_answers(tokenizer, row["prompt"], [row[name] for name in names])
+    prompt, answers = encode_answers(tokenizer, row["prompt"], [row[name] for name in names], remark)
     if paired:
         longest = len(prompt) + max(map(len, answers))
         return [{"prompt_ids": prompt, "chosen_ids": answers[0], "rejected_ids": answers[1], LENGTH: longest}]
@@ -109,12 +112,15 @@ def _encode(row: Row, tokenizer: Any, paired: bool) -> list[Encoded]:
     ]
 
 
-def encode_answers(tokenizer: Any, prompt: Any, answers: Sequence[Any]) -> tuple[list[int], list[list[int]]]:
+def encode_answers(
+    tokenizer: Any, prompt: Any, answers: Sequence[Any], remark: Callable[[str], None] = lambda _: None
+) -> tuple[list[int], list[list[int]]]:
     """Tokenize a prompt with each of its answers, EOS tokens behind them; the prompt's tokens, and each answer's.
 
     A token that reaches from the prompt into an answer is the answer's, and so is what follows the first difference.
+    What a chat template leaves out is told to `remark`.
     """
-    encode = encode_completion if isinstance(prompt, str) else encode_reply
+    encode = encode_completion if isinstance(prompt, str) else partial(encode_reply, remark=remark)
     encoded = [encode(tokenizer, prompt, answer) for answer in answers]
     starts = [next(at for at, label in enumerate(one["labels"]) if label != IGNORED) for one in encoded]
     ids = [one["input_ids"] for one in encoded]

@@ -9,10 +9,11 @@ from typing import Any
 
 from paca.workbench.base.messages import shown, string_problem
 from paca.workbench.data import oasst
-from paca.workbench.data.formats import Format, Row
+from paca.workbench.data.formats import Format
 
 ANSWERS = ("chosen", "rejected")
 SCORES = ("overall_score", "fine-grained_score")  # UltraFeedback's, of each completion
+Row = dict[str, Any]
 Turns = list[dict[str, str]]
 
 
@@ -161,16 +162,17 @@ _ALL = (
         "oasst-messages", ("message_id", "parent_id", "text", "role"),
         "a message of such a tree, as on the Hub; the trees are put together",
         oasst.message_problem, dict, lambda rows: oasst.ranked_pairs(oasst.gather_trees(rows)),
+        used=("message_tree_id", "rank", "deleted", "synthetic"),
     ),
     Format(
         "question-pairs", ("question", *ANSWERS), "a question with two answers, and perhaps a `system` message",
         lambda row: next(filter(None, (_part_problem(name, row[name]) for name in ("question", *ANSWERS))), None)
         or _pair_problem({name: row[name] for name in ANSWERS} | {"prompt": "…"}),
-        _from_question,
+        _from_question, used=("system",),
     ),
     Format(
         "pairs", ANSWERS, "two answers, with their `prompt` or beginning with it; strings or turns",
-        _pair_problem, _from_pair,
+        _pair_problem, _from_pair, used=("prompt",),
     ),
     Format(
         "ultrafeedback", ("instruction", "completions"), "completions with scores: the best and the worst",

@@ -5,13 +5,18 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from paca.errors import PacaError
-from paca.workbench.data.conversations import encode_completion, encode_conversation, training_template
+from paca.workbench.base.messages import problem_list
+from paca.workbench.data.conversations import encode_completion, encode_conversation
 from paca.workbench.data.documents import Documents, Place, joined, read_sources
 from paca.workbench.data.formats import FORMATS, Formats, Row
+from paca.workbench.data.remarks import Remarks
+from paca.workbench.data.rendering import training_template
 from paca.workbench.data.section import DataSection
+from paca.workbench.data.turns import TRAIN
 
 Item = TypeVar("Item")
 Sequences = list[dict[str, list[int]]]
+_UNMARKED = "all answers are marked to carry no loss, so the row is left out"
 
 
 @dataclass(frozen=True)
@@ -29,17 +34,27 @@ class RawData:
 
 @dataclass
 class Counted:
-    """What encoding did to the rows that are trained on.
+    """What encoding did to rows.
 
     Args:
         lengths: Tokens of each row before it was cut; of a block where text is cut into blocks.
         cut: How many rows were longer than a sequence may be.
         dropped: How many of these had nothing left that carries loss.
+        remarks: What of the rows is not used.
     """
 
     lengths: list[int] = field(default_factory=list)
     cut: int = 0
     dropped: int = 0
+    remarks: Remarks = field(default_factory=Remarks)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Counted"]) -> "Counted":
+        """Add up what became of the rows of several sources."""
+        whole = cls([length for part in parts for length in part.lengths])
+        whole.cut, whole.dropped = sum(part.cut for part in parts), sum(part.dropped for part in parts)
+        whole.remarks.extend(part.remarks for part in parts)
+        return whole
 
 
 @dataclass(frozen=True)
@@ -51,12 +66,21 @@ class TrainingData:
         held_out: Another, of the sequences that are evaluated.
         held_out_total: How many held-out sequences there are in all.
         counted: What became of the rows of `train`, before any mixing or packing.
+        counted_held_out: What became of those that are held out.
     """
 
     train: Any
     held_out: Any
     held_out_total: int
     counted: Counted
+    counted_held_out: Counted
+
+    @property
+    def remarks(self) -> Remarks:
+        """What of the data is not used, in training or held out."""
+        remarks = Remarks()
+        remarks.extend([self.counted.remarks, self.counted_held_out.remarks])
+        return remarks
 
 
 def read_data(section: DataSection, formats: Formats = FORMATS) -> RawData:
@@ -94,31 +118,43 @@ def prepare_data(
     """
     from datasets import Dataset
 
-    counted = Counted()
-    split = [_split(part, section, tokenizer, length, counted) for part in raw.train]
+    counted, counted_held_out = [Counted() for _ in raw.train], Counted()
+    split = [
+        _split(part, section, tokenizer, length, own, counted_held_out)
+        for part, own in zip(raw.train, counted, strict=True)
+    ]
     train = [kept for kept, _ in split]
     held_out = [sequence for _, out in split for sequence in out]
     if raw.held_out is not None:
-        held_out = encode(raw.held_out.is_text, raw.held_out.rows, tokenizer, length)
-    check_not_empty(train, held_out, raw, section)
+        counted_held_out.remarks.extend([raw.held_out.remarks])
+        held_out = encode(raw.held_out.is_text, raw.held_out.rows, tokenizer, length, counted_held_out)
+    check_not_empty(train, held_out, raw, section, length, counted, counted_held_out)
     evaluated = spread(held_out, section.eval_limit)
-    return TrainingData(mixed(train, section.weights, seed), Dataset.from_list(evaluated), len(held_out), counted)
+    return TrainingData(
+        mixed(train, section.weights, seed),
+        Dataset.from_list(evaluated),
+        len(held_out),
+        Counted.joined(counted),
+        counted_held_out,
+    )
 
 
 def _split(
-    part: Documents, section: DataSection, tokenizer: Any, length: int | None, counted: Counted
+    part: Documents, section: DataSection, tokenizer: Any, length: int | None, counted: Counted, held_out: Counted
 ) -> tuple[Sequences, Sequences]:
     """One source's sequences: those that are trained on, and those that are held out of it."""
+    counted.remarks.extend([part.remarks])
     if section.eval is not None:
         return encode(part.is_text, part.rows, tokenizer, length, counted), []
     if part.continuous:
         return hold_out(encode(True, part.rows, tokenizer, length, counted), section.holdout_every)
-    kept, held_out = hold_out(part.rows, section.holdout_every)
-    return encode(part.is_text, kept, tokenizer, length, counted), encode(part.is_text, held_out, tokenizer, length)
+    kept, out = hold_out(part.rows, section.holdout_every)
+    trained = encode(part.is_text, kept, tokenizer, length, counted)
+    return trained, encode(part.is_text, out, tokenizer, length, held_out)
 
 
 def mixed(parts: Sequence[Sequence[Any]], weights: list[float] | None, seed: int) -> Any:
-    """One data set, of which each part is about its weight's share. A part that is used up begins again."""
+    """Make one data set, of which each part is about its weight's share. A part that is used up begins again."""
     from datasets import Dataset, interleave_datasets
 
     data_sets = [Dataset.from_list(list(part)) for part in parts]
@@ -157,7 +193,7 @@ def encode(
         blocks = _text_blocks([row["text"] for row in rows], tokenizer, length)
         counted.lengths += [len(block["input_ids"]) for block in blocks]
         return blocks
-    encoded = encode_rows(rows, tokenizer)
+    encoded = encode_rows(rows, tokenizer, counted.remarks)
     cut = [{key: ids[:length] for key, ids in sequence.items()} for sequence in encoded]
     kept = [sequence for sequence in cut if any(label >= 0 for label in sequence["labels"][1:])]
     counted.lengths += [len(sequence["input_ids"]) for sequence in encoded]
@@ -166,18 +202,27 @@ def encode(
     return kept
 
 
-def encode_rows(rows: Iterable[Row], tokenizer: Any) -> Sequences:
-    """Tokenize conversations, and prompts with completions, at their full length: `input_ids` and `labels` of each."""
-    sequences, template = [], None
-    for number, row in enumerate(rows):
+def encode_rows(rows: Iterable[Row], tokenizer: Any, remarks: Remarks | None = None) -> Sequences:
+    """Tokenize conversations, and prompts with completions, at their full length: `input_ids` and `labels` of each.
+
+    What a chat template leaves out is added to `remarks`; a PacaError has the first few rows that it can't write.
+    """
+    sequences, template, problems = [], None, []
+    remarks = Remarks() if remarks is None else remarks
+    for row in rows:
         if "messages" not in row:
             sequences.append(encode_completion(tokenizer, row["prompt"], row["completion"]))
             continue
         template = template or (training_template(tokenizer),)
+        if not any(turn.get(TRAIN, True) for turn in row["messages"] if turn["role"] == "assistant"):
+            remarks.add(_UNMARKED, row.place)
+            continue
         try:
-            sequences.append(encode_conversation(tokenizer, row["messages"], template[0]))
+            sequences.append(encode_conversation(tokenizer, row, template[0], remarks))
         except PacaError as error:
-            raise PacaError(f"Conversation {number + 1} of the data: {error}") from error
+            problems.append(f"{row.place}: {error}")
+    if problems:
+        raise PacaError(problem_list(problems, most=3, separator="\n"))
     return sequences
 
 
@@ -195,17 +240,37 @@ def _text_blocks(texts: list[str], tokenizer: Any, length: int | None) -> Sequen
 
 
 def check_not_empty(
-    train: Sequence[Sequence[Any]], held_out: Sequence[Any], raw: RawData, section: DataSection
+    train: Sequence[Sequence[Any]],
+    held_out: Sequence[Any],
+    raw: RawData,
+    section: DataSection,
+    length: int | None,
+    counted: Sequence[Counted],
+    counted_held_out: Counted,
 ) -> None:
-    """Refuse data of which nothing is left to train on, or to hold out, by a PacaError."""
-    if all(train) and held_out:
-        return
-    if section.eval is not None:
-        key, value = ("data.eval", section.eval) if all(train) else ("data.train", section.train)
-        raise PacaError(f"{key} = {value!r} has nothing that carries loss within training.max_length tokens.")
-    blocks = raw.train[0].continuous
-    count = sum(map(len, train)) + len(held_out) if blocks else min(len(part.rows) for part in raw.train)
-    raise PacaError(
-        f"data.train = {section.train!r} has {count} {'blocks' if blocks else 'rows'}, too few to hold some out and "
-        "train on the rest; take more data, a smaller training.max_length, or name held-out data with data.eval."
+    """Refuse data of which nothing is left, of a source of `train` or held out, by what became of its rows."""
+    for part, kept, own in zip(raw.train, train, counted, strict=True):
+        if not kept:
+            both = section.eval is None and not held_out
+            lost = Counted.joined([own, counted_held_out]) if both else own
+            raise PacaError(_nothing_left(f"data.train = {section.train!r}", "rows", part, lost, length))
+    if not held_out:
+        name = f"data.train = {section.train!r}" if section.eval is None else f"data.eval = {section.eval!r}"
+        part = raw.held_out or raw.train[0]
+        raise PacaError(_nothing_left(name, "held-out rows", part, counted_held_out, length))
+
+
+def _nothing_left(name: str, what: str, part: Documents, counted: Counted, length: int | None) -> str:
+    """Say why nothing of a source is left to train on, or to hold out, by what became of its rows."""
+    if counted.cut and not part.is_text:
+        return (
+            f"{name}: all {len(counted.lengths):,} {what} lose what they teach at training.max_length = {length}; the "
+            f"longest has {max(counted.lengths):,} tokens: raise it."
+        )
+    if _UNMARKED in counted.remarks.places or (counted.lengths and not part.is_text):
+        return " ".join([f"{name} has nothing that carries loss.", *(f"{line}." for line in counted.remarks.lines())])
+    count, unit = (len(counted.lengths), "blocks") if part.continuous else (len(part.rows), "rows")
+    return (
+        f"{name} has {count} {unit}, too few to hold some out and train on the rest; take more data, a smaller "
+        "training.max_length, or name held-out data with data.eval."
     )

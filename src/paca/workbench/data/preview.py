@@ -7,7 +7,7 @@ from typing import Any
 from paca.workbench.data.conversations import IGNORED
 from paca.workbench.data.loss_facts import count_loss, eos_token_ids
 from paca.workbench.data.preference import sequences
-from paca.workbench.data.prepare import TrainingData
+from paca.workbench.data.prepare import Counted, TrainingData
 
 LEARNED = "bold green"
 BRACKETS = "⟦", "⟧"  # where there is no colour
@@ -52,13 +52,21 @@ def histogram(lengths: Sequence[int], limit: int | None, bins: int = 10) -> list
 
 
 def summary(data: TrainingData, tokenizer: Any, limit: int | None) -> list[str]:
-    """Sum up in two lines what is trained on; `limit` is `training.max_length`."""
+    """Sum up what is trained on, and what of the data is not used; `limit` is `training.max_length`."""
     facts = count_loss(sequences(data.train, limit), eos_token_ids(tokenizer))
-    counted = data.counted
-    share = counted.cut / max(len(counted.lengths), 1)
     return [
         f"{facts.sequences:,} training sequences with {facts.tokens:,} tokens, of which {facts.learned:,} "
         f"({facts.learned / max(facts.tokens, 1):.1%}) carry loss; {data.held_out_total:,} held-out sequences",
-        f"cut at {limit} tokens: {counted.cut:,} of {len(counted.lengths):,} rows ({share:.1%}); with nothing left to "
-        f"learn, and left out: {counted.dropped:,}; with an EOS token that is learned: {facts.ending:,}",
+        f"{_cut(data.counted, limit)}; with an EOS token that is learned: {facts.ending:,}",
+        *([f"held out, {_cut(data.counted_held_out, limit)}"] if data.counted_held_out.cut else []),
+        *data.remarks.lines(),
+        *data.remarks.unused_columns(),
     ]
+
+
+def _cut(counted: Counted, limit: int | None) -> str:
+    share = counted.cut / max(len(counted.lengths), 1)
+    return (
+        f"cut at {limit} tokens: {counted.cut:,} of {len(counted.lengths):,} rows ({share:.1%}); with nothing left to "
+        f"learn, and left out: {counted.dropped:,}"
+    )

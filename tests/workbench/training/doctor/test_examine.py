@@ -12,7 +12,7 @@ from paca import PacaError
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.doctor import examine, refuse_problems
 from paca.workbench.training.doctor.batch_size import largest_micro_batch, set_micro_batch
-from paca.workbench.training.doctor.findings import PROBLEM, WARNING
+from paca.workbench.training.doctor.findings import FINE, NOTE, PROBLEM, WARNING
 from paca.workbench.training.doctor.rehearsal import rehearse
 from paca.workbench.training.run import finetune, trainer_of
 
@@ -241,3 +241,29 @@ def test_what_cannot_be_written_is_found_before_the_first_step(content, tmp_path
     with pytest.raises(PacaError, match=r"No checkpoint can be written to .*: \[Errno 28\] No space left on device"):
         examine(trainer, recipe, tmp_path, data)
     assert not (tmp_path / ".rehearsal").exists()
+
+
+@pytest.mark.road("fields")
+def test_what_of_the_data_is_not_used_is_told(content, tmp_path):
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho", "reasoning_content": "hm"}]
+    rows = [{"messages": turns, "images": ["a.jpg"], "id": number} for number in range(6)]
+    content["data"]["train"] = str(write_jsonl(tmp_path / "a.jsonl", rows))
+    findings = findings_of(content, tmp_path, "training.max_length=64")
+    assert_told(findings, WARNING, "6 rows: 'images' is not used: only text is trained on; for instance ")
+    assert_told(findings, WARNING, "6 rows: the chat template leaves out the thoughts of an answer; for instance ")
+    assert_told(findings, NOTE, "columns that are not used: 'id'")
+
+
+@pytest.mark.road("lengths")
+def test_held_out_rows_that_are_cut_are_told(content, tmp_path):
+    def row(letters):
+        return {"messages": [{"role": "user", "content": letters}, {"role": "assistant", "content": "Ho"}]}
+
+    rows = [row("x" * 200), *[row("x")] * 5] * 2
+    content["data"]["train"] = str(write_jsonl(tmp_path / "a.jsonl", [*rows, row("x"), row("x"), row("x"), row("x")]))
+    content["data"]["holdout_every"] = 3
+    findings = findings_of(content, tmp_path, "training.max_length=64")
+    assert_told(
+        findings, WARNING, "2 of 6 held-out rows (33%) are cut at training.max_length = 64, 2 of them lose all"
+    )
+    assert_told(findings, FINE, "no row is longer than training.max_length = 64")

@@ -9,7 +9,7 @@ from typing import Any
 from paca.errors import PacaError
 from paca.workbench.base.messages import problem_list, shown, string_problem
 from paca.workbench.data.documents import near_files
-from paca.workbench.data.files import read_json_lines
+from paca.workbench.data.files import read_json_rows
 from paca.workbench.data.formats import BadRow
 
 QUESTIONS, PROMPTS, REFERENCES = "question.jsonl", "judge_prompts.jsonl", "reference_answer"
@@ -108,7 +108,7 @@ def _rows(path: Path, problem: Callable[[Mapping[str, Any]], str | None]) -> lis
     if not path.is_file():
         raise PacaError(f"There is no file {str(path)!r}{near_files(path)}.")
     rows, problems = [], []
-    for place, row in read_json_lines(path):
+    for place, row in read_json_rows(path):
         if isinstance(row, BadRow):
             found: str | None = row.problem
         elif not isinstance(row, dict):

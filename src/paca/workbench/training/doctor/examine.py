@@ -11,7 +11,7 @@ from paca.workbench.base.change import LEAST_SHARE
 from paca.workbench.base.processes import world_size
 from paca.workbench.data.loss_facts import count_loss, eos_token_ids
 from paca.workbench.data.preference import sequences
-from paca.workbench.data.prepare import TrainingData, spread
+from paca.workbench.data.prepare import Counted, TrainingData, spread
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import checkpoint_folders
 from paca.workbench.training.doctor.batch_size import set_micro_batch
@@ -98,16 +98,22 @@ def data_findings(trainer: Any, data: TrainingData) -> Iterator[Finding]:
         )
     else:
         yield fine(ends)
-    counted, length = data.counted, trainer.args.max_length
+    yield _cut_finding(data.counted, trainer.args.max_length, "rows")
+    if data.counted_held_out.cut:
+        yield _cut_finding(data.counted_held_out, trainer.args.max_length, "held-out rows")
+    yield from map(warning, data.remarks.lines())
+    yield from map(note, data.remarks.unused_columns())
+
+
+def _cut_finding(counted: Counted, length: int | None, what: str) -> Finding:
     if not counted.cut:
-        yield fine(f"no row is longer than training.max_length = {length} (the longest: {max(counted.lengths)})")
-        return
+        return fine(f"no row is longer than training.max_length = {length} (the longest: {max(counted.lengths)})")
     share = counted.cut / len(counted.lengths)
     text = (
-        f"{counted.cut:,} of {len(counted.lengths):,} rows ({share:.0%}) are cut at training.max_length = {length}, "
+        f"{counted.cut:,} of {len(counted.lengths):,} {what} ({share:.0%}) are cut at training.max_length = {length}, "
         f"{counted.dropped:,} of them lose all that they teach; the longest has {max(counted.lengths):,} tokens"
     )
-    yield warning(text) if share > MUCH_CUT or counted.dropped else fine(text)
+    return warning(text) if share > MUCH_CUT or counted.dropped else fine(text)
 
 
 def rehearsal_findings(
