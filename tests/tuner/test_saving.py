@@ -7,12 +7,14 @@ import warnings
 import pytest
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.toys import Toy, adapted, assert_resident, config, inputs, layers, train
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paca import PacaConfig, PacaError
+from paca.tuner.adapter_file import read_fingerprints
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -71,10 +73,13 @@ def test_the_files_of_an_adapter(saved):
     assert shapes == {
         f"{PREFIX}one.paca_delta": ((12, 3), torch.float64),
         f"{PREFIX}one.paca_indices": ((3,), torch.int64),
-        f"{PREFIX}one.paca_fingerprint": ((8,), torch.float32),
         f"{PREFIX}two.paca_delta": ((10, 3), torch.float64),
         f"{PREFIX}two.paca_indices": ((3,), torch.int64),
-        f"{PREFIX}two.paca_fingerprint": ((8,), torch.float32),
+    }
+    with safe_open(folder / WEIGHTS, framework="pt") as file:
+        fingerprints = json.loads(file.metadata()["paca_fingerprint"])
+    assert {key: len(values) for key, values in fingerprints.items()} == {
+        f"{PREFIX}{layer}.paca_fingerprint": 8 for layer in ("one", "two")
     }
     written = json.loads((folder / "adapter_config.json").read_text())
     assert (written["peft_type"], written["r"], written["paca_alpha"]) == ("PACA", 3, 3)
@@ -93,7 +98,7 @@ def test_a_configuration_comes_back(tmp_path):
 def test_a_file_without_fingerprints_loads(saved):
     """As PEFT 0.22 writes it: updates and indices only."""
     plain, folder, wanted = saved
-    rewrite(folder, lambda tensors: [tensors.pop(key) for key in list(tensors) if "fingerprint" in key])
+    rewrite(folder, lambda tensors: None)  # which keeps no metadata
     assert {key.rsplit(".", 1)[1] for key in load_file(folder / WEIGHTS)} == {"paca_delta", "paca_indices"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -121,7 +126,9 @@ def test_transformers_loads_an_adapter_by_the_names_of_its_parameters(tmp_path):
 
     ids = torch.arange(6)[None]
     loaded = LlamaForCausalLM.from_pretrained(tmp_path / "base")
-    loaded.load_adapter(str(tmp_path / "adapter"))
+    info = loaded.load_adapter(str(tmp_path / "adapter"))
+    assert read_fingerprints(str(tmp_path / "adapter" / WEIGHTS))
+    assert not info.unexpected_keys
     assert not torch.equal(plain.eval()(ids).logits, model(ids).logits)
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=1e-6)
 
@@ -297,7 +304,8 @@ def test_columns_that_the_adapter_does_not_touch_do_not_warn(saved):
 def test_the_fingerprint_is_of_the_pretrained_columns(saved, state):
     """Not of what the weight holds at the moment of saving."""
     plain, folder, _ = saved
-    wanted = load_file(folder / WEIGHTS)
+    wanted = {**load_file(folder / WEIGHTS), **read_fingerprints(str(folder / WEIGHTS))}
+    assert f"{PREFIX}one.paca_fingerprint" in wanted
     model = PeftModel.from_pretrained(copy.deepcopy(plain), folder)
     model(inputs())
     if state == "merged":
@@ -307,3 +315,23 @@ def test_the_fingerprint_is_of_the_pretrained_columns(saved, state):
     got = get_peft_model_state_dict(model)
     for key in wanted:
         assert torch.equal(got[key], wanted[key]), key
+
+
+def test_fingerprints_that_were_saved_as_tensors_are_compared_as_well(saved):
+    plain, folder, _ = saved
+    fingerprints = read_fingerprints(str(folder / WEIGHTS))
+    rewrite(folder, lambda tensors: tensors.update(fingerprints))
+    assert not read_fingerprints(str(folder / WEIGHTS))
+    with torch.no_grad():
+        plain.two.weight.copy_(torch.randn(10, 12))
+    with pytest.warns(UserWarning, match=r"in 1 layers: two\."):
+        PeftModel.from_pretrained(plain, folder)
+
+
+def test_metadata_that_are_no_fingerprints_are_refused(saved):
+    plain, folder, _ = saved
+    save_file(load_file(folder / WEIGHTS), folder / WEIGHTS, metadata={"paca_fingerprint": "no JSON"})
+    before = snapshot(plain)
+    with pytest.raises(PacaError, match=r"metadata 'paca_fingerprint' of .* can't be read"):
+        PeftModel.from_pretrained(plain, folder)
+    assert_as_before(plain, before)

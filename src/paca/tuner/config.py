@@ -5,24 +5,30 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
+from huggingface_hub import hf_hub_download
 from peft.config import PeftConfig
-from peft.utils import PeftType
+from peft.utils import CONFIG_NAME, PeftType
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from ..errors import PacaError
+from .adapter_file import finish_file, read_fingerprints
+from .card import describe_adapter
 from .selection.given import given_problem
 from .selection.gradient import MODES
 from .selection.registry import INDICES, strategy_problem
+from .unknown_fields import explain_unknown_fields
 
 BIAS_CHOICES = ("none", "all", "paca_only")
 
 
+@explain_unknown_fields
 @dataclass
 class PacaConfig(PeftConfig):
     """Configuration of Partial Connection Adaptation (https://arxiv.org/abs/2503.01905).
@@ -106,6 +112,7 @@ class PacaConfig(PeftConfig):
 
     # No fields, so never saved.
     _being_loaded = False  # read from a saved adapter, whose weights are not loaded yet
+    _fingerprints = cast("Mapping[str, Tensor]", MappingProxyType({}))  # those of the file that it was read from
     _seed_is_drawn = False  # the seed comes from torch's global generator
 
     def __post_init__(self) -> None:
@@ -132,6 +139,10 @@ class PacaConfig(PeftConfig):
         saved = copy.copy(self)
         saved.__dict__.update(self._saved_as)
         super(PacaConfig, saved).save_pretrained(save_directory, **kwargs)
+        # PEFT comes here last: its card and the weights are written.
+        describe_adapter(save_directory, saved)
+        mode = os.stat(os.path.join(save_directory, CONFIG_NAME)).st_mode
+        finish_file(os.path.join(save_directory, SAFETENSORS_WEIGHTS_NAME), mode)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
@@ -148,25 +159,24 @@ class PacaConfig(PeftConfig):
         Returns:
             The configuration.
         """
-        folder = os.path.join(pretrained_model_name_or_path, subfolder or "")
-        check_adapter_file(os.path.join(folder, SAFETENSORS_WEIGHTS_NAME))
+        fingerprints = read_fingerprints(_weights_file(pretrained_model_name_or_path, subfolder, kwargs))
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         config._being_loaded = True
+        config._fingerprints = fingerprints
         return config
 
 
-def check_adapter_file(path: str) -> None:
-    """Refuse a weights file that is truncated or is no safetensors file; one that is not there is not looked at."""
-    if not os.path.isfile(path):
-        return
+def _weights_file(source: str, subfolder: str | None, options: Mapping[str, Any]) -> str:
+    """The path of a saved adapter's weights, which PEFT would load next; of one on the Hub it is in the cache then."""
+    path = os.path.join(source, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
+    if os.path.isdir(source):
+        return path
+    known = ("revision", "cache_dir", "token", "local_files_only", "force_download")
+    chosen = {name: options[name] for name in known if options.get(name) is not None}
     try:
-        with safe_open(path, framework="pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise PacaError(
-            f"{path} ({os.path.getsize(path):,} bytes) is no whole safetensors file: {error}. It was cut short or "
-            "damaged; copy, download or save the adapter again."
-        ) from error
+        return hf_hub_download(source, SAFETENSORS_WEIGHTS_NAME, subfolder=subfolder, **chosen)
+    except (OSError, ValueError):  # PEFT says what is wrong with the name, or finds a pickle
+        return path
 
 
 def rank_of(config: PacaConfig, name: str) -> int:
@@ -211,7 +221,8 @@ def _number_problems(config: PacaConfig) -> Iterator[str]:
 
 def _target_problems(config: PacaConfig) -> Iterator[str]:
     if config.bias not in BIAS_CHOICES:
-        yield f"bias={config.bias!r} is unknown; pass one of {', '.join(map(repr, BIAS_CHOICES))}."
+        hint = "; LoRA's 'lora_only' is 'paca_only' here" if config.bias == "lora_only" else ""
+        yield f"bias={config.bias!r} is unknown{hint}; pass one of {', '.join(map(repr, BIAS_CHOICES))}."
     if config.column_source is not None and (not isinstance(config.column_source, str) or not config.column_source):
         yield f"column_source={config.column_source!r} is not the name of a folder or a Hub repository."
     if isinstance(config.target_parameters, str):

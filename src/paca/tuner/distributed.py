@@ -14,11 +14,11 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import first_few
+from ..errors import DISTRIBUTION, first_few
 from ..profiling.environment import versions
 from .messages import raise_together
 
-VERSIONED = ("paca", "torch", "transformers", "peft", "accelerate")
+VERSIONED = (DISTRIBUTION, "torch", "transformers", "peft", "accelerate")
 INDICES = "paca_indices"
 
 

@@ -13,14 +13,13 @@ from ..errors import first_few
 from ..method.columns.retired import RetiredColumns, saved_settings, split
 from ..method.columns.sharded import is_sharded
 from ..method.fingerprint import QUANTIZED, ROUNDED, fingerprint, same_columns
+from .adapter_file import FINGERPRINT, FINGERPRINT_OF_QUANTIZED
 from .config import PacaConfig
 from .layers.base import PacaLayer
 from .layers.find import PEFT_PREFIX, adapter_layers, paca_layers
 from .layers.quantized import QuantizedLinear
 from .messages import raise_together
 
-FINGERPRINT = "paca_fingerprint"
-FINGERPRINT_OF_QUANTIZED = "paca_fingerprint_quantized"
 COLUMNS = "paca_columns"
 TRAINED = "paca_trained"  # of an adapter whose connections move: those that were being trained
 VISITED = "paca_visited"  # and those visited in the current sweep over all connections
@@ -112,6 +111,7 @@ def load_own_entries(
         PacaError: If the file does not fit the model; nothing was changed then.
     """
     layers = paca_layers(model)
+    own = {**{key.removeprefix(PEFT_PREFIX): value for key, value in config._fingerprints.items()}, **own}
     columns = {
         name: own[key]
         for name, layer in layers.items()
@@ -122,6 +122,7 @@ def load_own_entries(
     retired = _split_retired(layers, adapter_name, state, own) if moved else {}
     raise_together(adapter_problems(layers, adapter_name, state), f"Adapter {adapter_name!r} does not fit this model:")
     config._being_loaded = False
+    config._fingerprints = {}  # a later state dict is not this file's
     for name, layer in layers.items():
         layer.retired.pop(adapter_name, None)
         if name in retired:

@@ -93,6 +93,6 @@ def test_the_embedded_model_is_quantized():
     assert isinstance(EMBEDDED[name], EmbeddedModel)
     model = load_model(name, "float32", "nf4")
     assert model.is_loaded_in_4bit
-    assert model.name_or_path == name
+    assert model.name_or_path == EMBEDDED[name].hub
     assert len([module for module in model.modules() if comes_quantized(module)]) == 210
     assert torch.isfinite(model(INPUTS).logits).all()

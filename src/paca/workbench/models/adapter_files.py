@@ -38,5 +38,9 @@ def base_name(adapter: Path) -> str:
 
 
 def may_be_same_model(first: str, second: str) -> bool:
-    """Whether two names may mean one model: a folder that was moved or downloaded keeps its last part."""
-    return Path(first).expanduser().resolve().name == Path(second).expanduser().resolve().name
+    """Whether two names may mean one model: a folder that was moved or downloaded keeps its last part.
+
+    The case may differ: an embedded model has the name of its repository in lower case.
+    """
+    last, other = (Path(name).expanduser().resolve().name.casefold() for name in (first, second))
+    return last == other

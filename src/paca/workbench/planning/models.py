@@ -4,8 +4,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from paca.errors import PacaError
+from paca.errors import PacaError, to_install
 from paca.workbench.base.messages import one_line, suggestion
+from paca.workbench.models.embedded import hub_place
 from paca.workbench.planning.families import TIMM
 from paca.workbench.planning.shapes import ALL_LINEAR, CONVOLUTIONS, SHAPES, find_shape
 
@@ -21,7 +22,7 @@ def find_config(name: str, trust_remote_code: bool = False) -> Any:
     shape = find_shape(name)
     if shape is not None:
         if shape.model_type == TIMM and importlib.util.find_spec("timm") is None:
-            raise PacaError(f"The shape {shape.name!r} needs the package 'timm': pip install 'paca[vision]'")
+            raise PacaError(f"The shape {shape.name!r} needs the package 'timm': {to_install('vision')}")
         return AutoConfig.for_model(shape.model_type, **dict(shape.config))
     try:
         return AutoConfig.from_pretrained(
@@ -37,7 +38,7 @@ def find_config(name: str, trust_remote_code: bool = False) -> Any:
             raise PacaError(f"The configuration in {name!r} can't be read: {one_line(error)}") from error
         raise PacaError(
             f"The model {name!r} is not a built-in shape ({', '.join(SHAPES)}){suggestion(name, SHAPES)}, and no "
-            f"configuration was found in a file, in a folder or on the Hub: {one_line(error)}"
+            f"configuration was found in a file, in a folder or in {hub_place()}: {one_line(error)}"
         ) from error
 
 

@@ -60,6 +60,9 @@ def find_source(name: str) -> Source:
         return Source(str(folder), None, tokenizer=str(folder))
     base = base_name(adapter)
     model, task = _recipe_model(adapter)
+    embedded = EMBEDDED.get(str(model.get("name")))
+    if embedded is not None and embedded.hub == base:  # the weights it was trained on, and not those they were made of
+        base = str(model["name"])
     if task == IMAGES or (adapter / "classes.json").is_file():
         raise PacaError(
             f"The adapter in {str(adapter)!r} is of an image classifier; this verb takes text models only."

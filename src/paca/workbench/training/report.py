@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paca.errors import DISTRIBUTION
 from paca.profiling.environment import versions as installed_versions
 from paca.workbench.base.change import change
 from paca.workbench.base.files import write_file
@@ -13,7 +14,7 @@ from paca.workbench.base.pictures import draw_losses
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.run_folder import ADAPTER
 
-VERSIONED = ("paca", "torch", "transformers", "peft", "trl", "accelerate", "datasets")
+VERSIONED = (DISTRIBUTION, "torch", "transformers", "peft", "trl", "accelerate", "datasets")
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.recipe.data_files import file_problems
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.tasks import IMAGES, PREFERENCE, TEXT
+from paca.workbench.training.card import write_card
 from paca.workbench.training.inputs import check_inputs
 from paca.workbench.training.interruptions import failed_writes_explained
 from paca.workbench.training.memory_estimate import say_memory
-from paca.workbench.training.run_folder import RECIPE, WRITER, open_run, read_metrics
+from paca.workbench.training.run_folder import ADAPTER, RECIPE, WRITER, open_run, read_metrics
 
 # The module of each task, named and not imported: it brings libraries along. In each are
 #   prepare(recipe)                                to the raw data, and arguments of the `Trainer`
@@ -62,6 +63,7 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doct
             if doctor:
                 say_memory(recipe)
             metrics: dict[str, Any] = task.run(recipe, raw, arguments, folder, doctor)
+            on_main(lambda: write_card(folder / ADAPTER, recipe, metrics, task.closing_lines(metrics)[0]))
     return metrics
 
 

