@@ -6,8 +6,8 @@
 Both methods have the same images, steps and schedule, and each its own learning rate: the one of three that does best
 on a tenth of the training images, which are then trained on as well; `--rates` names them instead. Every run is
 written to the JSON file when it is done, and is not repeated: a benchmark that was cut short goes on where it stopped.
-Needs the packages of `paca[vision]`; the file holds `train_images`, `train_labels`, `test_images`, `test_labels` and
-`class_names`.
+Needs the packages of `paca-peft[vision]`; the file holds `train_images`, `train_labels`, `test_images`, `test_labels`
+and `class_names`.
 """
 
 import argparse

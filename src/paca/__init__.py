@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import PacaError
+from .errors import DISTRIBUTION, PacaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,6 +98,19 @@ class _RegisterWithPeft:
         return spec
 
 
+def _warn_of_namesake() -> None:
+    """Warn where another project's distribution `paca`, a tool for brokers, has put its files into this folder."""
+    package = Path(__file__).parent
+    if any(package.parent.glob("paca-*.dist-info")):
+        warnings.warn(
+            f"Another project's distribution 'paca' is installed in {package.parent}, into the same folder as "
+            f"{DISTRIBUTION}'s files; whichever comes last replaces the other's, the command `paca` among them. Type: "
+            f"pip uninstall -y paca {DISTRIBUTION} && pip install {DISTRIBUTION}",
+            stacklevel=3,
+        )
+
+
+_warn_of_namesake()
 if "peft" in sys.modules:
     _register()
 else:

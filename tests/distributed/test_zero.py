@@ -74,7 +74,7 @@ def zero(rank, stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_zero_trains_what_one_process_trains(stage, monkeypatch):
-    pytest.importorskip("deepspeed", reason="pip install 'paca[deepspeed]'")
+    pytest.importorskip("deepspeed", reason="pip install 'paca-peft[deepspeed]'")
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     first, second = on_ranks(zero, stage)
     assert largest_difference(first, second) == 0

@@ -89,8 +89,11 @@ def borrowed_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until every file below `folder` is on the disk."""
+    """Wait until every file below `folder` is on the disk, readable by whoever may read the folder."""
+    readers = folder.stat().st_mode & 0o444
     for path in folder.rglob("*"):
+        if path.is_file():  # safetensors lets nobody but the owner read its files, whatever the umask says
+            path.chmod(path.stat().st_mode | readers)
         _sync(path)
     _sync(folder)
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import paca
-from paca.errors import PacaError
+from paca.errors import PacaError, to_install
 from paca.workbench.base.messages import one_line
 from paca.workbench.cli import chat, compare, data, doctor, export, finetune, plan, recipes, select
 from paca.workbench.cli import eval as eval_verb
@@ -59,7 +59,7 @@ def _run(argv: Sequence[str] | None) -> int:
         status, message = 2, str(error)
     except ModuleNotFoundError as error:
         extra = "vision" if error.name in VISION_PACKAGES else arguments.extra
-        status, message = 2, f"The package {error.name!r} is missing. Type: pip install 'paca[{extra}]'"
+        status, message = 2, f"The package {error.name!r} is missing. Type: {to_install(extra)}"
     except KeyboardInterrupt:
         status, message = INTERRUPTED, "interrupted"
     print(f"paca {arguments.verb}: {message}", file=sys.stderr)

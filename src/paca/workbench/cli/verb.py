@@ -15,7 +15,7 @@ class Verb:
         example: A command and what it prints, shown at the end of its help.
         add_arguments: Declares the verb's own arguments.
         run: Does the work and returns the exit status; the place for heavy imports.
-        extra: What installs the libraries that it needs: `pip install 'paca[…]'`.
+        extra: What installs the libraries that it needs: `paca.errors.to_install(extra)`.
     """
 
     name: str

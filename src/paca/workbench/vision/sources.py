@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paca.errors import PacaError, first_few
+from paca.errors import PacaError, first_few, to_install
 from paca.workbench.base.messages import suggestion
 from paca.workbench.data.documents import missing_path, near_files
 from paca.workbench.vision.checks import check_brightness, readable
@@ -19,7 +19,7 @@ def digits() -> Images:
     try:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
-        raise PacaError("The data 'digits' comes with scikit-learn. Type: pip install 'paca[vision]'") from error
+        raise PacaError(f"The data 'digits' comes with scikit-learn. Type: {to_install('vision')}") from error
     bunch = load_digits()
     pixels = (bunch.images * (255 / 16)).round().astype("uint8")
     return from_array(pixels, bunch.target, [str(name) for name in bunch.target_names], "digits")
