@@ -13,7 +13,7 @@ from paca.workbench.vision.arguments import image_method_config
 
 FOLDER = ROOT / "recipes"
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# Rank, alpha (None: the rank), learning rate, sequence, batch, accumulation, schedule, seed: the paper's settings.
+# Rank, alpha (None: the rank), learning rate, sequence, batch, accumulation, schedule, seed: the authors' settings.
 PAPER = {
     "llama2-7b-mmlu": (16, 64, 1e-4, 512, 2, 4, None, 42),
     "llama2-13b-mmlu": (16, 64, 1e-4, 512, 2, 4, None, 42),
