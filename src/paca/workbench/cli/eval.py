@@ -11,6 +11,7 @@ EXAMPLE = """\
 tasks:
   mmlu         5-shot; with --mmlu-data DIR from local files, without a network
   perplexity   on the texts or conversations of --text
+  preference   which of two answers has the higher reward, in the rows of --text, and KL from the base model
   mt-bench     answers to two-turn questions; rated by the judge at --judge-url
   any other    a task or group of lm-evaluation-harness, or of your task files in --include DIR
 
@@ -18,7 +19,7 @@ An evaluation that was interrupted is resumed when the command is repeated; a fi
 
 example:
   $ paca eval outputs/mine --tasks mmlu --mmlu-data mmlu --limit 20
-  $ paca eval outputs/mine --tasks perplexity --text held-out.jsonl
+  $ paca eval outputs/mine outputs/other --tasks perplexity --text held-out.jsonl
   $ paca eval outputs/mine --tasks mt-bench --mt-bench mt_bench --judge-url URL/v1 --judge-model NAME
 """
 

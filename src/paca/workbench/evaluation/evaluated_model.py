@@ -7,7 +7,7 @@ from typing import Any
 
 from paca.workbench.models.adapter_files import CONFIG, WEIGHTS
 from paca.workbench.models.load import merged_model
-from paca.workbench.training.adapted import find_source, load_adapted
+from paca.workbench.training.adapted import SharedBase, find_source, load_adapted
 
 
 class EvaluatedModel:
@@ -17,10 +17,15 @@ class EvaluatedModel:
         name: A run's output folder, an adapter's folder, a model's folder, an embedded model, or a name on the Hub.
         dtype: The precision to hold it in; as in the run when omitted.
         merged: Merge the adapter into the weights first, as the paper does before it scores.
+        bases: Loads models that are evaluated one after another.
     """
 
-    def __init__(self, name: str, dtype: str | None = None, merged: bool = False) -> None:
+    def __init__(
+        self, name: str, dtype: str | None = None, merged: bool = False, bases: SharedBase | None = None
+    ) -> None:
+        self.name = name
         self.source = find_source(name)
+        self._bases = bases or SharedBase()
         self.dtype = dtype or self.source.dtype
         self.merged = merged and self.source.adapter is not None
 
@@ -61,8 +66,14 @@ class EvaluatedModel:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
+        if not self.merged:
+            return self._bases.load(self.source, self.dtype)
         model, tokenizer = load_adapted(self.source, self.dtype)
-        return (merged_model(model).eval() if self.merged else model), tokenizer
+        return merged_model(model).eval(), tokenizer
+
+    def release(self) -> None:
+        """Let go of the model, which is loaded again if it is asked for once more."""
+        self.__dict__.pop("_loaded", None)
 
 
 def slug(name: str) -> str:

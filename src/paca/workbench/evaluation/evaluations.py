@@ -7,6 +7,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.data.documents import Place, joined, read_sources
+from paca.workbench.data.preference_formats import PREFERENCE_FORMATS
 from paca.workbench.evaluation import mmlu, task_files
 from paca.workbench.evaluation.evaluated_model import EvaluatedModel, file_digest, slug
 from paca.workbench.evaluation.harness import index_tasks, score
@@ -15,8 +16,15 @@ from paca.workbench.evaluation.mt_bench.answers import answer_all
 from paca.workbench.evaluation.mt_bench.judge import cases, judge_all, scores
 from paca.workbench.evaluation.mt_bench.questions import PROMPTS, read_prompts, read_questions
 from paca.workbench.evaluation.perplexity import measure_perplexity
+from paca.workbench.evaluation.preference import measure_preferences
 from paca.workbench.evaluation.request import Request
-from paca.workbench.evaluation.tables import answers_table, harness_table, perplexity_table, scores_table
+from paca.workbench.evaluation.tables import (
+    answers_table,
+    harness_table,
+    perplexity_table,
+    preference_table,
+    scores_table,
+)
 
 MMLU_SHOTS = 5  # as the paper scores it
 TASK_FILES = "tasks"
@@ -120,6 +128,21 @@ def _perplexity(request: Request) -> list[Evaluation]:
     return [Evaluation("perplexity", "perplexity", settings, measure, perplexity_table)]
 
 
+def _preference(request: Request) -> list[Evaluation]:
+    if not request.text:
+        raise PacaError("preference is measured on answers: add --text FILE, rows with 'chosen' and 'rejected'.")
+    documents = joined(request.text, read_sources(request.text, Place(formats=PREFERENCE_FORMATS)))
+    settings = {
+        "texts": [file_digest(Path(name)) if Path(name).is_file() else name for name in request.text],
+        **{name: getattr(request, name) for name in ("length", "limit", "batch_size", "beta")},
+    }
+
+    def measure(evaluated: EvaluatedModel, folder: Path) -> dict[str, Any]:
+        return measure_preferences(evaluated, documents, request, folder)
+
+    return [Evaluation("preference", "preference", settings, measure, preference_table)]
+
+
 def _mt_bench(request: Request) -> list[Evaluation]:
     if request.mt_bench is None:
         raise PacaError("mt-bench needs its questions: add --mt-bench DIR, the folder with question.jsonl.")
@@ -161,5 +184,6 @@ def _mt_bench(request: Request) -> list[Evaluation]:
 OWN: dict[str, Callable[[Request], list[Evaluation]]] = {
     "mmlu": _mmlu,
     "perplexity": _perplexity,
+    "preference": _preference,
     "mt-bench": _mt_bench,
 }

@@ -8,7 +8,7 @@ from paca.workbench.base.options import option, too_small
 from paca.workbench.evaluation.mt_bench.endpoint import Endpoint
 
 _HARNESS = "mmlu and other tasks of the harness"
-_TEXT = "perplexity"
+_TEXT = "perplexity and preference"
 _BENCH = "mt-bench"
 
 
@@ -26,6 +26,9 @@ class Request:
 
     model: str = option("a run's output folder, an adapter, or a model", positional=True, metavar="MODEL_OR_ADAPTER")
     tasks: Sequence[str] = option("mmlu, perplexity, mt-bench, …; with commas", metavar="NAMES", type=_names)
+    more: Sequence[str] = option(
+        "further ones, over one loading of their base", (), positional=True, nargs="*", metavar="MORE"
+    )
     output: str | None = option("where results go; eval/ beside the adapter when omitted", None, metavar="DIR")
     overwrite: bool = option("start again where an evaluation is there", False)
     limit: int | None = option(
@@ -44,6 +47,7 @@ class Request:
     trust_task_files: bool = option("let them run the Python that they name", False, group=_HARNESS)
 
     text: Sequence[str] = option("as a recipe's data.train", (), group=_TEXT, nargs="+", metavar="SOURCE")
+    beta: float = option("of the rewards that preference compares (%(default)s)", 0.1, group=_TEXT, metavar="X")
     length: int = option("tokens per sequence (%(default)s)", 1024, least=2, group=_TEXT, metavar="N")
 
     mt_bench: str | None = option(
@@ -66,6 +70,8 @@ class Request:
         problems = too_small(self)
         if not self.tasks or not all(self.tasks):
             problems.append("no task is named; give --tasks mmlu, perplexity, mt-bench, or names of the harness")
+        if not 0 < self.beta < float("inf"):
+            problems.append(f"beta = {self.beta}: expected more than 0")
         if (self.judge_url is None) != (self.judge_model is None):
             problems.append("--judge-url and --judge-model go together: where the judge is, and its name there")
         if problems:

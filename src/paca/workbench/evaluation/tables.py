@@ -49,6 +49,15 @@ def perplexity_table(result: Result) -> list[str]:
     ]
 
 
+def preference_table(result: Result) -> list[str]:
+    """Say what is preferred, and how far the model is from its base."""
+    return [
+        f"preference accuracy {result['accuracy']:.1%} ± {result['accuracy_error']:.1%} of {result['rows']:,} rows, "
+        f"reward margin {result['margin']:.3f}; the likelier answer is the preferred one in "
+        f"{result['likelihood_accuracy']:.1%}; KL from the base {result['kl']:.4f} nats per token"
+    ]
+
+
 def answers_table(result: Result) -> list[str]:
     """Say how many questions were answered, and how many turns had no room."""
     lines = [f"{result['answered']} questions of two turns answered"]

@@ -137,6 +137,37 @@ def _damage_explained(adapter: Path | None) -> Iterator[None]:
         raise PacaError(f"The adapter in {str(adapter)!r} can't be loaded: {first}") from error
 
 
+class SharedBase:
+    """Loads sources one after another, and a base model that the next has as well only once.
+
+    What was loaded before is used up by the next `load`.
+    """
+
+    def __init__(self) -> None:
+        self._kind: Any = None
+        self._model: Any = None
+
+    def load(self, source: Source, dtype: str | None = None) -> tuple[Any, Any]:
+        """What `load_adapted` does."""
+        kind = (source.base, dtype or source.dtype, repr(source.quantization), repr(source.config))
+        base = self._base() if kind == self._kind else None
+        self._model = None  # before another is loaded
+        if base is None:
+            self._model, tokenizer = load_adapted(source, dtype)
+        else:
+            tokenizer = load_tokenizer(source.tokenizer)
+            self._model = (base if source.adapter is None else put_on(base, source.adapter)).eval()
+        self._kind = kind
+        return self._model, tokenizer
+
+    def _base(self) -> Any:
+        """The base model again, bit for bit; None where a method (such as prompt tuning) does not give it back."""
+        if not hasattr(self._model, "peft_config"):
+            return self._model
+        give_back = getattr(self._model.base_model, "unload", None)
+        return give_back() if give_back else None
+
+
 @dataclass(frozen=True)
 class NamedAdapter:
     """One of several adapters on a model.

@@ -72,8 +72,11 @@ def _mean(values: list[float]) -> float:
 def as_reference(model: Any) -> Iterator[None]:
     """Inside a `with` block, have a `PeftModel` be its reference: TRL's copy of an adapter, or the base model.
 
-    The base is the same memory with the columns out.
+    The base is the same memory with the columns out. A model without adapters is its own reference.
     """
+    if not hasattr(model, "peft_config"):
+        yield
+        return
     if TRL_REFERENCE not in model.peft_config:
         with model.disable_adapter():
             yield
