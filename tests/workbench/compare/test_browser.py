@@ -110,6 +110,32 @@ def test_the_theme_follows_the_system_and_the_button(browser, report):
     assert browser.execute_script(colour) == light
 
 
+CUT = """
+const outside = (inner, outer) => inner.width && (inner.left < outer.left - 1 || inner.right > outer.right + 1);
+const page = {left: 0, right: document.documentElement.clientWidth};
+const words = [...document.querySelectorAll('h1, h2, p, li, dt, dd, .card *, summary, button')];
+const wide = (e) => e.clientWidth && e.scrollWidth > e.clientWidth + 1;
+const labels = [...document.querySelectorAll('.plot text')].filter((e) => e.textContent);
+return [
+  ...words.filter((e) => outside(e.getBoundingClientRect(), page) || wide(e)),
+  ...labels.filter((e) => outside(e.getBoundingClientRect(), e.closest('.plot').getBoundingClientRect())),
+].map((e) => e.textContent);
+"""
+
+
+@pytest.mark.parametrize("label", ["lora", "lora(target_modules=[q_proj, v_proj],use_rslora=true)"])
+@pytest.mark.parametrize("kind", ["light", "phone-light"])
+def test_no_text_is_cut(browser, tmp_path, kind, label):
+    path = tmp_path / "report.html"
+    path.write_text(page(json.loads(json.dumps(results()).replace('"lora"', json.dumps(label)))), encoding="utf-8")
+    opened(browser, path, kind)
+    assert browser.execute_script(CUT) == []
+    wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.execute_script(wide) == 0
+    flat = "return [...document.querySelectorAll('.plot')].filter((p) => p._fullLayout._size.w < 120).map((p) => p.id)"
+    assert browser.execute_script(flat) == [], "labels leave room for what they label"
+
+
 @pytest.mark.parametrize("kind", ["light", "phone-light", "phone-dark"])
 def test_a_wide_table_says_that_it_scrolls_and_keeps_its_first_column(browser, report, kind):
     opened(browser, report, kind)

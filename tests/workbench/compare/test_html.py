@@ -8,7 +8,7 @@ import re
 import pytest
 from tests.workbench.compare.found import NASTY, results, run, timing, units
 
-from paca.workbench.compare.figures import charts, colours
+from paca.workbench.compare.figures import charts, colours, shown_label
 from paca.workbench.compare.html import page, summary_csv
 from paca.workbench.compare.markdown import document
 
@@ -107,6 +107,20 @@ def test_every_measurement_has_its_chart():
     assert bands[0]["mode"] == "lines"
     kinds = {trace["name"]: trace["x"] for trace in made["memory"]["data"]}
     assert kinds["weights"] == [500, 510, 510]
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("paca", "paca"),
+        ("lora(r=8)", "lora(r=8)"),
+        ("lora(target_modules=[q_proj, v_proj],r=2)", "lora(<br>target_modules=<br>[q_proj, v_proj],<br>r=2)"),
+        ("a" * 40, f"{'a' * 18}<br>{'a' * 18}<br>aaaa"),
+        ("lora(a=<b>)", "lora(a=&lt;b&gt;)"),
+    ],
+)
+def test_labels_of_charts_are_short_lines(label, shown):
+    assert shown_label(label) == shown
 
 
 def test_what_was_not_measured_has_no_chart():

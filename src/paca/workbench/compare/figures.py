@@ -1,5 +1,7 @@
 """The report's charts, as plotly figures without colours of their own: the page gives them those of its theme."""
 
+import html
+import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +14,7 @@ from paca.workbench.base.pictures import smoothed
 from paca.workbench.methods.catalogue import FLOOR
 
 Row = Mapping[str, Any]
+_LINE = 18  # characters of a label's line, so that labels leave room on a phone
 _FEWEST_SMOOTHED = 4  # points of a training loss that make a curve
 
 
@@ -66,6 +69,16 @@ def colours(rows: Iterable[Row]) -> dict[str, str]:
     return method_colours(row["method"] for row in rows)
 
 
+def shown_label(label: str) -> str:
+    """Write a method's label for a chart: broken into short lines behind its commas and brackets, and escaped."""
+    lines = [""]
+    for part in re.findall(rf"[^(,=]{{1,{_LINE}}}[(,=]?|[(,=]", label):
+        if lines[-1] and len(lines[-1]) + len(part.strip()) > _LINE:
+            lines.append("")
+        lines[-1] += part if lines[-1] else part.lstrip()
+    return "<br>".join(html.escape(line) for line in lines)
+
+
 def _figure(x: str, y: str, height: int = 380, **layout: Any) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
@@ -101,7 +114,7 @@ def _curves(rows: Sequence[Row], title: str, place: Callable[[Row, int], float])
         points = list(zip(*curves, strict=True))
         x = [place(row, same[0]["step"]) for same in points]
         losses = [[point["loss"] for point in same if point["loss"] is not None] or [None] for same in points]
-        name, tint = row["method"], tints[row["method"]]
+        name, tint = shown_label(row["method"]), tints[row["method"]]
         if len(curves) > 1 and all(None not in values for values in losses):
             figure.add_scatter(
                 x=[*x, *reversed(x)],
@@ -149,7 +162,7 @@ def _training(rows: Sequence[Row]) -> go.Figure:
             x=steps[: len(means)],
             y=smoothed(means),
             mode="lines",
-            name=row["method"],
+            name=shown_label(row["method"]),
             legendgroup=row["method"],
             line={"color": tints[row["method"]], "width": 2.5},
             hovertemplate="step %{x}: %{y:.4f}",
@@ -197,7 +210,7 @@ def _stacked(
     figure = _bars(unit, rows)
     for label, (tint, values) in parts.items() if rows else ():
         figure.add_bar(
-            y=[row["method"] for row in rows],
+            y=[shown_label(row["method"]) for row in rows],
             x=values,
             name=label,
             orientation="h",
@@ -232,17 +245,19 @@ def _scatter(rows: Sequence[Row], front: Sequence[str]) -> go.Figure:
             line={"color": GREY, "dash": "dot", "shape": "hv"},
             hoverinfo="skip",
         )
+    places = [row["peak_bytes"] for row in found.values()]
     for name, row in found.items():
+        left = 2 * row["peak_bytes"] <= min(places) + max(places)
         figure.add_scatter(
             x=[row["peak_bytes"] / 2**20],
             y=[row["loss"]],
             error_y={"array": [row["loss_spread"]], "thickness": 1.5, "width": 4} if row["loss_spread"] else None,
             mode="markers+text",
-            name=name,
-            text=[name],
-            textposition="top center",
+            name=shown_label(name),
+            text=[shown_label(name)],
+            textposition="top right" if left else "top left",
             marker={"color": tints[name], "size": 14, "symbol": "circle" if name in front else "circle-open"},
-            hovertemplate=f"{name}<br>%{{x:,.1f}} MiB<br>loss %{{y:.4f}}<extra></extra>",
+            hovertemplate=f"{shown_label(name)}<br>%{{x:,.1f}} MiB<br>loss %{{y:.4f}}<extra></extra>",
             cliponaxis=False,
         )
     figure.update_xaxes(rangemode="normal")
@@ -259,7 +274,7 @@ def _throughput(rows: Sequence[Row]) -> go.Figure:
                 x=[point["sequences"] for point in points],
                 y=[point["tokens_per_second"] for point in points],
                 mode="lines+markers",
-                name=row["method"],
+                name=shown_label(row["method"]),
                 line={"color": tints[row["method"]], "width": 1.5, "dash": "dot"},
                 marker={"size": 8},
                 hovertemplate="%{y:,.0f} tokens/s",
@@ -274,7 +289,7 @@ def _longest(rows: Sequence[Row]) -> go.Figure:
     if shown:
         tints = colours(rows)
         figure.add_bar(
-            y=[row["method"] for row in shown],
+            y=[shown_label(row["method"]) for row in shown],
             x=[row["max_tokens"] for row in shown],
             orientation="h",
             marker={"color": [tints[row["method"]] for row in shown]},
