@@ -30,3 +30,11 @@ def _nothing_compiled():
 def _fixed_seed():
     """Give each test the same random numbers, whichever tests ran before it in its process."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def compiler():
+    """A compiler that remembers nothing of other tests, and leaves nothing to them."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()

@@ -114,6 +114,19 @@ def assert_pretrained(plain, model):
         assert torch.equal(layer.base_layer.weight, plain.get_submodule(name).weight), name
 
 
+@torch.no_grad()
+def logits_under(model, adapter, ids):
+    """A language model's logits with an adapter, or with none; the active one stays."""
+    if adapter is None:
+        with model.disable_adapter():
+            return model(ids).logits
+    active = model.active_adapter
+    model.set_adapter(adapter)
+    logits = model(ids).logits
+    model.set_adapter(active)
+    return logits
+
+
 def train(model, steps=3, lr=0.1, dtype=torch.float64):
     """A few steps of AdamW."""
     optimizer = torch.optim.AdamW(trained(model), lr=lr)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from peft import get_peft_model
 from tests import toys
-from tests.toys import trained
+from tests.toys import logits_under, trained
 from tests.tuner.layers import kinds as quantized
 from tests.tuner.layers.every import KINDS, Net, adapted, config, differentiable, reference, weights_of
 from timm.utils import ModelEmaV2, ModelEmaV3
@@ -1119,7 +1119,7 @@ def test_calls_within_a_call():
     model.add_adapter("other", copy.deepcopy(model.peft_config["default"]))
     for layer in toys.layers(model).values():
         nn.init.normal_(layer.paca_delta["other"], std=0.2)
-    by_adapter = {name: (lambda ids, name=name: _asked(model, name, ids)) for name in ("default", "other", None)}
+    by_adapter = {name: (lambda ids, name=name: logits_under(model, name, ids)) for name in ("default", "other", None)}
     alone = {name: ask(PROMPT) for name, ask in by_adapter.items()}
     torch.testing.assert_close(alone[None], plain(PROMPT).logits)
     wanted = model.generate(PROMPT, **options)
@@ -1139,18 +1139,6 @@ def test_calls_within_a_call():
 
 def ask_last(model, ids):
     return model(ids).logits[:, -1]
-
-
-@torch.no_grad()
-def _asked(model, name, ids):
-    if name is None:
-        with model.disable_adapter():
-            return model(ids).logits
-    active = model.active_adapter
-    model.set_adapter(name)
-    logits = model(ids).logits
-    model.set_adapter(active)
-    return logits
 
 
 PROMPT = torch.arange(1, 7).reshape(2, 3)
@@ -1184,13 +1172,6 @@ def test_texts_generated_at_once():
 
 
 # Compiled
-
-
-@pytest.fixture
-def compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 @pytest.mark.slow

@@ -597,13 +597,6 @@ def test_generation(options, dtype, keeps):
 # Compiled
 
 
-@pytest.fixture
-def compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("kind", ["Linear", "Conv2d", "Embedding", "MultiheadAttention"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
-from tests.toys import layers
+from tests.toys import layers, logits_under
 from tests.workbench.tiny import save_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import (
@@ -92,16 +92,7 @@ def train(trainer, config, model, rows, folder, **more):
 
 
 def outputs(model, adapter=None):
-    tokens = torch.arange(12).reshape(2, 6)
-    with torch.no_grad():
-        if adapter is None:
-            with model.disable_adapter():
-                return model(tokens).logits
-        active = model.active_adapter
-        model.set_adapter(adapter)
-        logits = model(tokens).logits
-        model.set_adapter(active)
-        return logits
+    return logits_under(model, adapter, torch.arange(12).reshape(2, 6))
 
 
 def assert_compared_with_what_it_was(model, before, folder):

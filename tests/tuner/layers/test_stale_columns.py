@@ -500,13 +500,6 @@ def test_a_trainable_base_weight_is_refused():
         model(inputs())
 
 
-@pytest.fixture
-def compiler():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("way", ["connection-major"], indirect=True)
