@@ -268,6 +268,69 @@ def test_another_thread_that_needs_the_same_columns_shares_them():
     assert got == [True]
 
 
+def read_elsewhere(columns, weight):
+    """A thread that reads the pretrained columns, and what it has read."""
+    got = []
+    thread = threading.Thread(target=lambda: got.append(columns.pretrained_columns(weight, torch.tensor([1, 4]))))
+    thread.start()
+    return thread, got
+
+
+def test_who_reads_the_weight_waits_for_the_calls_of_other_threads():
+    weight, columns = make()
+    before = columns.pretrained_columns(weight, torch.tensor([1, 4]))
+    updates = (update(1, 4),)
+    pretrained = weight.clone()
+    with columns.lend(weight, updates):
+        thread, got = read_elsewhere(columns, weight)
+        thread.join(timeout=0.2)
+        assert thread.is_alive()
+        torch.testing.assert_close(weight, adapted(pretrained, updates))
+    thread.join(timeout=60)
+    assert torch.equal(got[0], before)
+
+
+def test_two_calls_that_read_what_the_other_computes_with_do_not_wait_for_each_other():
+    weight, columns = make()
+    updates = (update(1, 4),)
+    expected = adapted(weight.clone(), updates)
+    both_are_in = threading.Barrier(2)
+    got = []
+
+    def call():
+        with columns.lend(weight, updates) as adapted_weight:
+            both_are_in.wait(timeout=60)
+            columns.pretrained_columns(weight, torch.tensor([1, 4]))
+            both_are_in.wait(timeout=60)
+            got.append(adapted_weight.clone())
+
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+        assert not thread.is_alive()
+    for found in got:
+        torch.testing.assert_close(found, expected)
+
+
+def test_who_has_waited_long_enough_is_told_for_what(monkeypatch):
+    monkeypatch.setattr(leases, "PATIENCE", 0.1)
+    weight, columns = make()
+    got = []
+
+    def read():
+        with pytest.raises(RuntimeError, match="Another thread has been computing with an adapted weight"):
+            columns.pretrained_columns(weight, torch.tensor([1]))
+        got.append(True)
+
+    with columns.lend(weight, (update(1, 4),)):
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join(timeout=60)
+    assert got == [True]
+
+
 def test_a_lease_that_is_ending_is_not_taken_up_again():
     """While its end waited for the lock, another thread got it once more; nobody took the columns out after that."""
     weight, columns = make()

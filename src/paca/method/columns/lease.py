@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from threading import RLock, get_ident
+from threading import Condition, RLock, get_ident
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +34,8 @@ plainly = torch._C.DisableTorchFunctionSubclass  # a context in which a weight o
 # Taken for the moment of a write or a count, never during a product. Reentrant, since a lease may end wherever memory
 # is allocated: the garbage collector frees graphs that are part of a cycle.
 _LOCK = RLock()
+_UNPINNED = Condition(_LOCK)  # told whenever a thread is through with columns
+PATIENCE = 600.0  # seconds for which a thread waits for the calls of others
 
 # The memory that holds columns now. One table for the process, because models may have weights in common, and only the
 # memory tells.
@@ -92,6 +94,7 @@ class Lease:
             self.callers[me] -= 1
             if not self.callers[me]:
                 del self.callers[me]
+                _UNPINNED.notify_all()
             if self._retracts:
                 self.retract()
 
@@ -389,15 +392,30 @@ def clear(place: tuple[int, int]) -> bool:
 def make_pretrained(weight: Any) -> None:
     """Take the columns out of a weight that somebody is about to read or to write as a whole.
 
+    Waits until other threads are through with the calls that compute with them; except within such a call of this
+    thread's own, for two that wait for each other would wait for ever. Then the columns stay in.
+
     Args:
         weight: Any tensor, or None.
+
+    Raises:
+        RuntimeError: If the others don't come to an end.
     """
     if weight is None or not _INSIDE:
         return
+    place = memory_of(weight)
+
+    def is_free() -> bool:
+        inside = _INSIDE.get(place)
+        return inside is None or not inside.is_pinned_elsewhere() or inside.is_pinned_here()
+
     with _LOCK:
-        inside = _INSIDE.get(memory_of(weight))
-        if inside is not None:
-            inside.retract()
+        if not _UNPINNED.wait_for(is_free, PATIENCE):
+            raise RuntimeError(
+                f"Another thread has been computing with an adapted weight for {PATIENCE:.0f} s, so that its "
+                "pretrained values cannot be read. Let its call end first: a state dict, a copy or a merge needs them."
+            )
+        clear(place)
 
 
 def memory_of(weight: Any) -> tuple[int, int]:
