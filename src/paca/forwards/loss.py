@@ -47,7 +47,7 @@ def with_lean_loss(kind: Any) -> Callable[..., Any]:
         if targets is None:
             targets = F.pad(labels, (0, 1), value=_IGNORED)[..., 1:]
         return CausalLMOutputWithPast(
-            loss=_cross_entropy(outputs.last_hidden_state, self.get_output_embeddings(), targets, count),
+            loss=linear_cross_entropy(outputs.last_hidden_state, self.get_output_embeddings(), targets, count),
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -63,8 +63,20 @@ def _computes_in_16_bits(model: Any) -> bool:
     return autocast or weight.dtype.itemsize < torch.float32.itemsize
 
 
-def _cross_entropy(hidden: Tensor, head: nn.Linear, targets: Tensor, count: Tensor | int | None) -> Tensor:
-    """Mean over the targets, or their sum over `count`; `hidden` has shape `(batch, tokens, n)`."""
+def linear_cross_entropy(
+    hidden: Tensor, head: nn.Linear, targets: Tensor, count: Tensor | int | None = None
+) -> Tensor:
+    """The cross entropy of a head's logits, a tile of which is there at a time.
+
+    Args:
+        hidden: Shape `(batch, tokens, n)`.
+        head: From `n` to the vocabulary.
+        targets: Token ids, shape `(batch, tokens)`, -100 where there is none.
+        count: What the sum over the targets is divided by; None for their number.
+
+    Returns:
+        A scalar, in the dtype of `hidden`.
+    """
     options = torch.nn.LinearCrossEntropyOptions(
         batch_chunk_size=ROWS, chunking_method=None, allow_retain_graph=torch.compiler.is_compiling()
     )
