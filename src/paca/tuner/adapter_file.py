@@ -11,7 +11,7 @@ import os
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..errors import PacaError
@@ -40,9 +40,23 @@ def finish_file(path: str, mode: int) -> None:
     own = {key: state.pop(key).tolist() for key in list(state) if is_fingerprint(key)}
     if own:
         temporary = f"{path}.tmp"  # whoever is interrupted leaves the file as PEFT wrote it
-        save_file(state, temporary, metadata={"format": "pt", FINGERPRINT: json.dumps(own)})
+        with open(temporary, "wb") as file:
+            file.writelines(_with_metadata(save(state, metadata={"format": "pt"}), json.dumps(own)))
         os.replace(temporary, path)
     os.chmod(path, mode & 0o666)
+
+
+def _with_metadata(content: bytes, fingerprints: str) -> tuple[bytes, bytes, memoryview]:
+    """Add to the metadata of a safetensors file: the length of its header, the header, and the tensors as they were.
+
+    safetensors writes several entries in any order, and two runs that are alike have to write the same bytes.
+    """
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"][FINGERPRINT] = fingerprints
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little"), text, memoryview(content)[start:]
 
 
 def read_fingerprints(path: str) -> dict[str, Tensor]:
