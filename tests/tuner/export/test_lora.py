@@ -6,13 +6,14 @@ import sys
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import paca
 from paca import PacaConfig, PacaError
-from paca.tuner.export.lora import padded, selector, write_lora
+from paca.tuner.export import rewritten
+from paca.tuner.export.lora import lora_problems, padded, selector, write_lora
 from paca.tuner.export.peft_format import padded_indices, write_peft
 
 INPUTS = torch.arange(3, 15)[None]
@@ -117,3 +118,93 @@ def test_it_can_be_imported_first():
     script = "import paca.workbench.export.certificate as first, peft; print(first.__name__, peft.PeftType.PACA.value)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["paca.workbench.export.certificate", "PACA"]
+
+
+EXPERTS = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_experts_per_tok": 2,
+}
+LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
+ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+# Mixtures of experts that also have dense layers or shared experts, whose names experts had in transformers 4.
+MIXTURES = {
+    "deepseek_v2": {**LATENT, **ROUTED},
+    "deepseek_v3": {**LATENT, **ROUTED},
+    "glm4_moe": ROUTED,
+    "qwen2_moe": {"num_experts": 4, "shared_expert_intermediate_size": 24, "mlp_only_layers": [0]},
+    "qwen3_moe": {"num_experts": 4, "mlp_only_layers": [0]},
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_layer_start_index": 1},
+    "mixtral": {"num_local_experts": 4},
+}
+
+
+def mixture(kind, **options):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **EXPERTS, **MIXTURES[kind])
+    return trained(AutoModelForCausalLM.from_config(config, dtype=torch.float32), **options)
+
+
+@pytest.mark.road("expert-exports")
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_a_mixture_s_dense_layers_are_found_though_peft_takes_them_for_experts(kind, tmp_path):
+    model = mixture(kind)
+    expected = model(INPUTS).logits
+    adapted = {name.rpartition(".paca_")[0] for name in get_peft_model_state_dict(model) if "paca_delta" in name}
+    write_lora(model, tmp_path)
+    base = model.unload()
+    assert not torch.allclose(base(INPUTS).logits, expected, atol=1e-2)
+    again = PeftModel.from_pretrained(base, tmp_path, autocast_adapter_dtype=False).eval()
+    torch.testing.assert_close(again(INPUTS).logits, expected, rtol=1e-5, atol=1e-5)
+    assert {name.rpartition(".lora_")[0] for name in get_peft_model_state_dict(again)} == adapted
+
+
+@pytest.mark.road("expert-exports")
+def test_an_adapter_of_such_layers_alone_is_found_too(tmp_path):
+    model = mixture("deepseek_v3", target_modules=["gate_proj", "down_proj"])
+    expected = model(INPUTS).logits
+    write_lora(model, tmp_path)
+    again = PeftModel.from_pretrained(model.unload(), tmp_path, autocast_adapter_dtype=False).eval()
+    torch.testing.assert_close(again(INPUTS).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.road("expert-exports")
+def test_without_mixtures_and_where_peft_keeps_full_names_they_stay_in_target_modules(
+    tiny_model, tmp_path, monkeypatch
+):
+    write_lora(trained(AutoModelForCausalLM.from_pretrained(tiny_model)), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_parameters"] is None
+    assert "gate_proj" in config["target_modules"]
+    monkeypatch.setattr(rewritten, "_rewrites", lambda base, name: name == "gate_proj")
+    write_lora(mixture("deepseek_v3"), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["target_parameters"] is None
+    assert "model.layers.0.mlp.gate_proj" in config["target_modules"]
+
+
+@pytest.mark.road("expert-exports")
+def test_experts_are_refused_before_and_after_training(tmp_path):
+    model = mixture("qwen3_moe", target_parameters=["mlp.experts.gate_up_proj"])
+    assert lora_problems(model) == ["model.layers.1.mlp.experts.gate_up_proj is a Qwen3MoeExperts"]
+    with pytest.raises(PacaError, match=r"gate_up_proj is a Qwen3MoeExperts. Use --to merged"):
+        write_lora(model, tmp_path)
+
+
+@pytest.mark.road("expert-exports")
+def test_quantized_dense_layers_of_a_mixture_are_refused_with_the_way_out(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from paca.workbench.planning.packed import pack_linears
+
+    config = AutoConfig.for_model("deepseek_v3", **EXPERTS, **MIXTURES["deepseek_v3"])
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    pack_linears(base, torch.float32)
+    model = get_peft_model(base, PacaConfig(r=2, target_modules=["q_a_proj", "up_proj"]))
+    with pytest.raises(PacaError, match=r"takes model.layers.0.mlp.up_proj for an expert, .* Use --to merged"):
+        write_lora(model, tmp_path)

@@ -52,7 +52,7 @@ def write_peft(model: Any, folder: Path) -> None:
         tensors.update(_tensors(update, rank, scaling))
     config = {
         "peft_type": "PACA",
-        **config_fields(model, updates),
+        **config_fields(model, [update.name for update in updates]),
         "r": rank,
         "paca_alpha": alpha,
         "random_seed": model.peft_config[model.active_adapters[0]].random_seed,

@@ -51,6 +51,13 @@ def linear_updates(model: Any, target: str) -> list[LinearUpdate]:
     Raises:
         PacaError: If the adapter trains something that such an update can't express; names all of it.
     """
+    refuse(linear_problems(model), target)
+    adapter = model.active_adapters[0]
+    return [_update(name, layer, adapter) for name, layer in adapter_layers(model, adapter).items()]
+
+
+def linear_problems(model: Any) -> list[str]:
+    """What a model's active adapter trains that no update of a linear layer can express, one item each."""
     adapter = model.active_adapters[0]
     config = model.peft_config[adapter]
     layers = adapter_layers(model, adapter)
@@ -60,14 +67,17 @@ def linear_updates(model: Any, target: str) -> list[LinearUpdate]:
         if not isinstance(layer, (Linear, Conv1DLinear, QuantizedLinear))
     ]
     problems += [f"biases are trained (bias={config.bias!r})"] if config.bias != "none" else []
-    problems += [] if layers else ["it adapts no layer"]
+    return problems if layers else [*problems, "it adapts no layer"]
+
+
+def refuse(problems: Sequence[str], target: str) -> None:
+    """Raise a PacaError if there are reasons why an adapter can't be written in a format, with the way out."""
     if problems:
         more = f", and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise PacaError(
             f"This adapter can't be written as {target!r}, which holds updates of linear layers only: "
             f"{'; '.join(problems[:5])}{more}. Use --to merged."
         )
-    return [_update(name, layer, adapter) for name, layer in layers.items()]
 
 
 def _update(name: str, layer: Any, adapter: str) -> LinearUpdate:
@@ -112,13 +122,13 @@ def other_tensors(model: Any) -> dict[str, Tensor]:
     return {key: value.detach().cpu().contiguous() for key, value in state.items() if ".paca_" not in key}
 
 
-def config_fields(model: Any, updates: Sequence[LinearUpdate]) -> dict[str, Any]:
-    """The fields of an adapter's configuration that every format has."""
+def config_fields(model: Any, layers: Sequence[str]) -> dict[str, Any]:
+    """The fields of an adapter's configuration that every format has, for an adapter of the named layers."""
     config = model.peft_config[model.active_adapters[0]]
     names = ("base_model_name_or_path", "revision", "task_type", "auto_mapping", "modules_to_save")
     modules = dict(model.get_base_model().named_modules())
     return {
         **{name: getattr(config, name) for name in names},
-        "target_modules": target_names([update.name for update in updates], modules),
+        "target_modules": target_names(layers, modules),
         "inference_mode": True,
     }

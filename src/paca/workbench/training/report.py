@@ -39,6 +39,17 @@ def count_parameters(model: Any) -> Parameters:
     return Parameters(trained, sum(sizes.values()))
 
 
+def never_stepped(trainer: Any) -> int:
+    """Count the trained elements of whose parameters an optimizer has no state after training: no gradient came.
+
+    Zero where its parameters aren't the model's, as under an engine that divides them.
+    """
+    states = getattr(trainer.optimizer, "state", None) or {}
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    missed = [parameter for parameter in trained if parameter not in states]
+    return sum(parameter.numel() for parameter in missed) if len(missed) < len(trained) else 0
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that a result depends on."""
     return installed_versions(VERSIONED)
@@ -52,10 +63,11 @@ def loss_points(log_history: Sequence[Mapping[str, Any]], key: str = "loss") -> 
 def run_metrics(recipe: Recipe, trainer: Any) -> dict[str, Any]:
     """What metrics.json holds of a run of any task, after it has trained."""
     parameters = count_parameters(trainer.model)
+    trained = parameters.trained - never_stepped(trainer)
     history = trainer.state.log_history
     return {
-        "trained_parameters": parameters.trained,
-        "trained_share": parameters.trained / parameters.total,
+        "trained_parameters": trained,
+        "trained_share": trained / parameters.total,
         "steps": trainer.state.global_step,
         "device": str(trainer.args.device),
         "loss_curve": loss_points(history),

@@ -6,7 +6,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from tests.workbench.tiny import write_jsonl, write_recipe
+from tests.workbench.tiny import make_tokenizer, write_jsonl, write_recipe
+from transformers import MambaConfig, MambaForCausalLM
+from transformers.models.mamba import modeling_mamba
 
 from paca import PacaError
 from paca.workbench.recipe.recipe import read_recipe
@@ -267,3 +269,91 @@ def test_held_out_rows_that_are_cut_are_told(content, tmp_path):
         findings, WARNING, "2 of 6 held-out rows (33%) are cut at training.max_length = 64, 2 of them lose all"
     )
     assert_told(findings, FINE, "no row is longer than training.max_length = 64")
+
+
+def fused(xz, conv_weight, conv_bias, x_weight, dt_weight, out_weight, *_, **__):
+    """Computes with the weights of the layers around it, as mamba_ssm's kernel does, and calls none of them."""
+    x, gate = xz.chunk(2, dim=1)
+    rates = x_weight.sum() + dt_weight.sum() + conv_weight.sum() + conv_bias.sum()
+    return torch.nn.functional.linear((x * torch.sigmoid(gate)).transpose(1, 2), out_weight) * (1 + rates)
+
+
+@pytest.fixture
+def state_space(content, tmp_path):
+    """A recipe for a Mamba of two blocks."""
+    tokenizer = make_tokenizer()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    sizes = {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 2, "vocab_size": len(tokenizer)}
+    MambaForCausalLM(MambaConfig(**sizes, **ends)).save_pretrained(tmp_path / "mamba")
+    tokenizer.save_pretrained(tmp_path / "mamba")
+    content["model"]["name"] = str(tmp_path / "mamba")
+    content["method"] |= {"r": 2}
+    return content
+
+
+UNCALLED = {"torch": ["dt_proj"], "fused": ["dt_proj", "out_proj", "x_proj"]}
+
+
+@pytest.mark.road("uncalled-layers")
+@pytest.mark.parametrize("method", ["paca", "lora"])
+@pytest.mark.parametrize("kernel", UNCALLED)
+def test_layers_that_are_never_called_are_told_and_not_counted(state_space, tmp_path, monkeypatch, method, kernel):
+    if kernel == "fused":
+        monkeypatch.setattr("transformers.models.mamba.modeling_mamba.mamba_inner_fn", fused)
+    if method == "lora":
+        monkeypatch.setattr("peft.tuners.lora.model.LoraModel._check_target_module_compatiblity", lambda *_: None)
+    state_space["method"] |= {"name": method, "target_modules": ["in_proj", *UNCALLED["fused"]]}
+    recipe, trainer, data = prepared(state_space, tmp_path)
+    findings = examine(trainer, recipe, tmp_path, data)
+    names = UNCALLED[kernel]
+    start = f"{2 * len(names)} of 8 adapted layers were never called in three steps (backbone.layers.0.mixer."
+    assert_told(findings, WARNING, start)
+    assert any(text.endswith(f"method.exclude_modules='[{', '.join(names)}]'.") for text in texts(findings, WARNING))
+    values = sum(
+        parameter.numel()
+        for name, parameter in trainer.model.named_parameters()
+        if parameter.requires_grad and not any(f".{uncalled}." in name for uncalled in names)
+    )
+    assert_told(findings, "fine", f"{values:,} of ")
+    assert_told(findings, "fine", f"a gradient reaches all {8 - 2 * len(names)} adapted layers that are called")
+    metrics = finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", state_space)))
+    assert metrics["trained_parameters"] == values
+    excluded = findings_of(state_space, tmp_path, f"method.exclude_modules={names}")
+    assert not any("never called" in text for text in texts(excluded))
+
+
+@pytest.mark.road("uncalled-layers")
+def test_layers_that_share_their_name_with_called_ones_are_named_in_full(state_space, tmp_path, monkeypatch):
+    original = modeling_mamba.mamba_inner_fn
+    calls = []
+
+    def first_only(*arguments, **options):
+        calls.append(1)
+        return fused(*arguments) if len(calls) % 2 else original(*arguments, **options)
+
+    monkeypatch.setattr(modeling_mamba, "mamba_inner_fn", first_only)
+    state_space["method"]["target_modules"] = ["in_proj", "out_proj"]
+    told = texts(findings_of(state_space, tmp_path), WARNING)
+    assert any(text.endswith("exclude_modules='[backbone.layers.0.mixer.out_proj]'.") for text in told), told
+
+
+@pytest.mark.road("uncalled-layers")
+def test_where_no_layer_is_called_the_run_is_refused(state_space, tmp_path):
+    state_space["method"]["target_modules"] = ["dt_proj"]
+    with pytest.raises(PacaError, match=r"the loss depends on none of the 2 adapted layers .*mixer\.dt_proj"):
+        findings_of(state_space, tmp_path)
+
+
+@pytest.mark.road("expert-exports")
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ({}, None),
+        ({"bias": "all"}, "biases are trained (bias='all'). `--to merged` will."),
+        ({"target_modules": ["q_proj", "embed_tokens"]}, "model.embed_tokens is a Embedding. `--to merged` will."),
+    ],
+)
+def test_what_a_lora_can_t_hold_is_known_before_training(content, tmp_path, method, told):
+    content["method"] |= method
+    notes = [text for text in texts(findings_of(content, tmp_path), NOTE) if "--to lora" in text]
+    assert notes == ([f"`paca export --to lora` won't take this adapter: {told}"] if told else [])

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import first_few
+from paca.tuner.config import PacaConfig
+from paca.tuner.export.lora import lora_problems
+from paca.tuner.layers.find import PEFT_PREFIX
 from paca.workbench.base.change import LEAST_SHARE
 from paca.workbench.base.processes import world_size
 from paca.workbench.data.loss_facts import count_loss, eos_token_ids
 from paca.workbench.data.preference import sequences
 from paca.workbench.data.prepare import Counted, TrainingData, spread
 from paca.workbench.recipe.recipe import Recipe
+from paca.workbench.recipe.tasks import TEXT
 from paca.workbench.training.checkpoints import checkpoint_folders
 from paca.workbench.training.doctor.batch_size import set_micro_batch
 from paca.workbench.training.doctor.findings import Finding, fine, note, problem, warning
@@ -32,40 +36,72 @@ def examine(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | Non
     The trainer has not trained yet; `data` is what text was encoded to, None for images. With several processes
     nothing is rehearsed, since these wait for each other in every step.
     """
-    findings = [*model_findings(trainer.model, recipe)]
-    if data is not None:
-        findings += data_findings(trainer, data)
+    findings = data_findings(trainer, data) if data is not None else ()
     if world_size() > 1:
-        return [*findings, fine(f"nothing was rehearsed: {world_size()} processes train together")]
+        rehearsed = fine(f"nothing was rehearsed: {world_size()} processes train together")
+        return [*model_findings(trainer.model, recipe), *findings, rehearsed]
     wanted, evaluated = trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size
     rehearsal = rehearse(trainer, folder)
     if rehearsal.micro_batch < wanted:
         set_micro_batch(trainer, rehearsal.micro_batch)
     trainer.args.per_device_eval_batch_size = rehearsal.eval_batch
-    return [*findings, *rehearsal_findings(rehearsal, trainer, folder, wanted, evaluated)]
+    return [
+        *model_findings(trainer.model, recipe, rehearsal),
+        *findings,
+        *rehearsal_findings(rehearsal, trainer, folder, wanted, evaluated),
+    ]
 
 
-def model_findings(model: Any, recipe: Recipe) -> Iterator[Finding]:
-    """Look at what of a model is trained."""
+def model_findings(model: Any, recipe: Recipe, rehearsal: Rehearsal | None = None) -> Iterator[Finding]:
+    """Look at what of a model is trained; layers that a rehearsal never called are not."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    uncalled = rehearsal.uncalled if rehearsal else []
     counted = count_parameters(model)
+    trained = counted.trained - (rehearsal.uncalled_values if rehearsal else 0)
     layers = [name for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
-    kinds = Counter(name.rsplit(".", 1)[-1] for name in layers)
+    called = [name for name in layers if name.removeprefix(PEFT_PREFIX) not in uncalled]
+    kinds = Counter(name.rsplit(".", 1)[-1] for name in called)
     listed = ", ".join(f"{kind} ×{number}" for kind, number in kinds.most_common(12))
-    share = counted.trained / max(counted.total, 1)
-    text = f"{counted.trained:,} of {counted.total:,} parameters are trained ({share:.2%})"
+    text = f"{trained:,} of {counted.total:,} parameters are trained ({trained / max(counted.total, 1):.2%})"
     yield (
-        fine(f"{text}, in {len(layers)} layers: {listed}")
+        fine(f"{text}, in {len(called)} layers: {listed}")
         if counted.trained
         else problem("No parameter is trained; name layers with method.target_modules=all-linear.")
     )
+    if rehearsal and uncalled:
+        yield _uncalled(rehearsal, called)
     targets = recipe.method.config.get("target_modules")
     if isinstance(targets, list):
         unmatched = [name for name in targets if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
         if unmatched:
             yield warning(f"none of the layers that method.target_modules names is adapted: {', '.join(unmatched)}")
     yield from _tied(model)
+    yield from _export(model, recipe)
+
+
+def _uncalled(rehearsal: Rehearsal, called: list[str]) -> Finding:
+    """Layers that take no part: a kernel reads their weights, no token was routed to them, or they are for images."""
+    names = rehearsal.uncalled
+    last, others = ({name.rsplit(".", 1)[-1] for name in some} for some in (names, called))
+    excluded = first_few(names if last & others else sorted(last), most=len(last))
+    return warning(
+        f"{len(names)} of {rehearsal.layers} adapted layers were never called in three steps "
+        f"({first_few(names, MOST_NAMED)}): other code reads their weights, as a state-space kernel does, or none "
+        f"does. Nothing is trained of them, and their {rehearsal.uncalled_values:,} values aren't counted. Leave them "
+        f"out, as by method.exclude_modules='[{excluded}]'."
+    )
+
+
+def _export(model: Any, recipe: Recipe) -> Iterator[Finding]:
+    """What of an adapter of a language model could not be given to a LoRA server."""
+    adapter = getattr(model, "peft_config", {}).get("default")
+    problems = lora_problems(model) if recipe.task == TEXT and isinstance(adapter, PacaConfig) else []
+    if problems:
+        yield note(
+            f"`paca export --to lora` won't take this adapter: {first_few(problems, MOST_NAMED, '; ')}. "
+            "`--to merged` will."
+        )
 
 
 def _tied(model: Any) -> Iterator[Finding]:
@@ -159,16 +195,14 @@ def _learning(rehearsal: Rehearsal, arguments: Any, steps: int) -> Iterator[Find
             f"{arguments.learning_rate:g}, or set model.dtype=bfloat16 where it is float16."
         )
         return
-    missed = rehearsal.without_gradient
-    named = first_few(missed, MOST_NAMED)
-    if missed and len(missed) == rehearsal.layers:
+    missed, called = rehearsal.without_gradient, rehearsal.layers - len(rehearsal.uncalled)
+    named = first_few(missed or rehearsal.uncalled, MOST_NAMED)
+    if rehearsal.layers and len(missed) == called:
         yield problem(f"No gradient reaches any of the {rehearsal.layers} adapted layers ({named}).")
     elif missed:
-        yield warning(
-            f"no gradient reached {len(missed)} of {rehearsal.layers} adapted layers in three steps: {named}"
-        )
+        yield warning(f"no gradient reached {len(missed)} of {called} adapted layers in three steps: {named}")
     else:
-        yield fine(f"a gradient reaches all {rehearsal.layers} adapted layers")
+        yield fine(f"a gradient reaches all {called} adapted layers" + (" that are called" * bool(rehearsal.uncalled)))
     rate = f"training.learning_rate = {arguments.learning_rate:g}"
     if rehearsal.moved == 0:
         yield warning(f"no trained value moved in three steps at {rate}: it is too low for their dtype, or zero")

@@ -6,13 +6,14 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from paca.errors import PacaError
+from paca.errors import PacaError, first_few
 from paca.workbench.base.files import discard
 from paca.workbench.base.messages import one_line
 from paca.workbench.data.preference import LENGTH
@@ -31,7 +32,9 @@ class Rehearsal:
         micro_batch: Sequences per device that fit in training.
         eval_batch: Sequences per device that fit in evaluation.
         losses: Of each step.
-        without_gradient: Adapted layers that no gradient reached, by name.
+        without_gradient: Adapted layers that were called and that no gradient reached, by name.
+        uncalled: Adapted layers that the model never called, so that nothing of them took part.
+        uncalled_values: What was to be trained of these.
         layers: How many adapted layers there are.
         moved: The share of trained values that are others after three steps.
         shown: The share of PaCA's trained connections whose values in the weight are others; None where there are
@@ -47,6 +50,8 @@ class Rehearsal:
     eval_batch: int = 0
     losses: list[float] = field(default_factory=list)
     without_gradient: list[str] = field(default_factory=list)
+    uncalled: list[str] = field(default_factory=list)
+    uncalled_values: int = 0
     layers: int = 0
     moved: float = 0.0
     shown: float | None = None
@@ -71,21 +76,28 @@ def rehearse(trainer: Any, folder: Path) -> Rehearsal:
         trainer.model.train()
         optimizer = trainer.create_optimizer()
         reached: set[str] = set()
+        called: set[str] = set()
 
         def steps(size: int) -> None:
             found.losses.clear()
             # The optimizer makes its state in the first of them, before the largest.
-            _step(trainer, optimizer, _shortest(lengths, 1), found, reached)
-            found.seconds = _step(trainer, optimizer, _longest(lengths, size), found, reached)
-            _step(trainer, optimizer, _shortest(lengths, 1), found, reached)
+            _step(trainer, optimizer, _shortest(lengths, 1), found, reached, called)
+            found.seconds = _step(trainer, optimizer, _longest(lengths, size), found, reached, called)
+            _step(trainer, optimizer, _shortest(lengths, 1), found, reached, called)
 
         try:
             loss = _loss_without_dropout(trainer, _shortest(lengths, 1))
             found.micro_batch = largest_micro_batch(trainer.args.per_device_train_batch_size, steps)
             found.peak_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
             layers = adapted_layers(trainer.model)
-            found.layers, found.without_gradient = len(layers), [name for name in layers if name not in reached]
-            found.moved = _share(zip(start, trained_parameters(trainer.model), strict=True))
+            found.layers, found.without_gradient = len(layers), [name for name in layers if name in called - reached]
+            found.uncalled = [name for name in layers if name not in called]
+            found.uncalled_values = sum(
+                parameter.numel() for name in found.uncalled for parameter in trained_parameters(layers[name])
+            )
+            unused = {id(one) for name in found.uncalled for one in trained_parameters(layers[name])}
+            pairs = zip(start, trained_parameters(trainer.model), strict=True)
+            found.moved = _share((old, new) for old, new in pairs if id(new) not in unused)
             found.shown = shown_share(trainer.model)
             found.effect = abs(_loss_without_dropout(trainer, _shortest(lengths, 1)) - loss)
             if all(map(math.isfinite, found.losses)):  # else NaN is compared, which equals nothing
@@ -119,16 +131,31 @@ def _batch(trainer: Any, data_set: Any, rows: Sequence[int]) -> Any:
     return trainer._prepare_inputs(trainer.data_collator([data_set[row] for row in rows]))
 
 
-def _step(trainer: Any, optimizer: Any, rows: Sequence[int], found: Rehearsal, reached: set[str]) -> float:
-    """Take one optimizer step and return its seconds."""
+def _step(
+    trainer: Any, optimizer: Any, rows: Sequence[int], found: Rehearsal, reached: set[str], called: set[str]
+) -> float:
+    """Take one optimizer step and return its seconds; note which layers were called, and which a gradient reached."""
     started = time.perf_counter()
     optimizer.zero_grad()
     inputs = _batch(trainer, trainer.train_dataset, rows)
-    with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
+    with (
+        _noting_calls(trainer.model, called),
+        trainer.compute_loss_context_manager(),
+        trainer.accelerator.autocast(),
+    ):
         loss = trainer.compute_loss(trainer.model, inputs)
+    if not loss.requires_grad:
+        layers = list(adapted_layers(trainer.model))
+        raise PacaError(
+            f"This run would be wasted: the loss depends on none of the {len(layers)} adapted layers "
+            f"({first_few(layers, 3)}): the model never calls them, or detaches what they return. Name other layers "
+            "in method.target_modules."
+        )
     loss.backward()
     found.losses.append(loss.item())
-    reached.update(name for name, layer in adapted_layers(trainer.model).items() if _has_gradient(layer))
+    gradients = {name: _gradients(layer) for name, layer in adapted_layers(trainer.model).items()}
+    called.update(name for name, made in gradients.items() if made)
+    reached.update(name for name, made in gradients.items() if any(bool(one.any()) for one in made))
     if trainer.args.max_grad_norm:
         nn.utils.clip_grad_norm_(trained_parameters(trainer.model), trainer.args.max_grad_norm)
     optimizer.step()
@@ -146,8 +173,23 @@ def _loss_without_dropout(trainer: Any, rows: Sequence[int]) -> float:
     return float(loss)
 
 
-def _has_gradient(layer: nn.Module) -> bool:
-    return any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in trained_parameters(layer))
+@contextlib.contextmanager
+def _noting_calls(model: nn.Module, called: set[str]) -> Iterator[None]:
+    """Note the names of the adapted layers that are called inside a `with` block."""
+
+    def note(name: str, *_: Any) -> None:
+        called.add(name)
+
+    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in adapted_layers(model).items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _gradients(layer: nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in trained_parameters(layer) if parameter.grad is not None]
 
 
 def _share(pairs: Any) -> float:
