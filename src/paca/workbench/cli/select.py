@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import shlex
 from pathlib import Path
 
 from paca.workbench.cli.verb import Verb, add_recipe_arguments
@@ -13,7 +14,9 @@ example:
   weight: outputs/smollm2-python-reference-selection/weight.json (3,360 connections in 210 layers)
   random and weight: 2.6% in common, 2.5% by chance
   heat map: outputs/smollm2-python-reference-selection/selection.png
-  train these: paca finetune smollm2-python-reference method.selection=indices method.selection_indices=…/weight.json
+  train these: paca finetune smollm2-python-reference … method.selection_indices=…/weight.json …
+
+The last line is whole: it trains the last strategy's connections at a learning rate that suits them.
 """
 
 
@@ -29,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Select, and print what was chosen and where it lies."""
     from paca.tuner.selection.overlap import overlap, overlap_by_chance
     from paca.workbench.recipe.recipe import find_recipe, read_recipe
-    from paca.workbench.training.selecting import select
+    from paca.workbench.training.selecting import select, training_settings
 
     recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, with_files=True)
     folder = Path(arguments.output or f"{recipe.output_dir}-selection")
@@ -42,17 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
         chance = overlap_by_chance(done.chosen[one], done.sizes)
         print(f"{one} and {other}: {share:.1%} in common, {chance:.1%} by chance")
     print(f"heat map: {done.picture}")
-    last = list(done.files.values())[-1]
-    words = " ".join([arguments.recipe, *arguments.overrides, *_settings(recipe.method.config, last)])
-    print(f"train these: paca finetune {words}")
+    name, file = list(done.files.items())[-1]
+    settings = training_settings(recipe, name, file)
+    kept = [override for override in arguments.overrides if override.partition("=")[0] not in settings]
+    words = [arguments.recipe, *kept, *(f"{key}={value}" for key, value in settings.items())]
+    print(f"train these: paca finetune {shlex.join(words)}")
     return 0
-
-
-def _settings(method: dict[str, object], file: Path) -> list[str]:
-    """The overrides with which a recipe trains the connections of a file."""
-    undone = {"run_length": 1, "reselect_every": "null", "reselect_warmup": 0}
-    words = [f"method.{key}={value}" for key, value in undone.items() if key in method]
-    return ["method.selection=indices", f"method.selection_indices={file}", *words]
 
 
 VERB = Verb("select", "Run selection strategies alone: indices, heat map, overlap.", EXAMPLE, add_arguments, run)

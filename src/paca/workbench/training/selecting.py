@@ -10,12 +10,16 @@ from tqdm.auto import tqdm
 
 from paca.errors import PacaError
 from paca.workbench.base.files import write_json
+from paca.workbench.methods.catalogue import METHODS
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.run import trainer_of
 from paca.workbench.training.selection_picture import draw_selection
 from paca.workbench.training.stages import selection_batches
 
 PICTURE = "selection.png"
+# Strategies that look at data choose the largest channels, where one step of Adam changes the output far more than on
+# random ones. Measured in docs/selection.md.
+RATE_ON_LARGE_CHANNELS = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,31 @@ def select(recipe: Recipe, strategies: Sequence[str], folder: Path, overwrite: b
         write_json(files[name], {layer: indices.tolist() for layer, indices in chosen[name].items()})
     draw_selection(picture, f"{recipe.model.name}: trained connections", chosen, sizes)
     return Selection(chosen, sizes, files, picture)
+
+
+def training_settings(recipe: Recipe, strategy: str, file: Path) -> dict[str, str]:
+    """Settings of a recipe, by dotted key, with which it trains the connections in a file well.
+
+    `strategy` chose them. What would choose or move connections once more is undone, and the learning rate is one that
+    suits them: the recipe's suits those of its own strategy.
+    """
+    method = recipe.method.config
+    undone = {"run_length": "1", "reselect_every": "null", "reselect_warmup": "0"}
+    rate = float(recipe.training.get("learning_rate", METHODS["paca"].rate))
+    own = method.get("selection", "random") if "learning_rate" in recipe.training else "random"
+    return {
+        "method.selection": "indices",
+        "method.selection_indices": str(file),
+        **{f"method.{key}": value for key, value in undone.items() if key in method},
+        "training.learning_rate": f"{rate * _share_of_rate(strategy) / _share_of_rate(own):.4g}",
+    }
+
+
+def _share_of_rate(strategy: str) -> float:
+    """The share of the learning rate for random connections that suits a strategy's."""
+    from paca.tuner.selection import find_strategy
+
+    return RATE_ON_LARGE_CHANNELS if find_strategy(strategy).data else 1.0
 
 
 def _check(recipe: Recipe, names: Sequence[str], files: Sequence[Path], overwrite: bool) -> None:
