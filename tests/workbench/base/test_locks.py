@@ -12,8 +12,7 @@ from paca.workbench.base import locks
 from paca.workbench.base.locks import LOCK, locked, locked_if_ours
 from paca.workbench.cli.main import main
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training import text
-from paca.workbench.training.run import finetune
+from paca.workbench.training import run, text
 from paca.workbench.training.run_folder import WRITER
 
 pytestmark = pytest.mark.road("locks")
@@ -110,9 +109,9 @@ def test_a_second_evaluation_is_refused(tiny_model, tmp_path, hold, capsys, flag
     assert [path.name for path in (tmp_path / "work").iterdir()] == [LOCK]
 
 
-def test_a_run_has_its_folder_from_its_first_file_to_its_last(content, tmp_path, monkeypatch):
+def test_a_run_has_its_folder_from_its_first_step_to_its_last_file(content, tmp_path, monkeypatch):
     recipe = read_recipe(write_recipe(tmp_path / "recipe.yaml", content))
-    refused, train, write = [], text.train, text._write
+    refused = []
 
     def tried(act):
         def wrapped(*arguments):
@@ -123,8 +122,9 @@ def test_a_run_has_its_folder_from_its_first_file_to_its_last(content, tmp_path,
 
         return wrapped
 
-    monkeypatch.setattr(text, "train", tried(train))
-    monkeypatch.setattr(text, "_write", tried(write))
-    finetune(recipe)
-    assert refused == [train, write]
-    assert finetune(recipe, resume=True)["steps"] == 6
+    acts = text.train, run.write_card
+    monkeypatch.setattr(text, "train", tried(text.train))
+    monkeypatch.setattr(run, "write_card", tried(run.write_card))
+    run.finetune(recipe)
+    assert tuple(refused) == acts
+    assert run.finetune(recipe, resume=True)["steps"] == 6

@@ -52,6 +52,11 @@ def test_a_comparison_prints_its_table_and_where_the_report_is(recipe_file, tmp_
     results = json.loads((tmp_path / "run-compare" / "results.json").read_text())
     assert all(row["operations"]["forward"] > 0 for row in results["methods"])
     assert all(row["loss"] for row in results["methods"]), "what was measured before is still there"
+    write_text(tmp_path / "text.txt", repeats=39)
+    (tmp_path / "text.txt").open("a").write("The end.")
+    assert main([*words, "--methods", "paca,lora,dora"]) == 2
+    said = capsys.readouterr().err
+    assert "holds a comparison of another recipe or other data: data.training rows.digest was" in said
 
 
 @pytest.mark.road("comparisons")

@@ -173,7 +173,9 @@ def test_the_folder_of_another_recipe_is_refused(comparison, compared, what):
         "recipe": {"recipe": dataclasses.replace(comparison.recipe, seed=9)},
         "match": {"match": "rank"},
     }
-    with pytest.raises(PacaError, match=r"holds a comparison of another recipe: .*Add --overwrite to replace it") as e:
+    with pytest.raises(
+        PacaError, match=r"holds a comparison of another recipe or other data: .*Add --overwrite to replace it"
+    ) as e:
         open_folder(folder, dataclasses.replace(comparison, **changes[what]).spec())
     assert ("recipe.seed was 3, now 9" in str(e.value)) == (what == "recipe")
 

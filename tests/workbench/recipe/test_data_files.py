@@ -49,12 +49,26 @@ def test_all_problems_at_once(bad, tmp_path, capsys, verb):
 def test_all_files_at_once_where_the_recipe_is_right(bad, content, tmp_path, capsys):
     del bad["method"]["rank"], bad["training"]["lr"]
     bad["model"]["name"] = "smollm2-135m-instruct"
-    assert main(["finetune", str(write_recipe(tmp_path / "recipe.yaml", bad))]) == 2
-    shown = capsys.readouterr().err
-    assert "The data of this recipe has 3 problems:" in shown
-    for problem in PROBLEMS[3:]:
-        assert problem.format(folder=tmp_path) in shown
+    for verb in ("finetune", "doctor", "data", "select"):
+        assert main([verb, str(write_recipe(tmp_path / "recipe.yaml", bad))]) == 2
+        shown = capsys.readouterr().err
+        assert "The data of this recipe has 3 problems:" in shown
+        for problem in PROBLEMS[3:]:
+            assert problem.format(folder=tmp_path) in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_preferences(content, tmp_path, capsys):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    (tmp_path / "good.jsonl").write_text(json.dumps(good) + "\n")
+    content["data"] = {"train": [str(tmp_path / name) for name in ("pairs.jsonl", "good.jsonl")], "eval": "none.jsonl"}
+    content["training"] = {"lr": 1e-3}
+    assert main(["finetune", str(write_recipe(tmp_path / "recipe.yaml", {**content, "task": "preference"}))]) == 2
+    shown = capsys.readouterr().err
+    assert "has 3 problems" in shown
+    assert "pairs.jsonl:1: " in shown
+    assert "good.jsonl" not in shown
 
 
 def test_images(tiny_classifier, tmp_path, capsys):

@@ -65,21 +65,24 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare, and print the table; 1 where every method failed, 130 after Ctrl-C."""
     from paca.workbench.base.locks import locked_if_ours
     from paca.workbench.compare.folder import COMPARISON, WRITER
+    from paca.workbench.data.prepare import read_data
+    from paca.workbench.training.text import inputs
 
     comparison = _comparison(arguments)
     folder = Path(arguments.output or f"{comparison.recipe.output_dir}-compare")
+    spec = {**comparison.spec(), "data": inputs(read_data(comparison.recipe.data))}
     with locked_if_ours(folder, COMPARISON, WRITER):
-        return _compare(arguments, comparison, folder)
+        return _compare(arguments, comparison, spec, folder)
 
 
-def _compare(arguments: argparse.Namespace, comparison: Any, folder: Path) -> int:
+def _compare(arguments: argparse.Namespace, comparison: Any, spec: dict[str, Any], folder: Path) -> int:
     from paca.workbench.compare.comparison import compare, explore
     from paca.workbench.compare.folder import HTML, open_folder
     from paca.workbench.compare.markdown import experiment_tables, summary_table
     from paca.workbench.compare.progress import Progress
     from paca.workbench.compare.report import write_report
 
-    open_folder(folder, comparison.spec(), arguments.overwrite)
+    open_folder(folder, spec, arguments.overwrite)
     experiments = [kind for name, kind in EXPERIMENTS.items() if getattr(arguments, name)]
     try:
         with _workers(arguments.jobs, comparison) as workers, Progress() as progress:

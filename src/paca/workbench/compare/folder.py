@@ -21,7 +21,8 @@ _OURS = (UNITS, UPSTREAM, RESULTS, MARKDOWN, HTML, COMPARISON)
 def open_folder(folder: Path, spec: Mapping[str, Any], overwrite: bool = False) -> None:
     """Make a folder ready for a comparison, or refuse one that holds anything else with a PacaError.
 
-    `spec` is the recipe and what else all units have to agree in; `overwrite` deletes another comparison.
+    `spec` is the recipe, a digest of its data, and what else all units have to agree in; `overwrite` deletes another
+    comparison.
     """
     known = folder / COMPARISON
     if is_ours(folder, COMPARISON, WRITER):
@@ -30,8 +31,8 @@ def open_folder(folder: Path, spec: Mapping[str, Any], overwrite: bool = False) 
             return
         if not overwrite:
             raise PacaError(
-                f"The report folder {str(folder)!r} holds a comparison of another recipe: {'; '.join(differences)}. "
-                "Add --overwrite to replace it, or write elsewhere with --output DIR."
+                f"The report folder {str(folder)!r} holds a comparison of another recipe or other data: "
+                f"{'; '.join(differences)}. Add --overwrite to replace it, or write elsewhere with --output DIR."
             )
         for name in _OURS:
             discard(folder / name)

@@ -82,7 +82,7 @@ def encoded_data(recipe: Recipe) -> tuple[Any, Any, int | None]:
     Returns the `TrainingData`, the tokenizer, and the length that sequences are cut at.
     """
     task = _task(recipe.task)
-    raw, arguments = task.prepare(recipe)
+    raw, arguments = _prepared(task, recipe)
     tokenizer, data = task.encode(recipe, raw, arguments)
     return data, tokenizer, arguments.max_length
 
