@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import transformers
-import trl
 from tests.forks import fork_and_kill
 
 from paca.workbench.base import files
@@ -59,12 +58,12 @@ def write_half(_: Any, path: Any) -> None:
 # Each is set up in a process that begins or resumes a run; checkpoints are written every two steps of eight.
 MOMENTS: dict[str, Callable[[], None]] = {
     "before the first evaluation is written": lambda: before_call(stages, "write_json", 1),
-    "before the first step": lambda: before_call(trl.SFTTrainer, "training_step", 1),
-    "between two checkpoints": lambda: before_call(trl.SFTTrainer, "training_step", 4),
-    "before anything of a checkpoint": lambda: before_call(trl.SFTTrainer, "_save_checkpoint", 2),
-    "after a checkpoint's adapter": lambda: before_call(trl.SFTTrainer, "_save_optimizer_and_scheduler", 1),
+    "before the first step": lambda: before_call(transformers.Trainer, "training_step", 1),
+    "between two checkpoints": lambda: before_call(transformers.Trainer, "training_step", 4),
+    "before anything of a checkpoint": lambda: before_call(transformers.Trainer, "_save_checkpoint", 2),
+    "after a checkpoint's adapter": lambda: before_call(transformers.Trainer, "_save_optimizer_and_scheduler", 1),
     "inside the optimizer's file": lambda: before_call(torch, "save", 3, write_half),
-    "before the random state": lambda: before_call(trl.SFTTrainer, "_save_rng_state", 1),
+    "before the random state": lambda: before_call(transformers.Trainer, "_save_rng_state", 1),
     "inside the trainer's state": lambda: before_call(transformers.TrainerState, "save_to_json", 1, write_half),
     "before old checkpoints are deleted": lambda: before_call(transformers.trainer, "rotate_checkpoints", 1),
     "inside the adapter's folder": lambda: before_call(files, "sync_folder", 1),
@@ -75,14 +74,14 @@ MOMENTS: dict[str, Callable[[], None]] = {
 
 def count_steps(path: Path) -> None:
     """Add a character to a file whenever a training step begins: what a killed process did can't be asked later."""
-    original = trl.SFTTrainer.training_step
+    original = transformers.Trainer.training_step
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         with path.open("a") as file:
             file.write(".")
         return original(*args, **kwargs)
 
-    trl.SFTTrainer.training_step = counted
+    transformers.Trainer.training_step = counted
 
 
 def attempt(recipe_path: str, kill: float | str | None) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.paths import ROOT
-from tests.workbench.tiny import write_recipe
+from tests.workbench.tiny import write_jsonl, write_recipe
 
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training.run import finetune
@@ -76,6 +76,24 @@ def test_killed_at_each_delicate_moment_in_one_run(make_recipe):
     assert [(entry["kill"], entry["status"]) for entry in log] == [*((moment, -9) for moment in MOMENTS), (None, 0)]
     assert adapter_file(killed) == adapter_file(undisturbed)
     for key in ("before", "after", "loss_curve", "tokens", "steps"):
+        assert metrics(killed)[key] == metrics(undisturbed)[key], key
+
+
+def test_a_preference_run_is_resumed_alike(make_recipe, content, tmp_path):
+    numbers = range(40)
+    pairs = [
+        {"prompt": f"Number {n}", "chosen": f" is {n} cats", "rejected": f" or {n} dogs and more"} for n in numbers
+    ]
+    content["task"] = "preference"
+    content["data"] = {"train": str(write_jsonl(tmp_path / "pairs.jsonl", pairs)), "holdout_every": 5}
+    content["training"]["max_length"] = 64
+    undisturbed, killed = make_recipe("undisturbed"), make_recipe("killed")
+    moments = ["between two checkpoints", "after a checkpoint's adapter", "inside the adapter's folder"]
+    calm, log = drive((undisturbed, []), (killed, moments))
+    assert [entry["steps"] for entry in calm] == [8]
+    assert [(entry["kill"], entry["status"]) for entry in log] == [*((moment, -9) for moment in moments), (None, 0)]
+    assert adapter_file(killed) == adapter_file(undisturbed)
+    for key in ("before", "after", "loss_curve", "margin_curve"):
         assert metrics(killed)[key] == metrics(undisturbed)[key], key
 
 
