@@ -5,9 +5,11 @@ import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import torch
+import trl
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.toys import tiny_llama_config
@@ -82,6 +84,18 @@ def test_a_card_that_says_something_stays(base, tmp_path):
     assert ModelCard.load(card).text.strip() == ModelCard(before).text.strip()
     describe_adapter(str(tmp_path / "adapter"), model.peft_config["default"], replace=True)
     assert "Mine." not in card.read_text()
+
+
+def test_trl_s_card_is_replaced(base, tmp_path):
+    """It shows how to load a whole model, and not an adapter."""
+    template = Path(trl.__file__).parent / "templates" / "lm_model_card.md"
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "README.md").write_text("---\nlicense: mit\n---\n" + template.read_text())
+    trained(base).save_pretrained(tmp_path / "adapter")
+    card = ModelCard.load(tmp_path / "adapter" / "README.md")
+    assert "import paca" in card.text
+    assert "TRL" not in card.text
+    assert card.data.license == "mit"
 
 
 def test_another_method_needs_no_import(base, tmp_path):

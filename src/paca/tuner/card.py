@@ -14,7 +14,8 @@ from ..errors import DISTRIBUTION
 from ..profiling.environment import versions
 
 FILE = "README.md"
-TEMPLATE = "Model Card for Model ID"  # the title of PEFT's card, whose sections are all empty
+# What PEFT's card bears, whose sections are all empty, and TRL's, which loads a whole model where an adapter lies.
+TEMPLATES = ("# Model Card for Model ID", "It has been trained using [TRL](https://github.com/huggingface/trl).")
 VERSIONED = (DISTRIBUTION, "peft", "torch", "transformers")
 UNTOLD = {  # of a configuration: what the card says elsewhere, and what describes no training
     *("peft_type", "task_type", "base_model_name_or_path", "auto_mapping", "peft_version", "inference_mode"),
@@ -48,7 +49,7 @@ PEFT up to 0.21 does not know the method: without `import paca` it raises `KeyEr
 def describe_adapter(
     folder: str, config: PeftConfig, more: str = "", note: str = "", public: bool = True, replace: bool = False
 ) -> None:
-    """Put a card in the place of the empty one that PEFT has written; one that says something stays.
+    """Put a card in the place of the one that PEFT or TRL has written; any other stays.
 
     Args:
         folder: The adapter's folder.
@@ -62,7 +63,7 @@ def describe_adapter(
     if not os.path.isfile(path):
         return
     card = ModelCard.load(path)
-    if TEMPLATE not in card.text and not replace:
+    if not replace and not any(mark in card.text for mark in TEMPLATES):
         return
     base = config.base_model_name_or_path or ""
     named = bool(base) and not _is_local(base)
