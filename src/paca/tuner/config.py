@@ -222,7 +222,7 @@ def _number_problems(config: PacaConfig) -> Iterator[str]:
 def _target_problems(config: PacaConfig) -> Iterator[str]:
     if config.bias not in BIAS_CHOICES:
         hint = "; LoRA's 'lora_only' is 'paca_only' here" if config.bias == "lora_only" else ""
-        yield f"bias={config.bias!r} is unknown{hint}; pass one of {', '.join(map(repr, BIAS_CHOICES))}."
+        yield f"bias={config.bias!r} is unknown; pass one of {', '.join(map(repr, BIAS_CHOICES))}{hint}."
     if config.column_source is not None and (not isinstance(config.column_source, str) or not config.column_source):
         yield f"column_source={config.column_source!r} is not the name of a folder or a Hub repository."
     if isinstance(config.target_parameters, str):
