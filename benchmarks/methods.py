@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from paca import PacaError
 from paca.workbench.methods.catalogue import METHODS as COMPARED
 from paca.workbench.methods.catalogue import AdapterSetting
+from paca.workbench.models.lean import quietly_lean
 from swap import SwapLinear
 from timing import FLOOR, FLOOR_AGAIN
 
@@ -53,6 +54,22 @@ def variant(name: str, description: str, **options: Any) -> Method:
     )
 
 
+def lean(name: str, described: str, prepare: Callable[[PreTrainedModel, int], nn.Module], **options: Any) -> Method:
+    """A method over modules that keep the least for backward."""
+
+    def prepare_lean(model: PreTrainedModel, rank: int) -> nn.Module:
+        prepared = prepare(model, rank)
+        quietly_lean(prepared)
+        return prepared
+
+    return Method(
+        f"{name}-lean",
+        f"{described}, with the forwards of paca.lean and a loss without logits",
+        prepare_lean,
+        **options,
+    )
+
+
 def freeze(model: PreTrainedModel, rank: int) -> nn.Module:
     """Train nothing: what remains of a step is forward and the gradient of the input."""
     return model.requires_grad_(False)
@@ -79,7 +96,10 @@ METHODS: dict[str, Method] = {
     for method in (
         Method(FLOOR, "forward and input gradients, nothing trained: the least that any method can cost", freeze),
         Method(FLOOR_AGAIN, "the same once more: how far apart the two are is the noise of the run", freeze),
+        lean(FLOOR, "the floor", freeze),
         compared("paca"),
+        lean("paca", "this package", compared("paca").prepare, by_default=False),
+        lean("lora", "PEFT's LoRA", compared("lora").prepare, by_default=False),
         variant("paca-runs-8", "the same, connections in runs of 8", run_length=8),
         variant("paca-runs-16", "the same, connections in runs of 16", run_length=16),
         variant("paca-aligned", "the same, one set for layers that read one input", aligned=True),
@@ -116,11 +136,12 @@ def choose_methods(names: Iterable[str] | None, dtype: torch.dtype) -> list[Meth
     return [METHODS[name] for name in names]
 
 
-def trained_set(model: nn.Module) -> frozenset[tuple[str, tuple[int, ...], torch.dtype]]:
-    """Name, shape and dtype of everything that a model trains, and which connections these are."""
+def trained_set(model: nn.Module) -> frozenset[tuple[str, tuple[int, ...], torch.dtype | None]]:
+    """Name, shape and dtype of everything that a model trains, which connections these are, and what is lean."""
     found = {(name, tuple(p.shape), p.dtype) for name, p in model.named_parameters() if p.requires_grad}
     chosen = {(name, tuple(b.tolist()), b.dtype) for name, b in model.named_buffers() if "paca_indices" in name}
-    return frozenset(found | chosen)
+    lean = {(name, (), None) for name, module in model.named_modules() if hasattr(type(module), "lean_of")}
+    return frozenset(found | chosen | lean)
 
 
 def check_that_methods_differ(models: dict[str, nn.Module]) -> None:
@@ -136,13 +157,13 @@ def check_that_methods_differ(models: dict[str, nn.Module]) -> None:
         RuntimeError: If two methods share a parameter or train equal sets of them, or if one trains nothing.
     """
     owners: dict[int, str] = {}
-    sets: dict[frozenset[tuple[str, tuple[int, ...], torch.dtype]], str] = {}
+    sets: dict[frozenset[tuple[str, tuple[int, ...], torch.dtype | None]], str] = {}
     for name, model in models.items():
         for parameter in model.parameters():
             owner = owners.setdefault(id(parameter), name)
             if owner != name:
                 raise RuntimeError(f"{owner!r} and {name!r} share a parameter: each method needs a model of its own.")
-        if name in (FLOOR, FLOOR_AGAIN):
+        if name in (FLOOR, FLOOR_AGAIN, f"{FLOOR}-lean"):
             continue
         trained = trained_set(model)
         if not trained:

@@ -7,11 +7,16 @@ import warnings
 import peft
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import paca
 from paca.profiling import kept_for_backward
+from paca.workbench.planning import attention
+from paca.workbench.planning.fake import materialize_fake
+from paca.workbench.planning.models import find_config
 
 SIZES = {
     "hidden_size": 32,
@@ -269,3 +274,41 @@ def test_a_hook_that_comes_later_is_called():
 def test_what_is_no_model_is_refused():
     with pytest.raises(paca.PacaError, match=r"got str; pass the model itself"):
         paca.lean("llama")
+
+
+@pytest.mark.parametrize(
+    "method", [None, paca.PacaConfig(r=4, target_modules="all-linear", random_seed=0)], ids=["frozen", "paca"]
+)
+def test_compiled_as_one_graph(method):
+    model, lean, _ = both(tiny("llama"), loss=False)
+    if method is not None:
+        lean, model = (peft.get_peft_model(one, copy.deepcopy(method)) for one in (lean, model))
+    wanted = step(model)
+    torch.compiler.reset()
+    compiled = torch.compile(lean, backend="aot_eager", fullgraph=method is None)
+    for mine, theirs in zip(step(compiled), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def kept_by_smollm2(change):
+    """Bytes that a forward pass of SmolLM2's full shape keeps, on tensors without memory."""
+    config = find_config("smollm2-135m")
+    attention.register()
+    config._attn_implementation, config.use_cache = attention.ATTENTIONS["sdpa"], False
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config).train().requires_grad_(False)
+    model = change(model)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        materialize_fake(model)
+        embedded = torch.zeros(1, 256, 576, requires_grad=True)
+        labels = torch.zeros(1, 256, dtype=torch.long)
+        return kept_for_backward(lambda: model(inputs_embeds=embedded, labels=labels).loss)
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has no linear_cross_entropy")
+def test_paca_lean_keeps_at_most_two_thirds_of_the_plain_floor():
+    def paca_lean(model):
+        quiet_lean(model)
+        return peft.get_peft_model(model, paca.PacaConfig(r=16, target_modules="all-linear"))
+
+    assert kept_by_smollm2(paca_lean) <= 0.66 * kept_by_smollm2(lambda model: model)

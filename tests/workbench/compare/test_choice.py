@@ -9,14 +9,14 @@ from paca.workbench.methods.catalogue import METHODS, AdapterSetting
 
 
 def test_the_floor_comes_first_and_nothing_twice():
-    assert [chosen.label for chosen in choose_methods("paca, lora,paca")] == ["frozen", "paca", "lora"]
+    assert [chosen.label for chosen in choose_methods("paca, lora,paca")] == ["frozen", "frozen-lean", "paca", "lora"]
 
 
 def test_methods_of_peft_go_by_name_and_by_config_class_with_arguments():
     chosen = choose_methods("lora(r=8,use_rslora=true),VeraConfig(r=64),ia3")
-    assert [found.label for found in chosen[1:]] == ["lora(r=8,use_rslora=true)", "VeraConfig(r=64)", "ia3"]
+    assert [found.label for found in chosen[2:]] == ["lora(r=8,use_rslora=true)", "VeraConfig(r=64)", "ia3"]
     configs = [
-        found.method.config(AdapterSetting(16, "all-linear", 1, found.setting.arguments)) for found in chosen[1:]
+        found.method.config(AdapterSetting(16, "all-linear", 1, found.setting.arguments)) for found in chosen[2:]
     ]
     assert [type(config).__name__ for config in configs] == ["LoraConfig", "VeraConfig", "IA3Config"]
     assert (configs[0].r, configs[0].lora_alpha, configs[0].use_rslora) == (8, 8, True)
@@ -26,7 +26,7 @@ def test_methods_of_peft_go_by_name_and_by_config_class_with_arguments():
 
 def test_an_argument_may_be_a_list_or_a_mapping():
     text = "paca(r=4,rank_pattern={q_proj: 8, up_proj: 2}),lora(target_modules=[q_proj, v_proj],r=2)"
-    paca, lora = choose_methods(text)[1:]
+    paca, lora = choose_methods(text)[2:]
     assert paca.setting.arguments == {"r": 4, "rank_pattern": {"q_proj": 8, "up_proj": 2}}
     assert lora.setting.arguments == {"target_modules": ["q_proj", "v_proj"], "r": 2}
     assert f"{paca.label},{lora.label}" == text
@@ -57,7 +57,7 @@ RANKS = {  # 16 where nothing else is said
 @pytest.mark.road("comparisons")
 @pytest.mark.parametrize("words", RANKS)
 def test_the_rank_is_that_which_the_arguments_give(words):
-    floor, *others = choose_methods(words)
+    floor, _, *others = choose_methods(words)
     assert floor.rank is None
     chosen = others[0] if words != "frozen,lora" else floor
     assert chosen.rank == chosen.identity()["rank"] == RANKS[words]
@@ -68,7 +68,7 @@ def test_the_rank_is_that_which_the_arguments_give(words):
     [
         ("paca,lorra", "'lorra': neither paca nor PEFT has such a method; did you mean 'lora'?"),
         ("moslra", "did you mean 'moslora'?"),
-        ("zzzzz", "; known: frozen, paca, lora,"),
+        ("zzzzz", "; known: frozen, frozen-lean, paca, lora,"),
         ("lora(rr=8)", "lora: rr = 8: there is no such key; did you mean"),
         ("lora(r=many)", "lora: r = 'many': expected int, got str"),
         ("lora(8)", "lora(8): '8' is not key=value; write for example r=8"),
@@ -102,7 +102,7 @@ def test_rates_are_read_and_made():
     assert read_rates(["paca=5e-3", "lora=2e-3,1e-3"], ["paca", "lora"]) == {"paca": [5e-3], "lora": [1e-3, 2e-3]}
     assert grid(2e-3, 3) == [1e-3, 2e-3, 4e-3]
     assert grid(2e-3, 4) == [1e-3, 2e-3, 4e-3, 8e-3]
-    [_, lora] = choose_methods("lora")
+    [*_, lora] = choose_methods("lora")
     assert rates_of(lora, {"lora": [7.0]}, 3, None) == [7.0]
     assert rates_of(lora, {}, 0, 1e-5) == [1e-5]
     assert rates_of(lora, {}, 0, None) == [lora.method.rate]

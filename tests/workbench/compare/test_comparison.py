@@ -51,7 +51,14 @@ def units(folder, kind):
 
 def test_every_method_has_a_row_with_everything_that_is_measured(compared):
     _, results = compared
-    assert [found["method"] for found in results["methods"][:5]] == ["frozen", "paca", "lora", "moslora", "full"]
+    assert [found["method"] for found in results["methods"][:6]] == [
+        "frozen",
+        "frozen-lean",
+        "paca",
+        "lora",
+        "moslora",
+        "full",
+    ]
     for name in ("paca", "lora", "moslora"):
         found = row(results, name)
         assert len(found["losses"]) == len(found["curves"]) == 2

@@ -8,7 +8,7 @@ from typing import Any
 from paca.errors import PacaError
 from paca.workbench.base import yaml
 from paca.workbench.base.messages import suggestion
-from paca.workbench.methods.catalogue import FLOOR, METHODS, AdapterSetting, Method
+from paca.workbench.methods.catalogue import FLOORS, METHODS, AdapterSetting, Method
 from paca.workbench.methods.registry import known_methods, method_problems
 
 DEFAULT = "paca,lora,miss,lora-fa"
@@ -53,13 +53,13 @@ class Entry:
 
 
 def choose_methods(text: str) -> list[Entry]:
-    """Find the methods that a user names; the frozen floor is always among them, first.
+    """Find the methods that a user names; the frozen floors, plain and lean, are always among them, first.
 
     Names are separated by commas; each may have arguments of the method's PEFT config in parentheses. A PacaError
     names all unknown methods, with near names, and all unknown arguments at once.
     """
     problems: list[str] = []
-    chosen = {FLOOR: Entry(FLOOR, METHODS[FLOOR])}
+    chosen = {name: Entry(name, METHODS[name]) for name in FLOORS}
     for name, given in _split(text):
         found = _find(name, problems)
         arguments = _arguments(name, given, problems)
@@ -70,7 +70,7 @@ def choose_methods(text: str) -> list[Entry]:
         chosen[label] = Entry(label, found, AdapterSetting(arguments=arguments))
     if problems:
         raise PacaError("--methods: " + "\n  ".join(problems))
-    if len(chosen) == 1:
+    if len(chosen) == len(FLOORS):
         raise PacaError(f"--methods {text!r} names nothing to compare; for example --methods {DEFAULT}.")
     return list(chosen.values())
 

@@ -26,7 +26,7 @@ from paca.workbench.compare.units import (
     Unit,
 )
 from paca.workbench.compare.worker import Worker
-from paca.workbench.methods.catalogue import METHODS, AdapterSetting
+from paca.workbench.methods.catalogue import LEAN_FLOOR, METHODS, AdapterSetting
 from paca.workbench.recipe.recipe import Recipe
 
 PARAMETERS, RANK = "parameters", "rank"
@@ -115,7 +115,7 @@ def compare(comparison: Comparison, folder: Path, workers: Sequence[Worker], pro
         _run_job(comparison, entry, comparison.recipe.seed + index, rates[entry.label])
         for index in range(comparison.seeds)
         for entry in alive
-        if entry.label in rates and (entry.method.trains or index == 0)
+        if entry.label in rates and entry.label != LEAN_FLOOR and (entry.method.trains or index == 0)
     ]
     results = runner.run(runs)
     failed = {unit.entry.label for unit, found in zip(runs, results, strict=True) if "error" in found}

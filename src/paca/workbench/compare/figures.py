@@ -11,7 +11,7 @@ from plotly.colors import hex_to_rgb
 
 from paca.workbench.base.palette import GREY, KINDS, PHASES, method_colours
 from paca.workbench.base.pictures import smoothed
-from paca.workbench.methods.catalogue import FLOOR
+from paca.workbench.methods.catalogue import FLOOR, FLOORS
 
 Row = Mapping[str, Any]
 _LINE = 18  # characters of a label's line, so that labels leave room on a phone
@@ -145,7 +145,7 @@ def _training(rows: Sequence[Row]) -> go.Figure:
     tints = colours(rows)
     for row in rows:
         runs = [run for run in row.get("training_losses") or [] if len(run) >= _FEWEST_SMOOTHED]
-        if not runs or row["method"] == FLOOR:
+        if not runs or row["method"] in FLOORS:
             continue
         figure.add_scatter(
             x=[step for run in runs for step, _ in run],
@@ -233,7 +233,7 @@ def _scatter(rows: Sequence[Row], front: Sequence[str]) -> go.Figure:
     found = {
         row["method"]: row
         for row in rows
-        if row["method"] != FLOOR and row.get("loss") is not None and row.get("peak_bytes") is not None
+        if row["method"] not in FLOORS and row.get("loss") is not None and row.get("peak_bytes") is not None
     }
     tints = colours(rows)
     line = [found[name] for name in front if name in found]

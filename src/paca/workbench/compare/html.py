@@ -11,7 +11,7 @@ from paca.workbench.base import yaml
 from paca.workbench.compare.columns import COLUMNS, cell, shown_columns
 from paca.workbench.compare.figures import charts, colours
 from paca.workbench.compare.markdown import document, how, notes, source_name
-from paca.workbench.methods.catalogue import FLOOR
+from paca.workbench.methods.catalogue import FLOORS
 
 # The part of plotly.js that draws scatters and bars: a quarter of the whole, which plotly's Python package has.
 PLOTLY = "plotly-basic.min.js"
@@ -64,7 +64,7 @@ def summary_csv(results: Mapping[str, Any]) -> str:
 
 
 def _facts(results: Mapping[str, Any]) -> str:
-    rows = [row for row in results["methods"] if row["method"] != FLOOR]
+    rows = [row for row in results["methods"] if row["method"] not in FLOORS]
     seeds = max((len(row.get("seeds", ())) for row in rows), default=0)
     training = results["recipe"]["training"]
     facts = [

@@ -6,7 +6,7 @@ from typing import Any
 from paca.workbench.base.markdown import table
 from paca.workbench.compare.columns import cell, shown_columns
 from paca.workbench.compare.units import LONGEST, OPERATIONS, THROUGHPUT
-from paca.workbench.methods.catalogue import FLOOR
+from paca.workbench.methods.catalogue import FLOORS
 
 
 def document(results: Mapping[str, Any]) -> str:
@@ -55,7 +55,7 @@ def notes(results: Mapping[str, Any]) -> str:
 
 
 def _seeds_note(results: Mapping[str, Any]) -> str:
-    fewest = min(len(row["seeds"]) for row in results["methods"] if row.get("seeds") and row["method"] != FLOOR)
+    fewest = min(len(row["seeds"]) for row in results["methods"] if row.get("seeds") and row["method"] not in FLOORS)
     if fewest == 1:
         return (
             "One seed: how far losses scatter between runs is not known, so none is called the lowest; add --seeds 3."

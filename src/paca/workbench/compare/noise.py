@@ -7,7 +7,7 @@ from typing import Any
 
 from paca.workbench.base.change import IMPROVED, change
 from paca.workbench.compare.columns import COLUMNS, Column
-from paca.workbench.methods.catalogue import FLOOR
+from paca.workbench.methods.catalogue import FLOORS
 
 Row = Mapping[str, Any]
 _ERRORS = 2.0  # standard errors that a difference has to exceed
@@ -54,7 +54,7 @@ def best(rows: Iterable[Row], noise: float | None = None) -> dict[str, list[str]
         it; none where that would be all of them, or the best has learned nothing.
     """
     found = {}
-    rows = [row for row in rows if row["method"] != FLOOR]
+    rows = [row for row in rows if row["method"] not in FLOORS]
     for column in COLUMNS:
         if column.best is None:
             continue

@@ -7,7 +7,7 @@ from typing import Any
 
 from paca.workbench.compare.noise import best, pareto, relative_error, standard_error
 from paca.workbench.compare.units import FLOOR_AGAIN, LONGEST, OPERATIONS, PROFILE, RUN, SWEEP, THROUGHPUT, TIMING
-from paca.workbench.methods.catalogue import FLOOR
+from paca.workbench.methods.catalogue import FLOOR, FLOORS
 
 Row = dict[str, Any]
 
@@ -40,7 +40,7 @@ def summarize(units: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "methods": found,
         "noise": noise,
-        "pareto": pareto([row for row in found if row["method"] != FLOOR]),
+        "pareto": pareto([row for row in found if row["method"] not in FLOORS]),
         "best": best(found, noise),
         "machine": timing.get("machine"),
     }
@@ -55,7 +55,7 @@ def _labels(by_kind: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
         for unit in by_kind[kind]
     ]
     labels = list(dict.fromkeys([*timed, *single]))
-    return sorted(labels, key=lambda label: label != FLOOR)
+    return sorted(labels, key=lambda label: label not in FLOORS)
 
 
 def _row(label: str, by_kind: Mapping[str, Sequence[Mapping[str, Any]]]) -> Row:

@@ -14,7 +14,8 @@ from paca.workbench.compare.choice import Entry
 from paca.workbench.compare.unrelated import unrelated_text
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import TrainingData, hold_out, prepare_data, read_data, spread
-from paca.workbench.methods.catalogue import Method
+from paca.workbench.methods.catalogue import FLOORS, Method
+from paca.workbench.models.lean import quietly_lean
 from paca.workbench.models.load import load_model, load_tokenizer
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.text_arguments import training_arguments
@@ -96,7 +97,10 @@ class Workload:
         base = self.base(entry.method)
         shared = share and (entry.method.keeps_base or not entry.method.trains)
         memo = {id(parameter): parameter for parameter in base.parameters()} if shared else {}
-        return entry.method.put_on(copy.deepcopy(base, memo), entry.setting).train()
+        model = entry.method.put_on(copy.deepcopy(base, memo), entry.setting).train()
+        if self.recipe.lean and entry.label not in FLOORS:
+            quietly_lean(model)
+        return model
 
     def arguments(self, seed: int, changes: Mapping[str, Any] | None = None) -> Any:
         """The recipe's `SFTConfig`, without checkpoints and bars; `changes` win over its `training` keys."""

@@ -14,8 +14,10 @@ from paca.workbench.methods.placement import anywhere
 from paca.workbench.methods.registry import known_methods, method_config
 from paca.workbench.methods.targets import check_targets
 from paca.workbench.models.embedded_columns import columns_of_embedded
+from paca.workbench.models.lean import quietly_lean
 
-FLOOR, FULL = "frozen", "full"
+FLOOR, LEAN_FLOOR, FULL = "frozen", "frozen-lean", "full"
+FLOORS = (FLOOR, LEAN_FLOOR)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Method:
         frozen_part: Adapter parameters with this in their name are not trained.
         adapter_in_base_dtype: The adapter is not put into float32.
         quantization: The base is quantized like this, whatever the recipe says; None as the recipe says.
+        lean: Modules get the forwards of `paca.lean`, and the loss makes no logits.
         keeps_base: The base weights are never written to, so that several such models may share them.
     """
 
@@ -65,6 +68,7 @@ class Method:
     frozen_part: str | None = None
     adapter_in_base_dtype: bool = False
     quantization: str | None = None
+    lean: bool = False
     keeps_base: bool = False
 
     @property
@@ -100,6 +104,8 @@ class Method:
             packed = [name for name, parameter in model.named_parameters() if not parameter.is_floating_point()]
             if self.trains_base and packed:
                 raise PacaError(f"{self.name} can't train quantized weights, such as {packed[0]}; use a plain base.")
+            if self.lean:
+                quietly_lean(model)
             return model.requires_grad_(self.trains_base)
         with columns_of_embedded(self.config(setting)) as config:
             check_targets(model, config)
@@ -114,6 +120,7 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method(FLOOR, "nothing trained; a step is forward and input gradients, the least that any method can cost"),
+        Method(LEAN_FLOOR, "the same, keeping the least, as `paca.lean` makes any model do", lean=True),
         Method("paca", "this package: columns of the weight itself", "paca", rate=5e-3),
         Method("lora", "PEFT's LoRA, adapter in float32 (PEFT's default)", "lora", rate=2e-3, keeps_base=True),
         Method(
