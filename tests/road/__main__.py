@@ -1,6 +1,6 @@
 """`python -m tests.road [KIND …]` runs the tests marked `road` and prints one line for each kind of `kinds.py`.
 
-pytest's own report follows if a test failed; the exit status is pytest's.
+pytest's own report follows if a test failed; the exit status is pytest's, and 1 where a kind has no tests.
 """
 
 import argparse
@@ -68,7 +68,8 @@ def main(arguments):
     print("\n".join(outcomes.lines()))
     if status != pytest.ExitCode.OK:
         print(report.getvalue())
-    return int(status)
+    untested = [kind for kind in chosen if not outcomes.by_kind[kind]]
+    return int(status) or int(bool(untested))
 
 
 if __name__ == "__main__":

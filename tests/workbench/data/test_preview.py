@@ -3,7 +3,7 @@
 import pytest
 from rich.text import Text
 from tests.paths import SHARED
-from tests.workbench.data.templates import FOLDER
+from tests.workbench.data.templates import template
 from tests.workbench.tiny import write_jsonl, write_recipe
 
 from paca.workbench.cli.main import main
@@ -62,10 +62,10 @@ CASES = SHARED / "cases" / "road"
 needs_cases = pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not there")
 
 
-def shown(content, tmp_path, capsys, source, template, *overrides):
+def shown(content, tmp_path, capsys, source, chat_template, *overrides):
     content["data"] = {"train": str(source), "holdout_every": 2}
     content["training"]["max_length"] = 2048
-    content["model"]["chat_template"] = str(template)
+    content["model"]["chat_template"] = str(chat_template)
     assert main(["data", str(write_recipe(tmp_path / "r.yaml", content)), *overrides]) == 0
     return capsys.readouterr().out
 
@@ -73,10 +73,10 @@ def shown(content, tmp_path, capsys, source, template, *overrides):
 @pytest.mark.road("fields")
 @needs_cases
 def test_tools_are_shown_under_a_template_that_knows_them(content, tmp_path, capsys):
-    out = shown(content, tmp_path, capsys, CASES / "tools_column.jsonl", FOLDER / "qwen3.jinja")
+    out = shown(content, tmp_path, capsys, CASES / "tools_column.jsonl", template("qwen3"))
     assert '<tools>\n{"type": "function", "function": {"name": "rate_of", "description": "Exchange rate"' in out
     assert "not used" not in out
-    out = shown(content, tmp_path, capsys, CASES / "tools_column.jsonl", FOLDER / "deepseekv3.jinja")
+    out = shown(content, tmp_path, capsys, CASES / "tools_column.jsonl", template("deepseekv3"))
     assert "Exchange rate" not in out
     assert "4 rows: the chat template leaves out the 'tools'; for instance " in out
 
@@ -106,15 +106,15 @@ def test_a_turn_that_is_marked_has_the_colour_of_no_loss(tokenizer):
 @pytest.mark.road("templates")
 @needs_cases
 def test_thoughts_that_a_template_leaves_out_are_counted(content, tmp_path, capsys):
-    out = shown(content, tmp_path, capsys, CASES / "think.jsonl", FOLDER / "deepseekv3.jinja")
+    out = shown(content, tmp_path, capsys, CASES / "think.jsonl", template("deepseekv3"))
     assert "4 rows: the chat template leaves out the thoughts of an earlier answer; for instance " in out
     assert "4 rows: the chat template leaves out the thoughts of an answer; for instance " in out
-    assert "leaves out" not in shown(content, tmp_path, capsys, CASES / "think.jsonl", FOLDER / "qwen3.jinja")
+    assert "leaves out" not in shown(content, tmp_path, capsys, CASES / "think.jsonl", template("qwen3"))
 
 
 @pytest.mark.road("templates")
 @needs_cases
 def test_arguments_that_are_strings_are_decoded(content, tmp_path, capsys):
     """The template of Qwen3.5 walks over the arguments: a string is an error there."""
-    out = shown(content, tmp_path, capsys, CASES / "strargs2.jsonl", FOLDER / "qwen3_5_think.jinja")
+    out = shown(content, tmp_path, capsys, CASES / "strargs2.jsonl", template("qwen3_5_think"))
     assert "<parameter=a>\n1\n</parameter>" in out
