@@ -76,6 +76,21 @@ def test_a_named_gpu_bounds_the_time_from_below(config, capsys):
     assert row["seconds_at_least"] == row["operations"]["total"] / 312e12
 
 
+def test_all_that_can_be_asked_for_fits_80_columns(config, capsys, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr("paca.workbench.planning.rows.largest_that_fits", lambda *_: 2**20)
+    monkeypatch.setattr("paca.workbench.planning.optimizers.PAGED_FROM", 1)
+    words = ("--methods", "paca,moslora", "--gpu", "a100-80gb", "--seq", "64", "--max-seq", "--max-batch")
+    assert plan(config, *words, "--optimizer", "paged_adamw_8bit", "--checkpointing") == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if "method" in line)
+    sizes = ["peak", "weights", "grads", "optim", "kept", "temp", "paged"]
+    assert head.split() == ["method", *sizes, "fits", "longest", "largest"]
+    assert any("1,048,576" in line for line in lines)
+    assert max(len(line) for line in lines if "peak in" not in line) <= 80
+    assert any(line.startswith("paca: peak in ") for line in lines)
+
+
 def test_a_configuration_with_code_needs_the_flag(config, tmp_path, capsys):
     content = json.loads((tmp_path / "config.json").read_text())
     content |= {"model_type": "own", "auto_map": {"AutoConfig": "code.OwnConfig"}}

@@ -19,7 +19,7 @@ def test_a_run_says_first_what_a_step_needs(recipe, capfd):
     finetune(recipe)
     first = next(line for line in capfd.readouterr().err.splitlines() if line.startswith("note:"))
     assert first.startswith("note: estimated peak of a step: ")
-    assert "parameters" in first
+    assert "weights" in first
     assert "CPU has" in first
 
 

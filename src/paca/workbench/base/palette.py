@@ -27,7 +27,7 @@ KINDS = {
     "parameters": ("weights", "#7c8aa0"),
     "gradients": ("gradients", "#c9b38c"),
     "optimizer": ("optimizer", "#a79ac2"),
-    "activations": ("activations", "#86b3ac"),
+    "activations": ("kept", "#86b3ac"),
     "temporaries": ("temporaries", "#cfd5de"),
 }
 PHASES = {

@@ -8,6 +8,7 @@ import torch
 
 from paca.errors import PacaError
 from paca.profiling import Peak
+from paca.workbench.base.palette import KINDS
 from paca.workbench.methods.placement import anywhere
 from paca.workbench.planning.families import is_image_config
 from paca.workbench.planning.methods import QUANTIZED
@@ -116,7 +117,9 @@ class Estimate:
 
     def line(self) -> str:
         """Say it in one line."""
-        parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.peak.by_category.items() if size)
+        parts = ", ".join(
+            f"{KINDS[name][0]} {size / 2**30:.2f}" for name, size in self.peak.by_category.items() if size
+        )
         verdict = "of" if self.peak.total <= self.available else "which is more than the"
         device = "GPU" if torch.cuda.is_available() else "CPU"
         return (

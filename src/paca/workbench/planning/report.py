@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from paca.workbench.base.files import write_file
@@ -23,26 +24,30 @@ SEARCHED = {"max_seq": "longest", "max_batch": "largest"}
 
 def memory_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Show the peak of each method, in GiB."""
-    table = Table(title=title)
-    table.add_column("method")
+    table = _narrow_table(title)
     paged = any(row["paged"] for row in rows)
     searched = [key for key in SEARCHED if key in rows[0]]
     heads = ["peak", *SHORT.values(), *(["paged"] if paged else []), *(["fits"] if "fits" in rows[0] else [])]
     for head in [*heads, *(SEARCHED[key] for key in searched)]:
         table.add_column(head, justify="right")
-    table.add_column("peak is in")
     for row in rows:
         sizes = [row["total"], *(row["by_category"][name] for name in SHORT), *([row["paged"]] if paged else [])]
         fits = ["yes" if row["fits"] else "no"] if "fits" in row else []
         found = [f"{row[key]:,}" for key in searched]
-        table.add_row(row["method"], *(f"{size / 2**30:.2f}" for size in sizes), *fits, *found, row["phase"])
+        table.add_row(row["method"], *(f"{size / 2**30:.2f}" for size in sizes), *fits, *found)
+    return table
+
+
+def _narrow_table(title: str) -> Table:
+    """A table that fits 80 columns with all that can be asked for: a space between columns, and no frame."""
+    table = Table(title=title, box=box.SIMPLE, padding=0, min_width=min(len(title) + 2, 80))
+    table.add_column("method")
     return table
 
 
 def operations_table(rows: Sequence[Mapping[str, Any]], gpu: Gpu | None) -> Table:
     """Show the operations of each method's step, in 10¹², and the least time that a GPU of known rate takes."""
-    table = Table(title="operations of a step, TFLOP")
-    table.add_column("method")
+    table = _narrow_table("operations of a step, TFLOP")
     phases = ["forward", "backward", "recompute", "optimizer", "total", "adapter"]
     if not any(row["operations"]["recompute"] for row in rows):
         phases.remove("recompute")
@@ -58,8 +63,10 @@ def operations_table(rows: Sequence[Mapping[str, Any]], gpu: Gpu | None) -> Tabl
 
 
 def where_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say which module runs at the peak of each method, where one does."""
-    return [f"{row['method']}: peak in {row['phase']} of {row['module']}" for row in rows if row["module"]]
+    """Say in which phase the peak of each method is, and which module runs then, where one does."""
+    return [
+        f"{row['method']}: peak in {row['phase']}" + (f" of {row['module']}" if row["module"] else "") for row in rows
+    ]
 
 
 def uncalled_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
