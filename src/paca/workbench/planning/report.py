@@ -52,7 +52,7 @@ def operations_table(rows: Sequence[Mapping[str, Any]], gpu: Gpu | None) -> Tabl
     if not any(row["operations"]["recompute"] for row in rows):
         phases.remove("recompute")
     bounded = gpu is not None and gpu.half is not None
-    for head in [*phases[:-1], "of it adapter", *(["at least"] if bounded else [])]:
+    for head in [*phases, *(["at least"] if bounded else [])]:
         table.add_column(head, justify="right")
     for row in rows:
         counts = [f"{row['operations'][phase] / 1e12:.4g}" for phase in phases]
