@@ -143,7 +143,7 @@ def test_a_run_killed_after_it_stopped_early_takes_no_other_step(path, tmp_path,
     recipe = read_recipe(path, ["early_stopping={patience: 1}", "training.max_steps=12"])
     with monkeypatch.context() as patch:
         worsening(patch)
-        patch.setattr("paca.workbench.training.text._write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr("paca.workbench.training.text._save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             finetune(recipe)
     at_step(monkeypatch, 1, lambda: pytest.fail("a step was taken"))
