@@ -8,6 +8,8 @@ import torch
 
 import gpu
 from methods import METHODS
+from models import load_base
+from paca.profiling.steps import TrainingStep
 
 TINY = ("--shape", "tiny", "--device", "cpu", "--steps", "1", "--tokens", "8", "--longest", "8")
 
@@ -81,3 +83,16 @@ def test_a_machine_without_a_gpu_is_told_how_to_try_it_out(capsys):
     with pytest.raises(SystemExit):
         gpu.main(["--parts", "steps"])
     assert "torch finds no GPU here; try the kit out with --shape tiny --device cpu" in capsys.readouterr().err
+
+
+def test_saved_bytes_are_those_of_a_tracker_in_eager_and_less_when_compiled():
+    base = load_base("tiny", torch.float32, torch.device("cpu"))
+    ids = torch.randint(256, (1, 16))
+    step = TrainingStep(
+        METHODS["floor"].prepare(base, 4), {"inputs_embeds": base.model.embed_tokens(ids), "labels": ids}
+    )
+    eager = gpu.saved_bytes(step)
+    assert eager == pytest.approx(step.kept_bytes(), rel=0.02)
+    torch.compiler.reset()
+    step.model = torch.compile(step.model, backend="aot_eager_decomp_partition")
+    assert gpu.saved_bytes(step) < eager
