@@ -6,7 +6,7 @@ import sys
 import pytest
 from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
 
-from paca.workbench.cli.main import main
+from paca.workbench.cli.main import main, parse
 
 
 @pytest.fixture
@@ -31,6 +31,24 @@ def test_no_verb_and_a_wrong_option_are_usage_errors(capsys):
             main(arguments)
         assert caught.value.code == 2
         assert expected in capsys.readouterr().err
+
+
+def test_overrides_may_stand_after_options():
+    words = ["finetune", "r", "seed=1", "--no-doctor", "training.max_steps=5", "--output", "o", "a=4"]
+    arguments = parse(words)
+    assert arguments.overrides == ["seed=1", "training.max_steps=5", "a=4"]
+    assert arguments.output == "o"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["finetune", "r", "--resume", "x"], ["export", "adapter", "--to", "lora", "a=1"], ["finetune", "r", "--a=1"]],
+)
+def test_other_words_after_options_are_usage_errors(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert f"unrecognized arguments: {words[-1]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    arguments = build_parser().parse_args(argv)
+    arguments = parse(argv)
     try:
         return int(arguments.run(arguments))
     except PacaError as error:
@@ -64,6 +64,21 @@ def _run(argv: Sequence[str] | None) -> int:
         status, message = INTERRUPTED, "interrupted"
     print(f"paca {arguments.verb}: {message}", file=sys.stderr)
     return status
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the words after `paca`; overrides of a recipe's keys may stand after options as well.
+
+    Exits with status 2 where something is not understood.
+    """
+    parser = build_parser()
+    arguments, others = parser.parse_known_args(argv)
+    overrides = [word for word in others if "=" in word and not word.startswith("-")]
+    if others and (len(overrides) < len(others) or not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    if others:
+        arguments.overrides = [*arguments.overrides, *overrides]
+    return arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
