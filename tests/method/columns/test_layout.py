@@ -91,3 +91,12 @@ def test_a_weight_that_lies_in_a_larger_piece_of_memory_keeps_its_layout():
     with Columns(1, 1).lend(weight, (update(1, 4),), train=True):
         assert weight.is_contiguous()
         assert weight.data_ptr() == big.data_ptr()
+
+
+def test_counting_bytes_and_asking_for_facts_leaves_the_layout_alone():
+    weight, columns = make()
+    loan = columns.lend(weight, (update(1, 4),), train=True)
+    del loan
+    assert (weight.shape, weight.device.type, weight.requires_grad) == ((OUT, IN), "cpu", False)
+    assert weight.untyped_storage().nbytes() == weight.nbytes == weight.numel() * weight.element_size()
+    assert type(weight) is ConnectionMajorParameter

@@ -169,9 +169,12 @@ def test_as_a_process_into_a_closed_pipe(words, gone):
 
 
 INTERRUPTED = """
-import os, signal, sys
+import os, signal, sys, time
 from paca.workbench.cli import main as cli
-cli.build_parser = lambda: os.kill(os.getpid(), signal.SIGINT)
+def interrupted():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)  # the signal may come a moment later
+cli.build_parser = interrupted
 sys.exit(cli.main(["recipes"]))
 """
 

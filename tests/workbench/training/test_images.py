@@ -128,8 +128,8 @@ def test_lean_forwards_are_put_in(content, tmp_path, capsys):
 
 
 def test_a_method_that_does_not_fit_the_model(content, tmp_path):
-    content["method"] = {"name": "lora", "target_modules": ["nothing_here"]}
-    with pytest.raises(PacaError, match=r"'lora' can't be trained on .* like this: No modules were targeted"):
+    content["method"] = {"name": "lora", "target_modules": ["layernorm_before"]}
+    with pytest.raises(PacaError, match=r"'lora' can't be trained on .* like this: Target module LayerNorm"):
         run(content, tmp_path)
 
 
@@ -168,7 +168,7 @@ def test_a_recipe_for_images_is_checked(content, tmp_path):
 
 
 def test_the_task_is_known_and_images_go_with_one(content, tmp_path):
-    with pytest.raises(PacaError, match=r"task = 'image': expected one of text, image-classification"):
+    with pytest.raises(PacaError, match=r"task = 'image': expected one of text, preference, image-classification"):
         run(content, tmp_path, "task=image")
     with pytest.raises(PacaError, match=r"images: a recipe whose task is text has none; add task: image-class"):
         run(content, tmp_path, "task=text")
