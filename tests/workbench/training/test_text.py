@@ -147,9 +147,7 @@ def test_bad_data_leaves_no_folder(content, tmp_path):
 
 
 def test_a_method_that_does_not_fit_the_model(content, tmp_path):
-    with pytest.raises(
-        PacaError, match=r"'lora' can't be trained on .* like this: Target module LlamaRMSNorm"
-    ):
+    with pytest.raises(PacaError, match=r"'lora' can't be trained on .* like this: Target module LlamaRMSNorm"):
         run({**content, "method": {"name": "lora", "target_modules": ["input_layernorm"]}}, tmp_path)
 
 
