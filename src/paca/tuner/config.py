@@ -25,6 +25,7 @@ from .selection.gradient import MODES
 from .selection.registry import INDICES, strategy_problem
 from .unknown_fields import explain_unknown_fields
 
+_USUAL_RANK = 8
 BIAS_CHOICES = ("none", "all", "paca_only")
 
 
@@ -39,11 +40,14 @@ class PacaConfig(PeftConfig):
 
     Args:
         r: Connections trained per layer.
+        budget: In place of `r`: how many values to train in all, a whole number, or a share of the model below 1. All
+            layers get the largest rank that fits, which takes the budget's place once the model is known.
         paca_alpha: Updates are scaled by `paca_alpha / r`, which acts as a multiplier of the learning rate. None
             means the rank, also where `rank_pattern` says another one: no scaling.
         target_modules: Names of the layers to adapt (each matches whole names or their ends), a regular expression,
-            `"all-linear"`, or `"all-weights"`: convolutions, attention modules and experts as well, heads never. None
-            means the usual ones of a known architecture.
+            `"all-linear"`, `"all-weights"` (convolutions, attention modules and experts as well, heads never), or
+            `"mlp-out"`: the layers that project out of an MLP, such as a Llama's `down_proj`. None means the usual
+            ones of a known architecture.
         target_parameters: Names of fused expert weights to adapt, such as `"mlp.experts.down_proj"` (each matches
             whole names or their ends); a connection is an input feature, the same ones for every expert.
         exclude_modules: Names, or a regular expression, of layers to leave out.
@@ -85,7 +89,8 @@ class PacaConfig(PeftConfig):
         PacaError: If a value makes no sense; the message repeats it.
     """
 
-    r: int = 8
+    r: int = _USUAL_RANK
+    budget: int | float | None = None
     paca_alpha: float | None = None
     target_modules: list[str] | str | None = None
     target_parameters: list[str] | None = None
@@ -125,7 +130,9 @@ class PacaConfig(PeftConfig):
         problems = list(config_problems(self))
         if problems:
             raise PacaError("PacaConfig: " + " ".join(problems))
-        if self.paca_alpha is None:  # no scaling, whatever rank a layer has; the first key that fits a layer counts
+        if (
+            self.paca_alpha is None and self.budget is None
+        ):  # no scaling, whatever rank a layer has; the first key that fits a layer counts
             self.paca_alpha = self.r
             self.alpha_pattern = {**self.alpha_pattern, **self.rank_pattern, **self.alpha_pattern}
 
@@ -198,6 +205,7 @@ def alpha_of(config: PacaConfig, name: str) -> float:
 def config_problems(config: PacaConfig) -> Iterator[str]:
     """What is wrong with a configuration, one sentence per problem."""
     yield from _number_problems(config)
+    yield from _budget_problems(config)
     yield from _target_problems(config)
     yield from _selection_problems(config)
     yield from _run_problems(config)
@@ -217,6 +225,21 @@ def _number_problems(config: PacaConfig) -> Iterator[str]:
             yield f"alpha_pattern[{pattern!r}]={alpha!r} is not a finite number other than 0."
     if config.random_seed is not None and (not isinstance(config.random_seed, int) or config.random_seed < 0):
         yield f"random_seed={config.random_seed!r} is not an integer of 0 or more; leave it out for any connections."
+
+
+def _budget_problems(config: PacaConfig) -> Iterator[str]:
+    budget = config.budget
+    if budget is None:
+        return
+    if not _is_positive(budget) and not (isinstance(budget, float) and 0 < budget < 1):
+        yield (
+            f"budget={budget!r} is neither a number of trained values, a whole one such as 2_000_000, nor a share of "
+            "the model below 1 such as 0.02."
+        )
+    if config.r != _USUAL_RANK:
+        yield f"r={config.r!r} and budget={budget!r} both say how much is trained; leave one of them out."
+    if config.rank_pattern:
+        yield f"budget={budget!r} gives all layers one rank; leave it out to say ranks with rank_pattern."
 
 
 def _target_problems(config: PacaConfig) -> Iterator[str]:
@@ -266,7 +289,8 @@ def _run_problems(config: PacaConfig) -> Iterator[str]:
     if config.selection == INDICES and length > 1:
         yield f"run_length={length} does nothing with selection='indices', which says every connection; leave it out."
         return
-    ranks = {"r": config.r, **{f"rank_pattern[{name!r}]": rank for name, rank in config.rank_pattern.items()}}
+    r = {} if config.budget is not None else {"r": config.r}
+    ranks = {**r, **{f"rank_pattern[{name!r}]": rank for name, rank in config.rank_pattern.items()}}
     for where, rank in ranks.items():
         if isinstance(rank, int) and rank % length:
             nearest = max(length, rank // length * length)

@@ -2,6 +2,7 @@ import json
 
 import pytest
 from tests.toys import tiny_llama_config
+from tests.workbench.tiny import write_recipe
 
 from paca.workbench.cli.main import main
 
@@ -68,6 +69,22 @@ def test_a_recipe_says_how_it_trains_and_arguments_win(capsys):
     (shorter,) = json.loads(capsys.readouterr().out)["methods"]
     assert shorter["total"] < own["total"]
     assert shorter["trained"] == own["trained"]
+
+
+def test_a_recipes_budget_is_what_is_planned(content, tmp_path, capsys):
+    def trained(*words, **method):
+        content["method"] = {"name": "paca", "random_seed": 0, **method}
+        assert plan(str(write_recipe(tmp_path / "recipe.yaml", content)), *words, "--json") == 0
+        return [row["trained"] for row in json.loads(capsys.readouterr().out)["methods"]]
+
+    (whole,) = trained(r=3, target_modules="mlp-out")
+    assert trained(budget=whole + 1, target_modules="mlp-out") == [whole]
+    assert trained("--rank", "3", "--methods", "paca,lora", budget=500, target_modules="mlp-out")[0] == whole
+    assert plan(str(tmp_path / "recipe.yaml"), "--methods", "paca,lora") == 2
+    assert "recipe.yaml has a budget in place of a rank, which lora can't have; say --rank." in capsys.readouterr().err
+    content["method"]["budget"] = 2
+    assert plan(str(write_recipe(tmp_path / "recipe.yaml", content))) == 2
+    assert "budget=2 is too small: one connection in each of the 2 layers is" in capsys.readouterr().err
 
 
 def test_a_named_gpu_bounds_the_time_from_below(config, capsys):

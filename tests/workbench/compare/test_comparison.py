@@ -112,6 +112,28 @@ def test_with_match_rank_all_have_the_recipes(comparison, tmp_path):
     assert {entry.setting.rank for entry in entries} == {4}
 
 
+def test_a_recipes_budget_is_what_all_train(comparison, here, tmp_path):
+    config = {"budget": 4000, "target_modules": "mlp-out"}
+    method = dataclasses.replace(comparison.recipe.method, config=config)
+    recipe = dataclasses.replace(comparison.recipe, method=method)
+    methods = tuple(choose_methods("paca,lora,paca(budget=2000),paca(target_modules=all-linear)"))
+    comparison = dataclasses.replace(comparison, recipe=recipe, methods=methods)
+    open_folder(tmp_path / "out", comparison.spec())
+    with Progress() as progress:
+        runner = Runner(tmp_path / "out", [here], progress)
+        entries = ranked_entries(comparison, runner)[2:]
+        found = runner.run([Unit(PROFILE, (entry,), {"limit": None}) for entry in entries])
+    trained = [unit["trained_parameters"] for unit in found]
+    assert trained[0] == pytest.approx(4000, rel=0.05)
+    assert trained[1] == pytest.approx(trained[0], rel=0.1)
+    assert trained[2] == pytest.approx(trained[0] / 2, rel=0.1)
+    assert found[0]["rank"] == 2 * found[2]["rank"]
+    assert "rank" not in found[1]
+    assert entries[1].rank > 1
+    with pytest.raises(PacaError, match=r"--match rank: the recipe has method.budget = 4000 in place of a rank"):
+        ranked_entries(dataclasses.replace(comparison, match="rank"), runner)
+
+
 def test_the_rate_with_the_lowest_loss_on_the_slice_is_used(compared):
     _, results = compared
     for name, rates in RATES.items():

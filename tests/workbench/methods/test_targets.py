@@ -54,6 +54,14 @@ def test_what_matches_nothing(model, method, fields, message):
     check_targets(model, method(target_modules="all-linear"))
 
 
+@pytest.mark.parametrize("method", ["paca", "lora", "miss"])
+def test_the_outputs_of_mlps_are_there_for_every_method(method):
+    model = METHODS[method].put_on(LlamaForCausalLM(tiny_llama_config()), AdapterSetting(2, targets="mlp-out"))
+    adapted = {name.partition("down_proj")[0] for name, value in model.named_parameters() if value.requires_grad}
+    assert len(adapted) == tiny_llama_config().num_hidden_layers
+    assert all(name.endswith(".mlp.") for name in adapted)
+
+
 @pytest.mark.parametrize("verb", ["finetune", "doctor", "select"])
 def test_a_recipe_that_names_such_a_layer(content, tmp_path, capsys, verb):
     content["method"]["target_modules"] = ["q_proj", "v_porj"]

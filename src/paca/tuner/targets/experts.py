@@ -45,7 +45,7 @@ def parameter_problems(
         if problem:
             problems.append(f"target_parameters: {name} cannot be adapted: {problem}")
             continue
-        connections = _connections(model, name, parameters[name])
+        connections = expert_connections(model, name, parameters[name])
         if rank > connections and not clamp_rank:
             problems.append(rank_problem(name, rank, connections, parameters[name].shape))
     adapted = _adapted(model)
@@ -87,7 +87,8 @@ def experts_left_out(model: nn.Module, config: Any, routers: set[str]) -> None:
     warnings.warn(" ".join(said), stacklevel=2)
 
 
-def _connections(model: nn.Module, name: str, parameter: nn.Parameter) -> int:
+def expert_connections(model: nn.Module, name: str, parameter: nn.Parameter) -> int:
+    """How many connections a fused expert weight has, the same ones for every expert."""
     module: Any = model.get_submodule(name.rpartition(".")[0])
     module = module.get_base_layer() if isinstance(module, Experts) else module
     return parameter.shape[1 if module.is_transposed else 2]

@@ -1,28 +1,33 @@
-"""Which layers `target_modules="all-linear"` and `"all-weights"` stand for, and what is said of the others."""
+"""Which layers the words of `target_modules` stand for, and what is said of the others.
+
+`"all-linear"` and `"all-weights"` are here; `mlp_out` tells the layers of `"mlp-out"`.
+"""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from torch import nn
 
-from ...errors import first_few
+from ...errors import PacaError, first_few
 from ..config import PacaConfig
 from ..layers.embedding import Embedding
 from ..layers.experts import expert_parameters, router_names, short_names
 from ..layers.kinds import layer_kind
 from .checks import WHOLE_READER, base_of, memory_of, tied_owners, weight_reader
 from .experts import experts_left_out
+from .mlp_out import layers_by_shape, mlp_output_experts, mlp_outputs
 
 logger = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 ALL_WEIGHTS = "all-weights"
+MLP_OUT = "mlp-out"
 
 # What models that do not tell their head by a method call it; the last layer within is meant.
 HEADS = ("classifier", "aux_classifier", "fc", "head", "heads", "score", "lm_head")
@@ -35,6 +40,33 @@ def expand_targets(model: nn.Module, config: PacaConfig) -> None:
         _expand_all_linear(model, config)
     elif word == ALL_WEIGHTS:
         _expand_all_weights(model, config)
+    elif word == MLP_OUT:
+        expand_mlp_out(model, config)
+
+
+def expand_mlp_out(model: nn.Module, config: Any) -> None:
+    """Have a configuration, PaCA's or another method's, name the layers and experts that `"mlp-out"` stands for."""
+    heads, tied = head_names(model), tied_owners(model)
+    found = [name for name in mlp_outputs(model) if name not in heads and not _is_tied(model, name, tied)]
+    free = hasattr(config, "target_parameters") and config.target_parameters is None
+    experts = mlp_output_experts(model) if free else []
+    if not found and not experts:
+        raise PacaError(
+            f"target_modules='mlp-out': no layer of {type(model).__name__} projects out of an MLP, which is a layer "
+            "that gives back the width which the layer before it has widened. Its layers are "
+            f"{layers_by_shape(model)}; name those to adapt, or pass 'all-linear'."
+        )
+    config.target_modules = set(found)
+    if experts:
+        config.target_parameters = short_names(experts)
+    shown = first_few(sorted({name.rpartition(".")[2] for name in [*found, *experts]}))
+    logger.info("target_modules='mlp-out' adapts %d layers (%s)", len(found) + len(experts), shown)
+
+
+def _is_tied(model: nn.Module, name: str, tied: Mapping[tuple[str, int], list[str]]) -> bool:
+    base = base_of(model.get_submodule(name))
+    kind: Any = layer_kind(base)
+    return memory_of(base._parameters.get(kind.layer_class.weight_name)) in tied
 
 
 def _expand_all_linear(model: nn.Module, config: PacaConfig) -> None:

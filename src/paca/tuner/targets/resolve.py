@@ -17,6 +17,7 @@ from ..layers.experts import targeted_parameters
 from ..layers.kinds import layer_kind
 from ..layers.quantized import QuantizedLinear
 from ..messages import not_found, raise_together, unmatched_names
+from .budget import spend_budget
 from .checks import adaptable_names, base_of, connections, layer_problems, target_problems, with_parts
 from .experts import parameter_problems
 from .keywords import expand_targets
@@ -54,6 +55,8 @@ def resolve_targets(model: nn.Module, config: PacaConfig, state_dict: Mapping[st
         targets = {name: module for name, module in modules.items() if name.removeprefix("_orig_mod.") in saved}
     targets = with_parts(targets)
     experts = targeted_parameters(model, config.target_parameters or ())
+    if config.budget is not None and all(layer_kind(base_of(module)) for module in targets.values()):
+        spend_budget(config.budget, model, config, targets, experts)
     raise_together(_reasons(model, config, targets, experts), "PaCA cannot adapt this model as asked:")
     if config.fan_in_fan_out and any(isinstance(module, nn.Linear) for module in targets.values()):
         warnings.warn(

@@ -32,10 +32,12 @@ class Entry:
 
     @property
     def rank(self) -> int | None:
-        """The rank that the adapter really has, its arguments considered; None where it has none."""
+        """The rank that the adapter really has, its arguments considered; None where it has none, or a budget."""
         try:
             config = self.method.config(self.setting)
         except (TypeError, ValueError):  # it fails when it is measured, and says why then
+            return None
+        if getattr(config, "budget", None) is not None:
             return None
         for name in ("init_r", "r"):  # AdaLoRA begins with the first, and does not look at the other
             if isinstance(getattr(config, name, None), int):

@@ -159,6 +159,11 @@ def ranked_entries(comparison: Comparison, runner: Runner) -> list[Entry]:
         for entry in comparison.methods
     ]
     if comparison.match == RANK:
+        if "budget" in own:
+            raise PacaError(
+                f"--match rank: the recipe has method.budget = {own['budget']!r} in place of a rank that others could "
+                "have; write method.r, or match parameters."
+            )
         return entries
     measure = next((entry for entry in entries if entry.label == recipe.method.name), None) or Entry(
         recipe.method.name, METHODS.get(recipe.method.name, METHODS["paca"]), replace(plain, arguments=own)

@@ -35,8 +35,11 @@ def profile(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     limit = unit.values["limit"]
     if limit is not None and peak.total > limit:
         raise OutOfMemoryError(f"a step needs {peak.total / 1e9:.2f} GB, the limit is {limit / 1e9:.2f} GB")
-    parameters = count_parameters(step.model)
+    model: Any = step.model
+    parameters = count_parameters(model)
+    spent = "budget" in unit.entry.setting.arguments
     return {
+        **({"rank": model.peft_config[model.active_adapter].r} if spent else {}),
         "kept_bytes": step.kept_bytes(),
         "peak_bytes": peak.total,
         "peak_by_kind": peak.by_category,
@@ -164,7 +167,7 @@ def match_ranks(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
 
 def _has_rank(entry: Entry) -> bool:
     config = entry.method.config(entry.setting)
-    return config is not None and hasattr(config, "r") and "r" not in entry.setting.arguments
+    return config is not None and hasattr(config, "r") and not {"r", "budget"} & entry.setting.arguments.keys()
 
 
 def trained_parameters(workload: Workload, entry: Entry, rank: int) -> int:

@@ -91,6 +91,8 @@ class Method:
             "target_modules": setting.targets,
             "random_seed": setting.seed,
         }
+        if "budget" in setting.arguments:  # which stands in the place of a rank
+            del wanted["r"]
         return method_config(self.peft, {**self.config_fields(wanted), **setting.arguments})
 
     def put_on(self, model: Any, setting: AdapterSetting) -> Any:

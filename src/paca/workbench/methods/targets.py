@@ -5,6 +5,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.tuner.messages import not_found, unmatched_names
+from paca.tuner.targets.keywords import MLP_OUT, expand_mlp_out
 
 NAMED = ("target_modules", "exclude_modules", "modules_to_save")
 PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -13,8 +14,11 @@ PATTERNS = ("rank_pattern", "alpha_pattern")
 def check_targets(model: Any, config: Any) -> None:
     """Refuse a PEFT config that names a layer which the model does not have, even where others match.
 
-    PEFT itself only trains what it finds: of `[q_proj, v_porj]` half of what was asked for.
+    PEFT itself only trains what it finds: of `[q_proj, v_porj]` half of what was asked for. PaCA's `mlp-out` is put in
+    terms that all of PEFT's methods know.
     """
+    if getattr(config, "target_modules", None) == MLP_OUT:
+        expand_mlp_out(model, config)
     modules = dict(model.named_modules())
     problems = [*_unmatched(config, modules), *_unmatched_patterns(config, modules)]
     if problems:

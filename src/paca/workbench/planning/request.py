@@ -97,6 +97,11 @@ def settings_of(planned: PlannedModel, typed: Mapping[str, Any]) -> list[Trainin
     methods = [_shardable(find_method(name), setting.ranks) for name in names]
     # A recipe's own fields belong to its own method, at its own rank.
     kept = setting.fields if typed.get("rank") is None else None
+    others = [method.name for method in methods if method.name != planned.setting.method]
+    if "budget" in (kept or ()) and others:
+        raise PacaError(
+            f"{planned.name} has a budget in place of a rank, which {', '.join(others)} can't have; say --rank."
+        )
     return [
         replace(setting, method=method.name, fields=kept if method.name == planned.setting.method else None)
         for method in methods
