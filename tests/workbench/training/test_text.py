@@ -126,6 +126,11 @@ def test_conversations(content, tmp_path):
     assert metrics["after"]["loss"] < metrics["before"]["loss"]
 
 
+def test_no_held_out_sequence_is_left_out(content, tmp_path):
+    metrics = run(content, tmp_path, "training.dataloader_drop_last=true", "training.per_device_eval_batch_size=100")
+    assert metrics["after"]["tokens"] == 8 * 15
+
+
 def test_evaluations_on_the_way_are_in_the_curve(content, tmp_path):
     metrics = run(content, tmp_path, "training.eval_strategy=steps", "training.eval_steps=3")
     assert [step for step, _ in metrics["eval_curve"]] == [3, 6]

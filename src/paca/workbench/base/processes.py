@@ -70,3 +70,14 @@ def summed(values: list[float], device: Any = "cpu") -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(tensor)
     return tensor.tolist()
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each rank gives, by rank; it has to be small and picklable."""
+    if world_size() == 1:
+        return [value]
+    import torch.distributed as dist
+
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,6 +1,7 @@
 """Loss and perplexity on held-out data: the mean over all tokens that carry loss, whatever the batches are."""
 
 import math
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -57,7 +58,7 @@ def evaluate(trainer: Any, data: Any = None, accuracy: bool = False) -> HeldOut:
     total = tokens = hits = 0.0
     with torch.no_grad(), trainer.compute_loss_context_manager():
         silent = trainer.args.disable_tqdm or rank() > 0
-        batches = tqdm(_batches(trainer, data), desc="evaluating", disable=silent, leave=False)
+        batches = tqdm(held_out_batches(trainer, data), desc="evaluating", disable=silent, leave=False)
         for batch, counts in shared_out(batches):
             inputs = trainer._prepare_inputs(batch)
             targets = inputs["labels"][:, 1:]
@@ -76,10 +77,11 @@ def evaluate(trainer: Any, data: Any = None, accuracy: bool = False) -> HeldOut:
     return HeldOut(total / max(tokens, 1), int(tokens), hits / max(tokens, 1) if accuracy else None)
 
 
-def _batches(trainer: Any, data: Any) -> Any:
-    """The held-out batches, all of them on every rank."""
-    if world_size() == 1:
-        return trainer.get_eval_dataloader(data)
-    # accelerate's own would repeat sequences until every rank has the same number, and count these twice.
-    with mock.patch.object(trainer.accelerator, "prepare", lambda loader: loader):
+def held_out_batches(trainer: Any, data: Any = None) -> Any:
+    """The held-out batches, all of them on every rank, an incomplete one too, which training may leave out."""
+    with ExitStack() as changed:
+        changed.enter_context(mock.patch.object(trainer.args, "dataloader_drop_last", False))
+        if world_size() > 1:
+            # accelerate's own would repeat sequences until every rank has the same number, and count these twice.
+            changed.enter_context(mock.patch.object(trainer.accelerator, "prepare", lambda loader: loader))
         return trainer.get_eval_dataloader(data)

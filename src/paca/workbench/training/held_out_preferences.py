@@ -11,6 +11,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from paca.tuner.model import TRL_REFERENCE
+from paca.workbench.base.processes import gathered, rank, shared_out
+from paca.workbench.training.held_out import held_out_batches
 
 
 @dataclass
@@ -116,12 +118,23 @@ def add_batch(model: Any, batch: Mapping[str, Tensor], beta: float, found: Prefe
 
 
 def evaluate_preferences(trainer: Any) -> dict[str, Any]:
-    """Measure a trainer's model on its held-out data; the model is left in the mode it was in."""
+    """Measure a trainer's model on its held-out data, whose batches several processes share out.
+
+    The model is left in the mode it was in.
+    """
     model, training = trainer.model, trainer.model.training
     model.eval()
-    found = Preferences()
+    own, repeated = Preferences(), Preferences()
+    silent = trainer.args.disable_tqdm or rank() > 0
     with trainer.compute_loss_context_manager():
-        for batch in tqdm(trainer.get_eval_dataloader(), desc="evaluating", disable=trainer.args.disable_tqdm):
-            add_batch(model, trainer._prepare_inputs(batch), trainer.args.beta, found)
+        for batch, counts in shared_out(tqdm(held_out_batches(trainer), desc="evaluating", disable=silent)):
+            add_batch(model, trainer._prepare_inputs(batch), trainer.args.beta, own if counts else repeated)
     model.train(training)
-    return found.to_dict()
+    parts = gathered(own)
+    return Preferences(
+        liked=[answer for part in parts for answer in part.liked],
+        disliked=[answer for part in parts for answer in part.disliked],
+        kl=sum(part.kl for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        paired=parts[0].paired,
+    ).to_dict()

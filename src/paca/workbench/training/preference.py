@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paca.errors import PacaError
 from paca.workbench.base.files import write_file
-from paca.workbench.base.processes import world_size
 from paca.workbench.data.preference import prepare_preferences
 from paca.workbench.data.preference_formats import PREFERENCE_FORMATS
 from paca.workbench.data.prepare import RawData, TrainingData, read_data
@@ -26,15 +24,7 @@ LOGGED = {"accuracy_curve": "rewards/accuracies", "margin_curve": "rewards/margi
 
 
 def prepare(recipe: Recipe) -> tuple[RawData, Any]:
-    """Read a recipe's preferences, and make its `DPOConfig` or `KTOConfig`.
-
-    A PacaError if the data do not allow the run, or several processes would train.
-    """
-    if world_size() > 1:
-        raise PacaError(
-            f"Preference recipes are trained by one process; this launch has {world_size()}. Start it without "
-            "torchrun or accelerate launch."
-        )
+    """Read a recipe's preferences, and make its `DPOConfig` or `KTOConfig`; a PacaError if the data are no good."""
     arguments = preference_arguments(recipe.all_training, recipe.output_dir, recipe.seed)
     return read_data(recipe.data, PREFERENCE_FORMATS), arguments
 
