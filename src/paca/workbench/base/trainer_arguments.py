@@ -17,14 +17,35 @@ REFUSED_KEYS = {
 OWN_KEYS = {"lean": bool}
 
 
+# A value of `training.optim` that is ours.
+MUON = "muon"
+
+
 def library_keys(training: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that become arguments of Trainer's or TRL's."""
-    return {key: value for key, value in training.items() if key not in OWN_KEYS}
+    own = {*OWN_KEYS, *(["optim"] if training.get("optim") == MUON else [])}
+    return {key: value for key, value in training.items() if key not in own}
 
 
 def own_key_problems(training: Mapping[str, Any]) -> list[str]:
-    """Say what is wrong with those that do not, one message per problem."""
-    return wrong_types("training", training, OWN_KEYS)
+    """Say what is wrong with what does not, one message per problem."""
+    return [*wrong_types("training", training, OWN_KEYS), *_muon_problems(training)]
+
+
+def _muon_problems(training: Mapping[str, Any]) -> list[str]:
+    if training.get("optim") != MUON:
+        return []
+    import torch
+
+    problems = []
+    if not hasattr(torch.optim, "Muon"):
+        problems.append(
+            f"training.optim = {MUON!r} needs torch.optim.Muon, and torch {torch.__version__} has none: pip install "
+            "'torch>=2.9'"
+        )
+    if training.get("optim_args"):
+        problems.append(f"training.optim_args = {training['optim_args']!r} does nothing with {MUON}; leave it out")
+    return problems
 
 
 def usual_arguments(training: Mapping[str, Any]) -> dict[str, Any]:

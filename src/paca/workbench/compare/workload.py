@@ -10,11 +10,13 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.profiling.steps import TrainingStep
+from paca.workbench.base.trainer_arguments import MUON
 from paca.workbench.compare.choice import Entry
 from paca.workbench.compare.unrelated import unrelated_text
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import TrainingData, hold_out, prepare_data, read_data, spread
 from paca.workbench.methods.catalogue import FLOORS, Method
+from paca.workbench.methods.muon import use_muon
 from paca.workbench.models.lean import quietly_lean
 from paca.workbench.models.load import load_model, load_tokenizer
 from paca.workbench.recipe.recipe import Recipe
@@ -135,6 +137,8 @@ class Workload:
             if isinstance(error, PacaError):
                 raise
             raise PacaError(f"{entry.label} can't be put onto {self.recipe.model.name!r}: {error}") from error
+        if self.recipe.training.get("optim") == MUON:
+            use_muon(trainer)
         trainer.pop_callback(PrinterCallback)  # stands in for the bar, and prints every log
         return trainer
 

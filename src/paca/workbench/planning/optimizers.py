@@ -9,6 +9,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import suggestion
+from paca.workbench.base.trainer_arguments import MUON
+from paca.workbench.methods.muon import Muon
 
 PAGED_FROM = 100_000  # values; bitsandbytes leaves the states of smaller parameters on the GPU
 ADAMW_OPERATIONS = 16  # per value: two moving averages, their corrections, root, quotient, update, decay
@@ -20,17 +22,17 @@ class Optimizer:
 
     Args:
         name: What is typed.
-        make: Builds it over parameters.
+        make: Builds it over parameters of a model.
         paged: Whether the states of large parameters may leave the GPU.
     """
 
     name: str
-    make: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
+    make: Callable[[Sequence[nn.Parameter], nn.Module], torch.optim.Optimizer]
     paged: bool = False
 
 
-def _bitsandbytes(kind: str) -> Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]:
-    def make(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+def _bitsandbytes(kind: str) -> Callable[[Sequence[nn.Parameter], nn.Module], torch.optim.Optimizer]:
+    def make(parameters: Sequence[nn.Parameter], _: nn.Module) -> torch.optim.Optimizer:
         try:
             import bitsandbytes
         except ImportError as error:
@@ -47,8 +49,9 @@ def _bitsandbytes(kind: str) -> Callable[[Sequence[nn.Parameter]], torch.optim.O
 OPTIMIZERS: dict[str, Optimizer] = {
     optimizer.name: optimizer
     for optimizer in (
-        Optimizer("adamw_torch_fused", lambda parameters: torch.optim.AdamW(parameters, fused=True)),
-        Optimizer("adamw_torch", lambda parameters: torch.optim.AdamW(parameters, foreach=True)),
+        Optimizer("adamw_torch_fused", lambda parameters, _: torch.optim.AdamW(parameters, fused=True)),
+        Optimizer("adamw_torch", lambda parameters, _: torch.optim.AdamW(parameters, foreach=True)),
+        Optimizer(MUON, lambda parameters, model: Muon([{"params": parameters, "weight_decay": 0.0}], model)),
         Optimizer("adamw_bnb_8bit", _bitsandbytes("AdamW8bit")),
         Optimizer("paged_adamw_32bit", _bitsandbytes("PagedAdamW32bit"), paged=True),
         Optimizer("paged_adamw_8bit", _bitsandbytes("PagedAdamW8bit"), paged=True),

@@ -9,6 +9,7 @@ import torch
 from paca.errors import PacaError
 from paca.profiling import Peak
 from paca.workbench.base.palette import KINDS
+from paca.workbench.base.trainer_arguments import MUON
 from paca.workbench.methods.placement import anywhere
 from paca.workbench.planning.families import is_image_config
 from paca.workbench.planning.methods import QUANTIZED
@@ -36,7 +37,7 @@ def recipe_setting(recipe: Recipe, config: Any, on_gpu: bool = True) -> Training
         checkpointing=arguments.gradient_checkpointing,
         attention="fused" if on_gpu else "sdpa",
         block=512 if on_gpu else 1,
-        optimizer=arguments.optim if isinstance(arguments.optim, str) else arguments.optim.value,
+        optimizer=_optimizer(recipe, arguments),
         targets=_targets(recipe),
         lean=recipe.lean,
         fields=anywhere(recipe.method.config),
@@ -65,6 +66,13 @@ def _arguments(recipe: Recipe) -> Any:
     from paca.workbench.recipe.text_arguments import training_arguments
 
     return training_arguments(recipe.training, recipe.output_dir, recipe.seed)
+
+
+def _optimizer(recipe: Recipe, arguments: Any) -> str:
+    if recipe.training.get("optim") == MUON:
+        return MUON
+    name: str = arguments.optim if isinstance(arguments.optim, str) else arguments.optim.value
+    return name
 
 
 def _sequences_a_row(recipe: Recipe) -> int:

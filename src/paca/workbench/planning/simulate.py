@@ -134,7 +134,7 @@ class Planner:
             forward,
             backward,
             step.by_phase.get("recompute", 0),
-            ADAMW_OPERATIONS * step.trained,
+            ADAMW_OPERATIONS * step.trained + step.by_phase.get("optimizer", 0),
             forward + backward - floor,
         )
 
@@ -245,7 +245,7 @@ def measure(
         if parameter.requires_grad and name not in without_states
     ]
     kind = find_optimizer(setting.optimizer)
-    optimizer = kind.make(trained)
+    optimizer = kind.make(trained, model)
     if warm_up:
         _take(model, batch, setting, optimizer)
     else:

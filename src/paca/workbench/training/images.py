@@ -13,6 +13,8 @@ from paca.errors import PacaError
 from paca.workbench.base.files import write_folder, write_json
 from paca.workbench.base.processes import world_size
 from paca.workbench.base.progress import show_losses
+from paca.workbench.base.trainer_arguments import MUON
+from paca.workbench.methods.muon import use_muon
 from paca.workbench.models.lean import make_lean
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.checkpoints import last_complete
@@ -105,6 +107,8 @@ def make_trainer(recipe: Recipe, arguments: Any, model: Any, data: ImageData, pi
         train_dataset=PixelDataset(data.train, make_transform(pixels, recipe.images.augment), recipe.seed),
         eval_dataset=PixelDataset(data.held_out, make_transform(pixels)),
     )
+    if recipe.training.get("optim") == MUON:
+        use_muon(trainer)
     show_losses(trainer)
     return trainer
 

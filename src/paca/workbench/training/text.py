@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 from paca.workbench.base.files import discard, write_folder, write_json
 from paca.workbench.base.processes import on_main
 from paca.workbench.base.progress import show_losses
+from paca.workbench.base.trainer_arguments import MUON
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import RawData, TrainingData, prepare_data, read_data
+from paca.workbench.methods.muon import use_muon
 from paca.workbench.methods.registry import method_config, refusals_explained
 from paca.workbench.methods.targets import check_targets
 from paca.workbench.models.adapter_files import CONFIG, WEIGHTS
@@ -210,6 +212,8 @@ def make_trainer(
             processing_class=tokenizer,
             peft_config=config,
         )
+    if recipe.training.get("optim") == MUON:
+        use_muon(trainer)
     if recipe.lean:
         make_lean(trainer.model)
     stopping = recipe.early_stopping
