@@ -186,9 +186,48 @@ def test_at_a_terminal_a_mistake_is_shown_and_the_conversation_goes_on(conversat
     said = "".join(shown)
     assert "There is no message to answer again." in said
     assert "/adapter 'maybe': type /adapter on or /adapter off." in said
-    assert "There is no command /rest." in said
+    assert "There is no command /rest; did you mean '/reset'? /adapter on|off" in said
     assert "/again: answer the last message again" in said
     assert conversation.messages[0] == {"role": "user", "content": "The cat jumps."}
+
+
+def test_who_answers_is_told_and_stands_at_the_prompt(conversation, several):
+    shown = []
+    prompts = [conversation.answering]
+    for line in ("/adapter off", "/adapter on"):
+        converse(conversation, [line], shown.append, terminal=True)
+        prompts.append(conversation.answering)
+    assert shown == ["(adapter off)\n", "(adapter on)\n"]
+    assert prompts == ["adapter on", "adapter off", "adapter on"]
+    model, adapters = load_several(several)
+    both = Conversation(model, adapters[0].tokenizer, GREEDY, adapters=adapters)
+    assert both.answering == "run"
+    converse(both, ["/adapter third"], shown.append, terminal=True)
+    assert (both.answering, shown[-1]) == ("third", "(third)\n")
+    assert Conversation(model.unload(), adapters[0].tokenizer).answering == ""
+
+
+def test_an_answer_that_was_cut_is_marked(conversation, monkeypatch):
+    answers, notes = [], []
+    converse(conversation, ["The cat jumps."], answers.append, note=notes.append)
+    assert notes == [f"(cut at --max-new-tokens {GREEDY.max_new_tokens})\n"]
+    assert "cut" not in "".join(answers)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(conversation.model, "generate", interrupt)
+        converse(conversation, ["/again"], answers.append, note=notes.append)
+    assert notes[-1] == "(stopped)\n"
+    ends = sorted(eos_token_ids(conversation.tokenizer, conversation.model))
+    monkeypatch.setattr(conversation.model, "generate", lambda input_ids, **_: with_end(input_ids, ends[0]))
+    converse(conversation, ["/again"], answers.append, note=notes.append)
+    assert len(notes) == 2, "an answer that ends by itself has no mark"
+
+
+def with_end(input_ids, end):
+    return torch.cat([input_ids, torch.tensor([[end]])], dim=1)
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ class Conversation:
         adapter_on: Whether the adapter answers.
         adapters: Those that the model has, where it has several; the first is active.
         messages: The turns, the system message not among them.
+        cut: Why the last answer ends where it does, where it was cut short.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class Conversation:
     adapter_on: bool = True
     adapters: Sequence[NamedAdapter] = ()
     messages: list[dict[str, str]] = field(default_factory=list)
+    cut: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse a model that no conversation can be written for, and a system message that is no text."""
@@ -79,8 +81,11 @@ class Conversation:
             write(piece)
 
         chosen = contextlib.nullcontext() if self.adapter_on else self.model.disable_adapter()
+        self.cut = "stopped"
         with contextlib.suppress(*([KeyboardInterrupt] if self.stoppable else [])), chosen:
-            generate(self.model, self.tokenizer, inputs, self.sampling, show)
+            _, at_the_limit = generate(self.model, self.tokenizer, inputs, self.sampling, show)
+            limit = self.sampling.max_new_tokens
+            self.cut = f"cut at --max-new-tokens {limit}" if at_the_limit else None
         answer = "".join(pieces).strip()
         self.messages.append({"role": "assistant", "content": answer})
         return answer
@@ -132,6 +137,16 @@ class Conversation:
         self.model.set_adapter(adapter.key)
         self.tokenizer, self.adapter_on = adapter.tokenizer, True
 
+    @property
+    def answering(self) -> str:
+        """Who answers: an adapter's name or `adapter on`, `adapter off`; nothing where there is none."""
+        if not hasattr(self.model, "disable_adapter"):
+            return ""
+        if not self.adapter_on:
+            return "adapter off"
+        active = self.model.active_adapter
+        return next((adapter.name for adapter in self.adapters if adapter.key == active), "adapter on")
+
     def _prompt(self) -> Any:
         """The conversation as token ids; the oldest turns are forgotten where it has grown too long."""
         room = context_length(self.model) - self.sampling.max_new_tokens
@@ -150,12 +165,22 @@ class Conversation:
             del self.messages[:2]
 
 
-def converse(conversation: Conversation, lines: Iterable[str], write: Write, terminal: bool = False) -> None:
+def converse(
+    conversation: Conversation, lines: Iterable[str], write: Write, terminal: bool = False, note: Write | None = None
+) -> None:
     """Answer line after line, until there are no more or `/quit` is typed.
 
     On a terminal a mistake is shown and the conversation goes on; in a pipe the first line that can't be answered
     raises its PacaError.
+
+    Args:
+        conversation: With whom.
+        lines: What is said, and commands.
+        write: Takes the answers.
+        terminal: Whether a person reads them.
+        note: Takes what is no answer: who answers from now on, and that an answer was cut; `write` if omitted.
     """
+    note = note or write
     for line in _read(lines):
         text = line.strip()
         if text == "/quit":
@@ -163,7 +188,7 @@ def converse(conversation: Conversation, lines: Iterable[str], write: Write, ter
         if not text:
             continue
         try:
-            _obey(conversation, text, write)
+            _obey(conversation, text, write, note)
         except PacaError as error:
             if not terminal:
                 raise
@@ -188,7 +213,7 @@ def _check_text(name: str, text: str) -> None:
         raise PacaError(f"{problem}.")
 
 
-def _obey(conversation: Conversation, text: str, write: Write) -> None:
+def _obey(conversation: Conversation, text: str, write: Write, note: Write) -> None:
     command, _, argument = text.partition(" ")
     if command == "/help":
         write("\n".join(COMMANDS.values()) + "\n")
@@ -196,14 +221,22 @@ def _obey(conversation: Conversation, text: str, write: Write) -> None:
         conversation.messages.clear()
     elif command == "/again":
         conversation.say_again(write)
-        write("\n")
+        _end_answer(conversation, write, note)
     elif command == "/adapter":
         if argument.strip() in ("on", "off"):
             conversation.switch_adapter(argument.strip() == "on")
         else:
             conversation.use_adapter(argument.strip())
+        note(f"({conversation.answering})\n")
     elif command.startswith("/") and command[1:].isalpha():
-        raise PacaError(f"There is no command {command}. {'; '.join(COMMANDS.values())}.")
+        near = suggestion(command, COMMANDS)
+        raise PacaError(f"There is no command {command}{near or '.'} {'; '.join(COMMANDS.values())}.")
     else:
         conversation.say(text, write)
-        write("\n")
+        _end_answer(conversation, write, note)
+
+
+def _end_answer(conversation: Conversation, write: Write, note: Write) -> None:
+    write("\n")
+    if conversation.cut is not None:
+        note(f"({conversation.cut})\n")

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from paca.workbench.base.options import add_options, option, read_options, too_small
+from paca.workbench.base.options import (
+    Several,
+    SeveralSources,
+    add_options,
+    option,
+    read_options,
+    split_words,
+    too_small,
+)
 
 
 @dataclass(frozen=True)
@@ -56,3 +64,36 @@ def test_numbers_below_the_least_are_named_as_they_are_typed():
         "max-cost = -1.0: expected at least 0",
     ]
     assert too_small(Trip("Rome")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("paca,lora", ["paca", "lora"]),
+        (" paca , lora  dora,", ["paca", "lora", "dora"]),
+        ("lora(r=8, bias=none),paca(rank_pattern={a: 1, b: [2, 3]})=1e-3", None),
+        ("lora(r=8", ["lora(r=8"]),
+        (" , ", []),
+    ],
+)
+def test_words_are_split_outside_of_brackets(text, words):
+    expected = ["lora(r=8, bias=none)", "paca(rank_pattern={a: 1, b: [2, 3]})=1e-3"] if words is None else words
+    assert split_words(text) == expected
+
+
+def test_an_option_with_several_words_takes_them_in_any_way(tmp_path, monkeypatch):
+    made = argparse.ArgumentParser()
+    made.add_argument("--names", action=Several, nargs="+", default=[])
+    made.add_argument("--text", action=SeveralSources, nargs="+", default=())
+    assert made.parse_args([]).names == []
+    assert made.parse_args(["--names", "a,b", "c", "--names", "d e"]).names == ["a", "b", "c", "d", "e"]
+    assert made.parse_args([]).names == [], "the default is nobody's to change"
+    arguments = made.parse_args(["--names", "a", "training.max_steps=5", "seed=1", "b"])
+    assert (arguments.names, arguments.later_overrides) == (["a", "b"], ["training.max_steps=5", "seed=1"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one, two.txt").touch()
+    assert made.parse_args(["--text", "one, two.txt", "three.txt,four five.txt"]).text == [
+        "one, two.txt",
+        "three.txt",
+        "four five.txt",
+    ]

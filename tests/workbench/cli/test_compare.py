@@ -6,8 +6,10 @@ import pytest
 from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
 
 from paca.workbench.base.options import size
-from paca.workbench.cli.main import main
+from paca.workbench.cli.main import main, parse
 from paca.workbench.compare import worker
+from paca.workbench.compare.choice import choose_methods
+from paca.workbench.compare.rates import read_rates
 from paca.workbench.methods.catalogue import FLOORS
 
 
@@ -42,13 +44,15 @@ def test_a_comparison_prints_its_table_and_where_the_report_is(recipe_file, tmp_
     ]
     assert main(words) == 0
     said = capsys.readouterr()
-    assert "| paca | 4 |" in said.out
+    assert re.search(r"^ paca +4 +[\d,]+ ", said.out, re.MULTILINE)
+    assert max(map(len, said.out.splitlines()[:-1])) <= 80
     assert f"report: {tmp_path / 'run-compare'}" in said.out
-    assert "run--lora--seed3" in said.err
+    assert "lora: seed 3" in said.err
+    assert "--" not in said.err, "names of files are nothing to read"
     assert main([*words, "--operations"]) == 0
     said = capsys.readouterr().out
-    assert "## Operations of a step\n\n| method | forward GFLOP | backward GFLOP |" in said
-    assert re.search(r"^\| paca \| \d", said, re.MULTILINE)
+    assert said.split()[:9] == ["Operations", "of", "a", "step", "method", "forward", "GFLOP", "backward", "GFLOP"]
+    assert re.search(r"^ paca +\d", said, re.MULTILINE)
     assert "held-out" not in said
     results = json.loads((tmp_path / "run-compare" / "results.json").read_text())
     assert all(row["operations"]["forward"] > 0 for row in results["methods"])
@@ -74,12 +78,32 @@ def test_an_experiment_prints_what_it_found(recipe_file, capsys, experiment, hea
     words = ["--methods", "paca", "--memory-limit", "2MB", "--rounds", "1"]
     assert main(["compare", recipe_file, experiment, *words]) == 0
     said = capsys.readouterr().out
-    lines = said.splitlines()
-    assert lines[0] == f"## {heading}"
-    names = [line.split(" | ")[0] for line in lines[4:7]]
-    assert sorted(names) == ["| frozen", "| frozen-lean", "| paca"] or experiment == "--throughput"
-    assert said.count("## ") == 1
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    assert lines[0] == heading
+    assert lines[1].startswith("method ")
+    assert {line.split()[0] for line in lines[3:-1]} == {"frozen", "frozen-lean", "paca"}
     assert "steps" not in (tmp_path / "run-compare" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("methods", [["paca,lora"], ["paca", "lora"], ["paca,", "lora"], ["paca, lora"]])
+@pytest.mark.parametrize("rates", [["lora=1e-3,2e-3", "paca=3e-3,5e-3"], ["lora=1e-3", "2e-3,paca=3e-3,", "5e-3"]])
+def test_lists_are_separated_by_commas_and_by_spaces(methods, rates):
+    words = [
+        "compare",
+        "r",
+        "seed=4",
+        "--methods",
+        *methods,
+        "training.max_steps=3",
+        "--rates",
+        *rates,
+        "output_dir=o",
+    ]
+    arguments = parse(words)
+    labels = [entry.label for entry in choose_methods(",".join(arguments.methods))]
+    assert labels == ["frozen", "frozen-lean", "paca", "lora"]
+    assert read_rates(arguments.rates, labels) == {"lora": [1e-3, 2e-3], "paca": [3e-3, 5e-3]}
+    assert arguments.overrides == ["seed=4", "training.max_steps=3", "output_dir=o"]
 
 
 def test_where_every_method_fails_the_status_is_1(recipe_file, capsys):

@@ -1,12 +1,13 @@
 """The command as it is typed: status, what goes to which stream, and that help is quick."""
 
+import re
 import subprocess
 import sys
 
 import pytest
 from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
 
-from paca.workbench.cli.main import main, parse
+from paca.workbench.cli.main import VERBS, main, parse
 
 
 @pytest.fixture
@@ -40,6 +41,46 @@ def test_overrides_may_stand_after_options():
     assert arguments.output == "o"
 
 
+LISTS = {
+    "plan": ["m", "--methods"],
+    "compare": ["r", "--methods"],
+    "select": ["r", "--strategies"],
+    "eval": ["m", "--tasks"],
+}
+
+
+@pytest.mark.parametrize("verb", LISTS)
+def test_options_that_take_several_words_take_commas_and_spaces(verb):
+    [first, option] = LISTS[verb]
+    for words in (["a,b", "c"], ["a", "b", "c"], ["a,b,c"], ["a, b c"]):
+        assert getattr(parse([verb, first, option, *words]), option.removeprefix("--")) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["finetun"], "'finetune'"),
+        (["plan", "m", "--methds", "paca"], "'--methods'"),
+        (["recipes", "shwo"], "'show'"),
+        (["compare", "r", "--match", "ranks"], "'rank'"),
+        (["export", "a", "--to", "mergd"], "'merged'"),
+    ],
+)
+def test_a_word_that_is_not_known_comes_with_the_near_one(words, near, capsys):
+    with pytest.raises(SystemExit):
+        main(words)
+    assert f"did you mean {near}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
+def test_the_usage_says_what_comes_first_and_what_may_be_left_out(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    usage = capsys.readouterr().out.splitlines()[0]
+    assert re.match(rf"usage: paca {verb} (RECIPE|MODEL|ADAPTER|-- COMMAND|\[show NAME\])", usage)
+    assert usage.endswith(("[OPTION ...]", "[WORD ...]", "[show NAME]"))
+
+
 @pytest.mark.parametrize(
     "words",
     [["finetune", "r", "--resume", "x"], ["export", "adapter", "--to", "lora", "a=1"], ["finetune", "r", "--a=1"]],
@@ -53,10 +94,17 @@ def test_other_words_after_options_are_usage_errors(words, capsys):
 
 @pytest.mark.parametrize(
     ("statement", "heavier"),
-    [("build_parser().format_help()", "'ruamel'"), ("main(['recipes'])", "'huggingface_hub'")],
+    [
+        ("build_parser().format_help()", "'ruamel'"),
+        ("main(['recipes'])", "'huggingface_hub'"),
+        *(
+            (f"main(['{verb}', 'nosuch'])", "'accelerate'")
+            for verb in ("finetune", "doctor", "data", "compare", "select")
+        ),
+    ],
 )
-def test_help_and_the_list_of_recipes_import_nothing_heavy(statement, heavier):
-    """So that both answer in less than 0.3 s."""
+def test_help_and_the_list_of_recipes_and_a_missing_recipe_import_nothing_heavy(statement, heavier):
+    """So that all answer in less than 0.3 s."""
     code = (
         f"import sys; from paca.workbench.cli.main import build_parser, main; {statement};"
         f"heavy = ('torch', 'transformers', 'peft', 'trl', 'datasets', 'numpy', {heavier});"

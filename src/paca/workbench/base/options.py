@@ -6,10 +6,12 @@ transformers' `HfArgumentParser` does the same, but importing it takes ten times
 import argparse
 import dataclasses
 import math
+import os
 import re
 from typing import Any, TypeVar, get_args
 
 Options = TypeVar("Options")
+OVERRIDE = re.compile(r"(\w+(\.\w+)+|seed|output_dir|task)=")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -37,6 +39,8 @@ def add_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
         kinds = get_args(spec.type) or (spec.type,)
         if bool in kinds:
             declared["action"] = "store_true"
+        elif "nargs" in declared:  # a list: its action, or argparse, reads the words
+            pass
         else:
             declared.setdefault("type", next(kind for kind in (int, float, str) if kind in kinds))
         group = spec.metadata.get("group")
@@ -48,6 +52,55 @@ def add_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
         required = spec.default is dataclasses.MISSING
         declared.update({"required": True} if required else {"default": spec.default})
         groups[group].add_argument(f"--{spec.name.replace('_', '-')}", **declared)
+
+
+class Several(argparse.Action):
+    """An option with one or more words, which spaces, commas or both separate; given again, it takes more.
+
+    Overrides of a recipe that stand behind them are put into `later_overrides`.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Add the words to those of earlier ones."""
+        overrides = [word for word in values if OVERRIDE.match(word)]
+        words = [part for word in values if word not in overrides for part in self.parts(word)]
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), *words])
+        namespace.later_overrides = [*getattr(namespace, "later_overrides", []), *overrides]
+
+    def parts(self, word: str) -> list[str]:
+        """Take a word apart."""
+        return split_words(word)
+
+
+class SeveralSources(Several):
+    """Such an option for names of files: a comma in the name of one that is there separates nothing."""
+
+    def parts(self, word: str) -> list[str]:
+        """Take a word apart, unless there is such a file."""
+        return [word] if os.path.exists(word) else [part.strip() for part in word.split(",") if part.strip()]
+
+
+def split_words(text: str) -> list[str]:
+    """Split at spaces and commas that stand in no brackets: `paca, lora(r=8, bias=none)` into two words."""
+    words, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([{") - (letter in ")]}")
+        if depth <= 0 and (letter == "," or letter.isspace()):
+            words.append("")
+        else:
+            words[-1] += letter
+    return [word for word in words if word]
+
+
+def several(parser: argparse.ArgumentParser, name: str, metavar: str, help: str) -> None:  # noqa: A002 - argparse's word
+    """Declare an option that takes several words."""
+    parser.add_argument(name, action=Several, nargs="+", default=[], metavar=metavar, help=help)
 
 
 def read_options(arguments: argparse.Namespace, cls: type[Options]) -> Options:

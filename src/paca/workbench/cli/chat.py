@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 from paca.workbench.base.options import add_options, read_options
 from paca.workbench.cli.verb import Verb
@@ -29,11 +30,12 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca chat` takes."""
+    parser.usage = "%(prog)s MODEL_OR_ADAPTER [ADAPTER ...] [OPTION ...]"
     parser.add_argument("model", metavar="MODEL_OR_ADAPTER", help="a run's output folder, an adapter, or a model")
     parser.add_argument("more", metavar="ADAPTER", nargs="*", help="more adapters of the same base, to switch to")
     parser.add_argument("--system", metavar="TEXT", help="the system message; the template's own when omitted")
     add_options(parser, Sampling)
-    parser.add_argument("--seed", type=int, default=42, help="of the sampling (%(default)s)")
+    parser.add_argument("--seed", type=int, metavar="N", default=42, help="of the sampling (%(default)s)")
     parser.add_argument("--dtype", metavar="NAME", help="hold the model in it; as in the run when omitted")
 
 
@@ -61,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         set_seed(arguments.seed)
         with contextlib.suppress(BrokenPipeError):
             piped = (line for line in sys.stdin)  # itself would be closed, with the generators that read it
-            converse(conversation, _typed() if terminal else piped, _show, terminal)
+            typed = _typed(conversation) if terminal else piped
+            converse(conversation, typed, _show, terminal, _show if terminal else sys.stderr.write)
     return 0
 
 
@@ -71,8 +74,9 @@ def _show(text: str) -> None:
         raise BrokenPipeError
 
 
-def _typed() -> Iterator[str]:
+def _typed(conversation: Any) -> Iterator[str]:
     """Lines that a person types, with an editable line where Python has readline; Ctrl-C empties the line."""
+    from paca.workbench.base.waiting import stage, still
     from paca.workbench.chat import not_text
 
     with contextlib.suppress(ImportError):
@@ -80,7 +84,10 @@ def _typed() -> Iterator[str]:
     _show("Type /help for the commands, /quit to leave.\n")
     while True:
         try:
-            yield input("> ")
+            with still():
+                line = input(f"{conversation.answering}> ")
+            stage("thinking")
+            yield line
         except EOFError:
             _show("\n")
             return

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.options import positive, size
-from paca.workbench.cli.verb import Verb, add_recipe_arguments
+from paca.workbench.base.options import positive, several, size
+from paca.workbench.cli.verb import Verb, add_recipe_arguments, recipe_of
 
 SETTINGS = ("seeds", "match", "sweep", "sweep_steps", "points", "rounds", "memory_limit", "unrelated")
 EXPERIMENTS = {"throughput": "throughput", "max_seq": "max-seq", "operations": "operations"}
@@ -34,41 +34,43 @@ seeds or an experiment added.
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca compare` takes."""
     add_recipe_arguments(parser)
-    parser.add_argument("--methods", metavar="A,B,…", help="what is compared, besides the frozen floor")
-    parser.add_argument("--seeds", type=positive, default=1, help="runs of each method (default: %(default)s)")
+    several(parser, "--methods", "METHOD", "what is compared, besides the frozen floor")
+    parser.add_argument("--seeds", type=positive, metavar="N", default=1, help="runs of each method (default: 1)")
     parser.add_argument(
         "--match",
         choices=("parameters", "rank"),
         default="parameters",
         help="all methods train about as many parameters as the recipe's own, or have its rank (default: %(default)s)",
     )
-    parser.add_argument(
-        "--rates", nargs="+", default=[], metavar="METHOD=RATE", help="learning rates; several with commas are tried"
-    )
+    several(parser, "--rates", "METHOD=RATE", "learning rates; where a method has several, they are tried")
     parser.add_argument(
         "--sweep", type=int, default=0, metavar="N", help="try N rates for each method that --rates does not name"
     )
-    parser.add_argument("--sweep-steps", type=positive, default=20, help="steps of a try (default: %(default)s)")
-    parser.add_argument("--points", type=positive, default=4, help="measurements on the way (default: %(default)s)")
-    parser.add_argument("--rounds", type=positive, default=9, help="timed steps of each method (default: %(default)s)")
+    parser.add_argument("--sweep-steps", type=positive, metavar="N", default=20, help="steps of a try (default: 20)")
+    parser.add_argument("--points", type=positive, metavar="N", default=4, help="measurements on the way (default: 4)")
+    parser.add_argument(
+        "--rounds", type=positive, metavar="N", default=9, help="timed steps of each method (default: 9)"
+    )
     parser.add_argument("--unrelated", metavar="FILE", help="a text to show forgetting on, in place of a short story")
     parser.add_argument("--memory-limit", type=size, metavar="SIZE", help="what a step may need, such as 4GB")
     parser.add_argument("--throughput", action="store_true", help="grow the batch until memory is full; no training")
     parser.add_argument("--max-seq", action="store_true", help="find the longest sequence that fits; no training")
     parser.add_argument("--operations", action="store_true", help="count floating-point operations; no training")
-    parser.add_argument("--jobs", type=positive, default=1, help="GPUs to use; on the CPU units run one by one")
+    parser.add_argument(
+        "--jobs", type=positive, metavar="N", default=1, help="GPUs to use; a CPU does one thing at a time"
+    )
     parser.add_argument("--output", metavar="DIR", help="the report's folder (default: the recipe's, with -compare)")
     parser.add_argument("--overwrite", action="store_true", help="replace another recipe's comparison in the folder")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Compare, and print the table; 1 where every method failed, 130 after Ctrl-C."""
+    comparison = _comparison(arguments)
     from paca.workbench.base.locks import locked_if_ours
     from paca.workbench.compare.folder import COMPARISON, WRITER
     from paca.workbench.data.prepare import read_data
     from paca.workbench.training.text import inputs
 
-    comparison = _comparison(arguments)
     folder = Path(arguments.output or f"{comparison.recipe.output_dir}-compare")
     spec = {**comparison.spec(), "data": inputs(read_data(comparison.recipe.data))}
     with locked_if_ours(folder, COMPARISON, WRITER):
@@ -76,11 +78,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace, comparison: Any, spec: dict[str, Any], folder: Path) -> int:
+    from paca.workbench.base.terminal import output_console
     from paca.workbench.compare.comparison import compare, explore
     from paca.workbench.compare.folder import HTML, open_folder
-    from paca.workbench.compare.markdown import experiment_tables, summary_table
     from paca.workbench.compare.progress import Progress
     from paca.workbench.compare.report import write_report
+    from paca.workbench.compare.terminal import experiment_tables, summary_tables
 
     open_folder(folder, spec, arguments.overwrite)
     experiments = [kind for name, kind in EXPERIMENTS.items() if getattr(arguments, name)]
@@ -94,29 +97,27 @@ def _compare(arguments: argparse.Namespace, comparison: Any, spec: dict[str, Any
         print("paca compare: interrupted; run the same command again to continue", file=sys.stderr)
         return 130
     results = write_report(folder)
-    tables = experiment_tables(results)
-    print(
-        "\n\n".join(tables[kind] for kind in experiments if kind in tables) if experiments else summary_table(results)
-    )
+    console = output_console()
+    for table in experiment_tables(results, experiments) if experiments else summary_tables(results):
+        console.print(table)
     print(f"report: {folder / HTML}")
     return 1 if all(row["error"] for row in results["methods"]) else 0
 
 
 def _comparison(arguments: argparse.Namespace) -> Any:
+    recipe = recipe_of(arguments)
     from paca.workbench.compare.choice import DEFAULT, choose_methods
     from paca.workbench.compare.comparison import Comparison
     from paca.workbench.compare.rates import read_rates
     from paca.workbench.compare.unrelated import unrelated_text
-    from paca.workbench.recipe.recipe import find_recipe, read_recipe
     from paca.workbench.recipe.tasks import TEXT
 
-    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, with_files=True)
     if recipe.task != TEXT:
         raise PacaError(f"The recipe's task is {recipe.task}; paca compare takes recipes whose task is {TEXT}.")
     if arguments.sweep < 0:
         raise PacaError(f"--sweep {arguments.sweep}: expected how many rates to try, or 0 to try none.")
     unrelated_text(arguments.unrelated)
-    methods = choose_methods(arguments.methods or DEFAULT)
+    methods = choose_methods(",".join(arguments.methods) or DEFAULT)
     return Comparison(
         recipe,
         tuple(methods),

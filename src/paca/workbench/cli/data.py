@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from paca.errors import PacaError
-from paca.workbench.cli.verb import Verb, add_recipe_arguments
+from paca.workbench.cli.verb import Verb, add_recipe_arguments, recipe_of
 
 EXAMPLE = """\
 example:
@@ -23,15 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the first sequences, then lengths and counts."""
+    recipe = recipe_of(arguments)
     from rich.console import Console
 
     from paca.workbench.data.preference import ANSWER_NAMES, sequences
     from paca.workbench.data.preview import histogram, render, summary
-    from paca.workbench.recipe.recipe import find_recipe, read_recipe
     from paca.workbench.recipe.tasks import IMAGES
     from paca.workbench.training.run import encoded_data
 
-    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, with_files=True)
     if recipe.task == IMAGES:
         raise PacaError(f"paca data shows text; the task of this recipe is {recipe.task}.")
     data, tokenizer, limit = encoded_data(recipe)

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from paca.workbench.cli.verb import Verb, add_recipe_arguments
+from paca.workbench.cli.verb import Verb, add_recipe_arguments, recipe_of
 
 EXAMPLE = """\
 example:
@@ -20,13 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Examine the recipe, and say what was found; 1 if the run would be wasted."""
+    recipe = recipe_of(arguments, arguments.output)
     from paca.workbench.base.files import borrowed_folder
     from paca.workbench.base.progress import quiet_libraries
-    from paca.workbench.recipe.recipe import find_recipe, read_recipe
     from paca.workbench.training.doctor import examine
     from paca.workbench.training.run import trainer_of
 
-    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output, with_files=True)
     with quiet_libraries(), borrowed_folder(Path(recipe.output_dir)) as folder:
         trainer, data = trainer_of(recipe)
         findings = examine(trainer, recipe, folder, data)

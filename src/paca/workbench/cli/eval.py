@@ -26,6 +26,7 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca eval` takes."""
+    parser.usage = "%(prog)s MODEL_OR_ADAPTER [MORE ...] --tasks TASK [TASK ...] [OPTION ...]"
     add_options(parser, Request)
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import paca
 from paca.errors import PacaError
+from paca.workbench.base.waiting import still
 from paca.workbench.cli.verb import Verb
 
 EXAMPLE = """\
@@ -28,6 +29,7 @@ Without COMMAND's own isolation: `python -I` and `python -S` read no start-up mo
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca exec` takes."""
+    parser.usage = "%(prog)s -- COMMAND [WORD ...]"
     parser.add_argument("command", metavar="COMMAND", nargs=argparse.REMAINDER, help="after --: what to run")
 
 
@@ -41,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise PacaError(
             f"There is no program {command[0]!r} on the PATH; a script is run as: paca exec -- python FILE"
         )
-    status = subprocess.call([program, *command[1:]], env=environment(os.environ))
+    with still():  # the terminal is the command's
+        status = subprocess.call([program, *command[1:]], env=environment(os.environ))
     return status if status >= 0 else 128 - status
 
 

@@ -26,6 +26,7 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca export` takes."""
+    parser.usage = f"%(prog)s ADAPTER --to {'|'.join(FORMATS)} [OPTION ...]"
     parser.add_argument("adapter", metavar="ADAPTER", help="a run's output folder, or an adapter's folder")
     parser.add_argument("--to", required=True, choices=FORMATS, metavar="FORMAT", help=", ".join(FORMATS))
     parser.add_argument("--output", metavar="DIR", help="where it goes; beside the adapter when omitted")

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from paca.workbench.cli.verb import Verb, add_recipe_arguments
+from paca.workbench.cli.verb import Verb, add_recipe_arguments, recipe_of
 
 FIRST_RUN = """\
 example:
@@ -32,11 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the recipe and print what came of it; 130 after Ctrl-C, 143 after SIGTERM."""
-    from paca.workbench.recipe.recipe import find_recipe, read_recipe
+    recipe = recipe_of(arguments, arguments.output)
     from paca.workbench.training.interruptions import StoppedError
     from paca.workbench.training.run import closing_lines, finetune
 
-    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, arguments.output, with_files=True)
     try:
         metrics = finetune(
             recipe, resume=arguments.resume, overwrite=arguments.overwrite, doctor=not arguments.no_doctor

@@ -1,12 +1,16 @@
 """The command `paca`: finds the verb, and turns a user's mistake into a message and exit status 2."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import paca
 from paca.errors import PacaError, to_install
-from paca.workbench.base.messages import one_line
+from paca.workbench.base.asides import hush_imports
+from paca.workbench.base.messages import one_line, suggestion
+from paca.workbench.base.waiting import signs_of_life
 from paca.workbench.cli import chat, compare, data, doctor, export, finetune, plan, recipes, select
 from paca.workbench.cli import eval as eval_verb
 from paca.workbench.cli import exec as exec_verb
@@ -38,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns 0 for success, 1 if what it printed is lost on a full disk, 2 for a mistake in what was asked or a missing
     library, 130 after Ctrl-C. A reader that has gone is no failure.
     """
-    with lasting_streams() as output:
+    with lasting_streams() as output, signs_of_life(output, sys.stderr):
         try:
             status = _run(argv)
         except KeyboardInterrupt:
@@ -53,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     arguments = parse(argv)
+    hush_imports()
     try:
         return int(arguments.run(arguments))
     except PacaError as error:
@@ -71,19 +76,34 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     Exits with status 2 where something is not understood.
     """
-    parser = build_parser()
-    arguments, others = parser.parse_known_args(argv)
+    arguments, others = build_parser().parse_known_args(argv)
     overrides = [word for word in others if "=" in word and not word.startswith("-")]
-    if others and (len(overrides) < len(others) or not hasattr(arguments, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
-    if others:
-        arguments.overrides = [*arguments.overrides, *overrides]
+    later = [*overrides, *getattr(arguments, "later_overrides", [])]
+    if len(overrides) < len(others) or (later and not hasattr(arguments, "overrides")):
+        unknown = [word for word in [*others, *later] if word not in overrides] or later
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if later:
+        arguments.overrides = [*arguments.overrides, *later]
     return arguments
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name what is meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """End with status 2 and the message, with the near word of those that there are."""
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        unknown = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        if choice is not None:
+            message += suggestion(choice[1], re.findall(r"[\w-]+", choice[2]))
+        elif unknown is not None:
+            message += suggestion(unknown[1], re.findall(r"--[a-z][\w-]*", self.format_help()))
+        super().error(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser with all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="paca",
         description="Fine-tune a few input columns of pretrained weights (Partial Connection Adaptation).",
         epilog=EXAMPLE,
@@ -100,5 +120,5 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         verb.add_arguments(own)
-        own.set_defaults(run=verb.run, extra=verb.extra)
+        own.set_defaults(run=verb.run, extra=verb.extra, parser=own)
     return parser

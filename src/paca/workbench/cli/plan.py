@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.options import positive
+from paca.workbench.base.options import positive, several
 from paca.workbench.cli.verb import Verb
 
 EXAMPLE = """\
@@ -21,20 +21,22 @@ example:
   $ paca plan path/to/config.json --checkpointing --json
 """
 DTYPES = ("bfloat16", "float16", "float32")
-PIPE_WIDTH = 160
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca plan` takes. What is not given is taken from the recipe, if MODEL is one."""
+    parser.usage = "%(prog)s MODEL [OPTION ...]"
     parser.add_argument(
         "model", metavar="MODEL", help="a built-in shape, a config.json, its folder, a Hub name, or a recipe"
     )
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="paca lora dora full qpaca qlora, or PEFT's")
+    several(parser, "--methods", "METHOD", "paca lora dora full qpaca qlora, or PEFT's")
     parser.add_argument("--gpu", metavar="GPU", help="a name such as a100-80gb, or a size such as 80GB")
-    parser.add_argument("--seq", type=positive, help="tokens per sequence (default: 512)")
-    parser.add_argument("--batch", type=positive, help="sequences or images per step (default: 1)")
-    parser.add_argument("--pixels", type=positive, help="height and width of images (default: the model's own)")
-    parser.add_argument("--rank", type=positive, help="of every adapter (default: 16)")
+    parser.add_argument("--seq", type=positive, metavar="N", help="tokens per sequence (default: 512)")
+    parser.add_argument("--batch", type=positive, metavar="N", help="sequences or images per step (default: 1)")
+    parser.add_argument(
+        "--pixels", type=positive, metavar="N", help="height and width of images (default: as the model)"
+    )
+    parser.add_argument("--rank", type=positive, metavar="N", help="of every adapter (default: 16)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the base (default: bfloat16)")
     parser.add_argument("--autocast", action=argparse.BooleanOptionalAction, help="bfloat16 autocast in forward")
     parser.add_argument("--adapter-in-base-dtype", action="store_true", help="do not train adapters in float32")
@@ -45,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimizer", metavar="NAME", help="as Trainer's optim, such as adamw_bnb_8bit")
     parser.add_argument("--loss", metavar="NAME", help="full, or chunked as `paca finetune` computes it")
     parser.add_argument("--attention", choices=("fused", "sdpa"), help="what a GPU's attention keeps, or the CPU's")
-    parser.add_argument("--ranks", type=positive, help="shard with FSDP2 over N GPUs; the figures are for one")
+    parser.add_argument("--ranks", type=positive, metavar="N", help="shard over N GPUs by FSDP2; figures are for one")
     parser.add_argument("--max-seq", action="store_true", help="search the longest sequence that fits the GPU")
     parser.add_argument("--max-batch", action="store_true", help="search the largest batch that fits the GPU")
     parser.add_argument("--png", metavar="FILE", help="draw what the memory goes into")
@@ -91,13 +93,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _print_tables(title: str, rows: list[dict[str, Any]], gpu: Any) -> None:
-    from rich.console import Console
-
+    from paca.workbench.base.terminal import output_console
     from paca.workbench.planning.report import memory_table, operations_table, uncalled_lines, where_lines
 
-    console = Console()
-    if not console.is_terminal:  # a pipe or a file has no edge to cut columns at
-        console = Console(width=PIPE_WIDTH)
+    console = output_console()
     console.print(memory_table(f"{title}: peak of a training step, GiB", rows))
     console.print(operations_table(rows, gpu))
     for line in (*where_lines(rows), *uncalled_lines(rows)):

@@ -16,6 +16,7 @@ example:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca recipes` takes."""
+    parser.usage = "%(prog)s [show NAME]"
     parser.add_argument("action", nargs="?", choices=("list", "show"), default="list", help="list (default), or show")
     parser.add_argument("name", metavar="NAME", nargs="?", help="the recipe to show")
 

@@ -5,7 +5,8 @@ import itertools
 import shlex
 from pathlib import Path
 
-from paca.workbench.cli.verb import Verb, add_recipe_arguments
+from paca.workbench.base.options import several
+from paca.workbench.cli.verb import Verb, add_recipe_arguments, recipe_of
 
 EXAMPLE = """\
 example:
@@ -23,18 +24,17 @@ The last line is whole: it trains the last strategy's connections at a learning 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca select` takes."""
     add_recipe_arguments(parser)
-    parser.add_argument("--strategies", nargs="+", default=[], metavar="NAME", help="in place of the recipe's own")
+    several(parser, "--strategies", "NAME", "in place of the recipe's own")
     parser.add_argument("--output", metavar="DIR", help="write there; to the recipe's output_dir-selection if omitted")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier selection")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Select, and print what was chosen and where it lies."""
+    recipe = recipe_of(arguments)
     from paca.tuner.selection.overlap import overlap, overlap_by_chance
-    from paca.workbench.recipe.recipe import find_recipe, read_recipe
     from paca.workbench.training.selecting import select, training_settings
 
-    recipe = read_recipe(find_recipe(arguments.recipe), arguments.overrides, with_files=True)
     folder = Path(arguments.output or f"{recipe.output_dir}-selection")
     done = select(recipe, arguments.strategies, folder, arguments.overwrite)
     for name, chosen in done.chosen.items():

@@ -6,7 +6,7 @@ What a verb does is worth more than what it prints: a run whose output goes to `
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -20,10 +20,12 @@ class LastingStream:
     def __init__(self, stream: Any) -> None:
         self.stream = stream
         self.error: OSError | None = None
+        self.before_write: Callable[[str], None] = lambda _: None
 
     def write(self, text: str) -> int:
         """Write, or lose the text."""
         with self._going_on():
+            self.before_write(text)
             self.stream.write(text)
         return len(text)
 

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,15 @@ class Verb:
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare how a recipe is named and changed; several verbs take that."""
+    parser.usage = "%(prog)s RECIPE [key=value ...] [OPTION ...]"
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that comes with paca")
     parser.add_argument(
         "overrides", metavar="key=value", nargs="*", help="set a key of the recipe, such as training.max_steps=5"
     )
+
+
+def recipe_of(arguments: argparse.Namespace, output: str | None = None) -> Any:
+    """Read the recipe that was named, with what was set; a missing file is told before any library is imported."""
+    from paca.workbench.recipe.recipe import find_recipe, read_recipe
+
+    return read_recipe(find_recipe(arguments.recipe), arguments.overrides, output, with_files=True)

@@ -8,11 +8,12 @@ from typing import Any
 from paca.errors import PacaError
 from paca.workbench.base import yaml
 from paca.workbench.base.messages import suggestion
+from paca.workbench.base.options import split_words
 from paca.workbench.methods.catalogue import FLOORS, METHODS, AdapterSetting, Method
 from paca.workbench.methods.registry import known_methods, method_problems
 
 DEFAULT = "paca,lora,miss,lora-fa"
-_WORD = re.compile(r"\s*([^,()\s]+)\s*(?:\(([^()]*)\))?\s*(?:,|$)")
+_WORD = re.compile(r"([^()]+)(?:\((.*)\))?", re.DOTALL)
 _COMMA_OUTSIDE_BRACKETS = re.compile(r",(?![^\[\]{}]*[\]}])")
 
 
@@ -57,7 +58,7 @@ class Entry:
 def choose_methods(text: str) -> list[Entry]:
     """Find the methods that a user names; the frozen floors, plain and lean, are always among them, first.
 
-    Names are separated by commas; each may have arguments of the method's PEFT config in parentheses. A PacaError
+    Commas or spaces separate names; each may have arguments of the method's PEFT config in parentheses. A PacaError
     names all unknown methods, with near names, and all unknown arguments at once.
     """
     problems: list[str] = []
@@ -78,16 +79,15 @@ def choose_methods(text: str) -> list[Entry]:
 
 
 def _split(text: str) -> list[tuple[str, str]]:
-    found, position = [], 0
-    while text[position:].strip():
-        match = _WORD.match(text, position)
+    found = []
+    for word in split_words(text):
+        match = _WORD.fullmatch(word)
         if match is None:
             raise PacaError(
-                f"--methods: can't read {text[position:]!r}; write names separated by commas, arguments in "
+                f"--methods: can't read {word!r}; write names separated by commas or spaces, arguments in "
                 "parentheses: paca,lora(r=8,use_rslora=true)."
             )
         found.append((match[1], match[2] or ""))
-        position = match.end()
     return found
 
 

@@ -95,12 +95,12 @@ class Runner:
         if result is None:
             worker = self._free.get()
             try:
-                with self.progress.unit(unit.name) as watch:
+                with self.progress.unit(unit.title) as watch:
                     result = worker.run(unit, watch)
             finally:
                 self._free.put(worker)
             store(self.folder, unit, result)
-        self.progress.done(unit.name, result.get("error"))
+        self.progress.done(unit.title, result.get("error"))
         return result
 
 

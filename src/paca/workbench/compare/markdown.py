@@ -5,7 +5,8 @@ from typing import Any
 
 from paca.workbench.base.markdown import table
 from paca.workbench.compare.columns import cell, shown_columns
-from paca.workbench.compare.units import LONGEST, OPERATIONS, THROUGHPUT
+from paca.workbench.compare.experiments import experiments
+from paca.workbench.compare.units import OPERATIONS, THROUGHPUT
 from paca.workbench.methods.catalogue import FLOORS
 
 
@@ -17,7 +18,7 @@ def document(results: Mapping[str, Any]) -> str:
         summary_table(results),
         *filter(None, [notes(results)]),
         *_failures(results),
-        *experiment_tables(results).values(),
+        *(f"## {found.title}\n\n{table(found.heads, found.rows)}" for found in experiments(results).values()),
         "## How it was measured",
         how(results),
         ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
@@ -68,42 +69,6 @@ def _seeds_note(results: Mapping[str, Any]) -> str:
 def _failures(results: Mapping[str, Any]) -> list[str]:
     failed = [f"- **{row['method']}**: {row['error']}" for row in results["methods"] if row["error"]]
     return ["## Methods that failed", "\n".join(failed)] if failed else []
-
-
-def experiment_tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """Write what was found without training, each with its heading, by the name of the experiment."""
-    found = {}
-    counted = [row for row in results["methods"] if row.get(OPERATIONS)]
-    if counted:
-        head = ["method", "forward GFLOP", "backward GFLOP"]
-        rows = (
-            [row["method"], *(f"{row[OPERATIONS][phase] / 1e9:,.1f}" for phase in ("forward", "backward"))]
-            for row in counted
-        )
-        found[OPERATIONS] = f"## Operations of a step\n\n{table(head, rows)}"
-    filled = [row for row in results["methods"] if row.get(THROUGHPUT)]
-    if filled:
-        head = ["method", "sequences", "sequences/s", "tokens/s", "peak MiB"]
-        points = (
-            [
-                row["method"],
-                f"{point['sequences']}",
-                f"{point['sequences_per_second']:,.2f}",
-                f"{point['tokens_per_second']:,.0f}",
-                f"{(point['peak_bytes'] or 0) / 2**20:,.0f}",
-            ]
-            for row in filled
-            for point in row[THROUGHPUT]["points"]
-        )
-        found[THROUGHPUT] = f"## Throughput as the batch grows\n\n{table(head, points)}"
-    longest = [row for row in results["methods"] if row.get(LONGEST)]
-    if longest:
-        head = ["method", "tokens", "limit GB"]
-        rows = (
-            [row["method"], f"{row[LONGEST]['tokens']:,}", f"{row[LONGEST]['limit'] / 1e9:,.2f}"] for row in longest
-        )
-        found[LONGEST] = f"## Longest sequence\n\n{table(head, rows)}"
-    return found
 
 
 def how(results: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ class Progress:
             disable=not self.console.is_terminal,
         )
         self._total = 0
-        self._whole = self._bars.add_task("all units", total=0)
+        self._whole = self._bars.add_task("in all", total=0)
 
     def __enter__(self) -> "Progress":
         """Show the bars."""
@@ -47,7 +47,7 @@ class Progress:
         bar = self._bars.add_task(name, total=None)
 
         def watch(done: int, total: int, text: str) -> None:
-            self._bars.update(bar, completed=done, total=total, description=f"{name}: {text}")
+            self._bars.update(bar, completed=done, total=total, description=f"{name}, {text}")
 
         try:
             yield watch

@@ -5,16 +5,20 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import suggestion
+from paca.workbench.base.options import split_words
 from paca.workbench.compare.choice import Entry
 
 FACTOR = 2.0  # between neighbours of a grid
 
 
 def read_rates(words: Iterable[str], labels: Sequence[str]) -> dict[str, list[float]]:
-    """Read `--rates`, such as `paca=5e-3 lora=1e-3,2e-3`; a PacaError has all problems at once."""
+    """Read `--rates`, such as `paca=5e-3 lora=1e-3,2e-3`; a PacaError has all problems at once.
+
+    Commas and spaces both separate; a rate without a method is one more of the method before it.
+    """
     rates: dict[str, list[float]] = {}
     problems = []
-    for word in words:
+    for word in _by_method(words):
         label, equals, given = word.rpartition("=")
         try:
             found = [float(rate) for rate in given.split(",")]
@@ -33,6 +37,17 @@ def read_rates(words: Iterable[str], labels: Sequence[str]) -> dict[str, list[fl
     if problems:
         raise PacaError("--rates: " + "\n  ".join(problems))
     return rates
+
+
+def _by_method(words: Iterable[str]) -> list[str]:
+    """One word for each method, its rates joined by commas."""
+    found: list[str] = []
+    for word in split_words(" ".join(words)):
+        if found and "=" not in word:
+            found[-1] += f",{word}"
+        else:
+            found.append(word)
+    return found
 
 
 def grid(centre: float, number: int) -> list[float]:

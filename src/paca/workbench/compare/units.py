@@ -11,6 +11,16 @@ RANKS, PROFILE, SWEEP, RUN, TIMING = "ranks", "profile", "sweep", "run", "timing
 THROUGHPUT, LONGEST, OPERATIONS = "throughput", "max-seq", "operations"
 FLOOR_AGAIN = "frozen again"  # timed twice: how far apart the two are is the noise
 
+_TITLES = {
+    RANKS: "ranks",
+    PROFILE: "{method}: memory",
+    SWEEP: "{method}: learning rate {rate:g}",
+    RUN: "{method}: seed {seed}",
+    TIMING: "step times",
+    THROUGHPUT: "{method}: throughput",
+    LONGEST: "{method}: longest sequence",
+    OPERATIONS: "{method}: operations",
+}
 Watch = Callable[[int, int, str], None]  # told how much is done, of how much, and what is going on
 
 
@@ -40,6 +50,12 @@ class Unit:
         words += [f"{key}{self.values[key]}" for key in ("seed", "rate") if key in self.values and self.kind != RUN]
         words += [f"seed{self.values['seed']}"] if self.kind == RUN else []
         return "--".join(re.sub(r"[^\w.=+-]+", "_", word).strip("_") for word in words)
+
+    @property
+    def title(self) -> str:
+        """What a person is told of it."""
+        method = self.entry.label if len(self.entries) == 1 else ""
+        return _TITLES[self.kind].format(method=method, **self.values)
 
     def identity(self) -> dict[str, Any]:
         """What its result depends on besides the recipe, for JSON."""

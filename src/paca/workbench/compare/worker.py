@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
+from paca.workbench.base.asides import hush_imports
 from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.compare.failures import KILLED, describe_failure
 from paca.workbench.compare.limits import longest_sequence, throughput
@@ -113,6 +114,7 @@ def _serve(line: Connection, recipe: Recipe, unrelated: str | None, gpu: str | N
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to deal with
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    hush_imports()
     here = InProcessWorker(recipe, unrelated)
     with contextlib.suppress(EOFError, ConnectionError):
         while True:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from paca.errors import PacaError
 from paca.workbench.base.messages import problem_list
+from paca.workbench.base.waiting import stage
 from paca.workbench.data.conversations import encode_completion, encode_conversation
 from paca.workbench.data.documents import Documents, Place, joined, read_sources
 from paca.workbench.data.formats import FORMATS, Formats, Row
@@ -118,6 +119,7 @@ def prepare_data(
     """
     from datasets import Dataset
 
+    stage("encoding the data")
     counted, counted_held_out = [Counted() for _ in raw.train], Counted()
     split = [
         _split(part, section, tokenizer, length, own, counted_held_out)

@@ -4,16 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from paca.errors import PacaError
-from paca.workbench.base.options import option, too_small
+from paca.workbench.base.options import Several, SeveralSources, option, too_small
 from paca.workbench.evaluation.mt_bench.endpoint import Endpoint
 
 _HARNESS = "mmlu and other tasks of the harness"
 _TEXT = "perplexity and preference"
 _BENCH = "mt-bench"
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",")]
 
 
 @dataclass(frozen=True)
@@ -25,7 +21,9 @@ class Request:
     """
 
     model: str = option("a run's output folder, an adapter, or a model", positional=True, metavar="MODEL_OR_ADAPTER")
-    tasks: Sequence[str] = option("mmlu, perplexity, mt-bench, …; with commas", metavar="NAMES", type=_names)
+    tasks: Sequence[str] = option(
+        "mmlu, perplexity, preference, mt-bench, or the harness's", action=Several, nargs="+", metavar="TASK"
+    )
     more: Sequence[str] = option(
         "further ones, over one loading of their base", (), positional=True, nargs="*", metavar="MORE"
     )
@@ -46,7 +44,9 @@ class Request:
     include: str | None = option("a folder with your own task files", None, group=_HARNESS, metavar="DIR")
     trust_task_files: bool = option("let them run the Python that they name", False, group=_HARNESS)
 
-    text: Sequence[str] = option("as a recipe's data.train", (), group=_TEXT, nargs="+", metavar="SOURCE")
+    text: Sequence[str] = option(
+        "as a recipe's data.train", (), group=_TEXT, action=SeveralSources, nargs="+", metavar="SOURCE"
+    )
     beta: float = option("of the rewards that preference compares (%(default)s)", 0.1, group=_TEXT, metavar="X")
     length: int = option("tokens per sequence (%(default)s)", 1024, least=2, group=_TEXT, metavar="N")
 

@@ -14,6 +14,7 @@ from paca.tuner.export.merged import write_merged
 from paca.tuner.export.peft_format import write_peft
 from paca.workbench.base.files import discard, is_ours, write_folder
 from paca.workbench.base.options import size
+from paca.workbench.base.waiting import stage
 from paca.workbench.export.certificate import (
     Check,
     Reference,
@@ -101,6 +102,7 @@ def export(
     certificate: dict[str, Any] = {}
 
     def write(temporary: Path) -> None:
+        stage(f"writing {to}")
         try:
             formats[to].write(exported, temporary)
             certificate.update(_certified(exported, formats[to], what, temporary))
@@ -131,6 +133,7 @@ def _loaded(adapter: str, of_classifier: Path | None, dtype: str | None, max_sha
 
 
 def _certified(exported: Export, written: Format, what: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    stage("loading what was written, and comparing")
     checks = written.check(exported, folder)
     failed = [check for check in checks if not check.passed]
     if failed:

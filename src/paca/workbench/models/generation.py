@@ -9,16 +9,18 @@ from paca.workbench.base.options import option
 from paca.workbench.data.conversations import apply_template
 from paca.workbench.data.loss_facts import eos_token_ids
 
-Write = Callable[[str], None]
+Write = Callable[[str], object]
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How an answer is sampled; the fields are options of `paca chat`."""
 
-    temperature: float = option("0: the likeliest token each time (%(default)s)", 0.7)
-    top_p: float = option("sample from the likeliest tokens that together have this probability (%(default)s)", 0.9)
-    max_new_tokens: int = option("the longest answer, in tokens (%(default)s)", 512)
+    temperature: float = option("0: the likeliest token each time (%(default)s)", 0.7, metavar="T")
+    top_p: float = option(
+        "sample from the likeliest tokens that together have this probability (%(default)s)", 0.9, metavar="P"
+    )
+    max_new_tokens: int = option("the longest answer, in tokens (%(default)s)", 512, metavar="N")
 
     def __post_init__(self) -> None:
         """Refuse what can't be sampled with."""
@@ -52,8 +54,10 @@ def encode_prompt(tokenizer: Any, messages: list[dict[str, str]]) -> Any:
     return apply_template(tokenizer, messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 
 
-def generate(model: Any, tokenizer: Any, inputs: Any, sampling: Sampling, write: Write = lambda _: None) -> str:
-    """Let a model continue a prompt, and return the text without special tokens.
+def generate(
+    model: Any, tokenizer: Any, inputs: Any, sampling: Sampling, write: Write = lambda _: None
+) -> tuple[str, bool]:
+    """Let a model continue a prompt; return the text without special tokens, and whether `max_new_tokens` cut it.
 
     The inputs have `input_ids` and `attention_mask`, shape `(1, tokens)`; `write` gets each piece of text at once.
     """
@@ -74,4 +78,6 @@ def generate(model: Any, tokenizer: Any, inputs: Any, sampling: Sampling, write:
         eos_token_id=ends or None,
         pad_token_id=pad,
     )
-    return tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    made = output[0, inputs["input_ids"].shape[1] :]
+    cut = len(made) >= sampling.max_new_tokens and int(made[-1]) not in ends
+    return tokenizer.decode(made, skip_special_tokens=True), cut

@@ -9,6 +9,7 @@ from typing import Any
 from paca.errors import PacaError
 from paca.tuner.layers.bnb_cpu import apply_cpu_workarounds
 from paca.workbench.base.messages import one_line, suggestion
+from paca.workbench.base.waiting import stage
 from paca.workbench.data.documents import missing_path, near_files
 from paca.workbench.models.embedded import EmbeddedModel, hub_place
 from paca.workbench.models.quantization import quantization_config
@@ -53,6 +54,7 @@ def load_model(
     """
     import transformers
 
+    stage("loading the model")
     options: dict[str, Any] = {**(config or {}), "dtype": dtype}
     if name in EMBEDDED and hasattr(transformers, "GgufConfig"):
         # Weights that stay in GGUF's blocks can't be trained; and a model that transformers has marked as quantized

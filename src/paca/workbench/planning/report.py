@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from paca.workbench.base.files import write_file
 from paca.workbench.base.palette import KINDS
+from paca.workbench.base.terminal import narrow_table
 from paca.workbench.planning.gpus import Gpu
 
 SHORT = {
@@ -24,12 +24,10 @@ SEARCHED = {"max_seq": "longest", "max_batch": "largest"}
 
 def memory_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """Show the peak of each method, in GiB."""
-    table = _narrow_table(title)
     paged = any(row["paged"] for row in rows)
     searched = [key for key in SEARCHED if key in rows[0]]
     heads = ["peak", *SHORT.values(), *(["paged"] if paged else []), *(["fits"] if "fits" in rows[0] else [])]
-    for head in [*heads, *(SEARCHED[key] for key in searched)]:
-        table.add_column(head, justify="right")
+    table = narrow_table(title, [*heads, *(SEARCHED[key] for key in searched)])
     for row in rows:
         sizes = [row["total"], *(row["by_category"][name] for name in SHORT), *([row["paged"]] if paged else [])]
         fits = ["yes" if row["fits"] else "no"] if "fits" in row else []
@@ -38,22 +36,13 @@ def memory_table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _narrow_table(title: str) -> Table:
-    """A table that fits 80 columns with all that can be asked for: a space between columns, and no frame."""
-    table = Table(title=title, box=box.SIMPLE, padding=0, min_width=min(len(title) + 2, 80))
-    table.add_column("method")
-    return table
-
-
 def operations_table(rows: Sequence[Mapping[str, Any]], gpu: Gpu | None) -> Table:
     """Show the operations of each method's step, in 10¹², and the least time that a GPU of known rate takes."""
-    table = _narrow_table("operations of a step, TFLOP")
     phases = ["forward", "backward", "recompute", "optimizer", "total", "adapter"]
     if not any(row["operations"]["recompute"] for row in rows):
         phases.remove("recompute")
     bounded = gpu is not None and gpu.half is not None
-    for head in [*phases, *(["at least"] if bounded else [])]:
-        table.add_column(head, justify="right")
+    table = narrow_table("operations of a step, TFLOP", [*phases, *(["at least"] if bounded else [])])
     for row in rows:
         counts = [f"{row['operations'][phase] / 1e12:.4g}" for phase in phases]
         table.add_row(row["method"], *counts, *([f"{row['seconds_at_least'] * 1e3:,.1f} ms"] if bounded else []))

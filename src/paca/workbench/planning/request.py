@@ -91,7 +91,7 @@ def settings_of(planned: PlannedModel, typed: Mapping[str, Any]) -> list[Trainin
         setting = replace(setting, adapter_dtype=setting.dtype)
     find_optimizer(setting.optimizer)
     find_loss(setting.loss)
-    names = _names(typed.get("methods")) or planned.methods
+    names = tuple(dict.fromkeys(typed.get("methods") or planned.methods))
     if stored is not None and stored.four_bit:
         names = tuple(dict.fromkeys(QUANTIZED.get(name, name) for name in names))
     methods = [_shardable(find_method(name), setting.ranks) for name in names]
@@ -115,9 +115,3 @@ def _shardable(method: Method, ranks: int) -> Method:
             "counted. Plan for one rank, or for a method over plain weights."
         )
     return method
-
-
-def _names(methods: list[str] | None) -> tuple[str, ...]:
-    """Methods may be separated by spaces, by commas or by both."""
-    words = [word for part in methods or () for word in part.split(",") if word]
-    return tuple(dict.fromkeys(words))

@@ -5,6 +5,7 @@ import torch
 from paca.workbench.base.messages import one_line
 from paca.workbench.base.processes import world_size
 from paca.workbench.base.progress import say
+from paca.workbench.base.waiting import stage
 from paca.workbench.recipe.recipe import Recipe
 
 
@@ -15,6 +16,7 @@ def say_memory(recipe: Recipe) -> None:
     """
     if world_size() > 1:  # what a rank holds depends on the engine
         return
+    stage("estimating the memory of a step")
     try:
         from paca.workbench.planning.recipes import estimate
 

@@ -10,6 +10,7 @@ from paca.errors import PacaError
 from paca.workbench.base.locks import locked_if_ours
 from paca.workbench.base.processes import on_main, world_size
 from paca.workbench.base.progress import quiet_libraries
+from paca.workbench.base.waiting import stage
 from paca.workbench.recipe.data_files import file_problems
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.tasks import IMAGES, PREFERENCE, TEXT
@@ -99,6 +100,7 @@ def _task(name: str) -> Any:
 
 def _prepared(task: Any, recipe: Recipe) -> Any:
     """Read the data, and where that fails say all that is wrong with the files rather than the first of it."""
+    stage("reading the data")
     try:
         return task.prepare(recipe)
     except PacaError as error:

@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 
 from paca.errors import PacaError
 from paca.workbench.base.files import write_json
+from paca.workbench.base.waiting import stage
 from paca.workbench.methods.catalogue import METHODS
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.training.run import trainer_of
@@ -69,8 +70,10 @@ def select(recipe: Recipe, strategies: Sequence[str], folder: Path, overwrite: b
     bar = tqdm(names, unit="strategy", disable=trainer.args.disable_tqdm)
     for name in bar:
         bar.set_description(name)
+        stage(f"choosing connections by {name}")
         chosen[name], sizes = _choose(trainer, recipe.seed, name)
         write_json(files[name], {layer: indices.tolist() for layer, indices in chosen[name].items()})
+    stage("drawing the heat map")
     draw_selection(picture, f"{recipe.model.name}: trained connections", chosen, sizes)
     return Selection(chosen, sizes, files, picture)
 

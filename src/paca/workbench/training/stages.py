@@ -12,6 +12,7 @@ from paca.tuner.distributed import check_ranks
 from paca.workbench.base.files import write_json
 from paca.workbench.base.processes import on_main, world_size
 from paca.workbench.base.progress import say
+from paca.workbench.base.waiting import stage
 from paca.workbench.data.prepare import TrainingData
 from paca.workbench.models.embedded_columns import columns_of_embedded
 from paca.workbench.recipe.recipe import Recipe
@@ -23,6 +24,7 @@ from paca.workbench.training.interruptions import StopOnTerm, StoppedError
 
 def measured_once(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Measure, or read from the file at `path` what was measured before the interruption."""
+    stage("measuring on the held-out data")
     if not on_main(path.exists):
         fresh = measure()
         on_main(lambda: write_json(path, fresh))
@@ -77,6 +79,7 @@ def train(trainer: Any, seed: int, checkpoint: Path | None) -> None:
             load_only(trainer, last)
             trainer.state = state
             return
+    stage("preparing to train")
     choose_connections(trainer, seed, checkpoint is not None)
     check_ranks(trainer.model)
     if world_size() > 1:

@@ -15,6 +15,7 @@ from paca.workbench.base.files import discard, write_folder, write_json
 from paca.workbench.base.processes import on_main
 from paca.workbench.base.progress import show_losses
 from paca.workbench.base.trainer_arguments import MUON
+from paca.workbench.base.waiting import stage
 from paca.workbench.data.chat_templates import set_chat_template
 from paca.workbench.data.prepare import RawData, TrainingData, prepare_data, read_data
 from paca.workbench.methods.muon import use_muon
@@ -155,6 +156,8 @@ def run_trainer(
     metrics = _metrics(recipe, trainer, data, before(), measure(), meter)
     chats = trainer.processing_class if _has_own_template(recipe) else None
     adapter = adapter_state(trainer)
+
+    stage("writing the adapter")
 
     def write() -> None:
         write_folder(folder / ADAPTER, lambda temporary: _save(trainer.model, adapter, chats, temporary))

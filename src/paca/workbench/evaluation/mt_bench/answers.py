@@ -50,6 +50,7 @@ def _answer(evaluated: EvaluatedModel, question: Question, sampling: Sampling) -
         if room < 1:
             return [*answers, *[None] * (len(question.turns) - len(answers))]
         allowed = dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
-        answers.append(generate(evaluated.model, evaluated.tokenizer, inputs, allowed).strip())
-        messages.append({"role": "assistant", "content": answers[-1] or ""})
+        answer, _ = generate(evaluated.model, evaluated.tokenizer, inputs, allowed)
+        answers.append(answer.strip())
+        messages.append({"role": "assistant", "content": answer.strip()})
     return answers

@@ -12,6 +12,7 @@ from paca.tuner.export.lora import lora_problems
 from paca.tuner.layers.find import PEFT_PREFIX
 from paca.workbench.base.change import LEAST_SHARE
 from paca.workbench.base.processes import world_size
+from paca.workbench.base.waiting import stage
 from paca.workbench.data.loss_facts import count_loss, eos_token_ids
 from paca.workbench.data.preference import sequences
 from paca.workbench.data.prepare import Counted, TrainingData, spread
@@ -41,6 +42,7 @@ def examine(trainer: Any, recipe: Recipe, folder: Path, data: TrainingData | Non
         rehearsed = fine(f"nothing was rehearsed: {world_size()} processes train together")
         return [*model_findings(trainer.model, recipe), *findings, rehearsed]
     wanted, evaluated = trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size
+    stage("rehearsing the run")
     rehearsal = rehearse(trainer, folder)
     if rehearsal.micro_batch < wanted:
         set_micro_batch(trainer, rehearsal.micro_batch)
