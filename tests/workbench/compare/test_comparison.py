@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 from tests.workbench.compare.conftest import RATES, run
@@ -12,7 +13,8 @@ from paca.workbench.compare.choice import choose_methods
 from paca.workbench.compare.comparison import Runner, compare, ranked_entries
 from paca.workbench.compare.folder import finished, open_folder, stored_units
 from paca.workbench.compare.progress import Progress
-from paca.workbench.compare.units import PROFILE, RUN, Unit
+from paca.workbench.compare.training import paced
+from paca.workbench.compare.units import PROFILE, RUN, TIMING, Unit
 from paca.workbench.compare.worker import InProcessWorker
 
 
@@ -110,6 +112,78 @@ def test_with_match_rank_all_have_the_recipes(comparison, tmp_path):
     with Progress() as progress:
         entries = ranked_entries(dataclasses.replace(comparison, match="rank"), Runner(tmp_path, [], progress))
     assert {entry.setting.rank for entry in entries} == {4}
+
+
+def test_with_match_memory_each_has_the_largest_rank_that_peaks_no_higher(comparison, here, tmp_path):
+    words = "paca,lora,paca(target_modules=mlp-out),lora(r=3),lora(target_modules=nowhere)"
+    comparison = dataclasses.replace(comparison, methods=tuple(choose_methods(words)), match="memory")
+    open_folder(tmp_path / "out", comparison.spec())
+    with Progress() as progress:
+        runner = Runner(tmp_path / "out", [here], progress)
+        own, lora, out, given, _ = ranked_entries(comparison, runner)[2:]
+        more = [
+            dataclasses.replace(e, setting=dataclasses.replace(e.setting, rank=e.setting.rank + 1)) for e in (own, out)
+        ]
+        peaks = [
+            here.run(Unit(PROFILE, (e,), {"limit": None}), lambda *_: None)["peak_bytes"]
+            for e in (own, lora, out, *more)
+        ]
+    assert own.setting.rank == 4
+    assert given.rank == 3
+    assert peaks[1] <= peaks[0] or lora.setting.rank == 1
+    assert out.setting.rank > 4
+    assert peaks[2] <= peaks[0] < peaks[4]
+
+
+class Timed:
+    """Measures steps as it is told to, and runs all else elsewhere."""
+
+    def __init__(self, worker, **floors):
+        self.worker, self.floors = worker, floors
+
+    def run(self, job, watch):
+        if job.kind != TIMING:
+            return self.worker.run(job, watch)
+        methods = {name: {"to_floor": ratio, "to_floor_error": 0.0} for name, ratio in self.floors.items()}
+        return {"methods": methods | {"frozen again": methods["frozen"]}, "rounds": 2, "machine": None}
+
+
+def test_with_match_time_a_slower_method_takes_fewer_steps(comparison, here, tmp_path):
+    comparison = dataclasses.replace(
+        comparison,
+        methods=tuple(choose_methods("paca,lora")),
+        match="time",
+        seeds=1,
+        rates={"paca": [1e-2], "lora": [1e-2]},
+    )
+    folder = tmp_path / "out"
+    open_folder(folder, comparison.spec())
+    with Progress() as progress:
+        compare(comparison, folder, [Timed(here, frozen=1.0, paca=1.1, lora=2.2)], progress)
+    steps = {unit["job"]["methods"][0]["method"]: unit["result"]["steps"] for unit in units(folder, RUN)}
+    assert steps == {"frozen": 0, "paca": 6, "lora": 3}
+    losses = [unit["result"]["training_loss"] for unit in units(folder, RUN)]
+    assert max(len(found) for found in losses) == 6
+    assert len(units(folder, TIMING)) == 1, "timed once, before the runs"
+    without = dataclasses.replace(comparison, methods=tuple(choose_methods("lora")))
+    with (
+        Progress() as progress,
+        pytest.raises(PacaError, match=r"the recipe's own method, 'paca', sets the time.*\(lora\)"),
+    ):
+        compare(without, folder, [Timed(here, frozen=1.0, lora=2.2)], progress)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pace", "changes"),
+    [
+        ({"max_steps": 10, "num_train_epochs": 3.0}, 0.84, {"max_steps": 8}),
+        ({"max_steps": 10, "num_train_epochs": 3.0}, 0.01, {"max_steps": 1}),
+        ({"max_steps": -1, "num_train_epochs": 3.0}, 0.5, {"num_train_epochs": 1.5}),
+        ({"max_steps": 10, "num_train_epochs": 3.0}, 1.0, {}),
+    ],
+)
+def test_a_pace_is_spelled_as_the_arguments_are(arguments, pace, changes):
+    assert paced(SimpleNamespace(**arguments), pace) == changes
 
 
 def test_a_recipes_budget_is_what_all_train(comparison, here, tmp_path):

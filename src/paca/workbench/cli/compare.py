@@ -38,9 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=positive, metavar="N", default=1, help="runs of each method (default: 1)")
     parser.add_argument(
         "--match",
-        choices=("parameters", "rank"),
+        choices=("parameters", "rank", "memory", "time"),
         default="parameters",
-        help="all methods train about as many parameters as the recipe's own, or have its rank (default: %(default)s)",
+        help="all methods train about as many parameters as the recipe's own, have its rank, take no more memory than "
+        "it, or no more time (default: %(default)s)",
     )
     several(parser, "--rates", "METHOD=RATE", "learning rates; where a method has several, they are tried")
     parser.add_argument(

@@ -48,6 +48,7 @@ def _fixed(digits: int) -> Callable[[Any], str]:
 COLUMNS = (
     Column("rank", "rank", "of the adapter", str),
     Column("trained_parameters", "trained", "values that are trained", _count),
+    Column("steps", "steps", "of the optimizer, where methods take the same time and not as many", _count),
     Column("rate", "rate", "learning rate", lambda value: f"{value:.3g}"),
     Column(
         "loss",

@@ -16,12 +16,16 @@ from paca.workbench.compare.progress import Progress
 from paca.workbench.compare.rates import rates_of
 from paca.workbench.compare.units import (
     LONGEST,
+    MEMORY,
     OPERATIONS,
+    PARAMETERS,
     PROFILE,
+    RANK,
     RANKS,
     RUN,
     SWEEP,
     THROUGHPUT,
+    TIME,
     TIMING,
     Unit,
 )
@@ -29,7 +33,6 @@ from paca.workbench.compare.worker import Worker
 from paca.workbench.methods.catalogue import LEAN_FLOOR, METHODS, AdapterSetting
 from paca.workbench.recipe.recipe import Recipe
 
-PARAMETERS, RANK = "parameters", "rank"
 _DEFAULT_RANK = 16
 
 
@@ -41,7 +44,9 @@ class Comparison:
         recipe: The work.
         methods: The methods, the floor first.
         seeds: How many; the recipe's seed is the first.
-        match: `parameters`: all methods train about as many as the recipe's own; `rank`: all have its rank.
+        match: `parameters`: all methods train about as many as the recipe's own; `rank`: all have its rank; `memory`:
+            each has the largest rank whose steps peak no higher than those of the recipe's own; `time`: each trains
+            as many parameters, and takes as many steps as it can in the time that the recipe's own takes.
         rates: Learning rates by method; several are tried, the best is used.
         sweep: How many rates to try for a method that has none here; 0 takes one that usually does.
         sweep_steps: Steps of a try.
@@ -111,8 +116,9 @@ def compare(comparison: Comparison, folder: Path, workers: Sequence[Worker], pro
     profiles = runner.run(Unit(PROFILE, (entry,), {"limit": comparison.memory_limit}) for entry in entries)
     alive = [entry for entry, found in zip(entries, profiles, strict=True) if "error" not in found]
     rates = tuned_rates(comparison, runner, alive)
+    paces = relative_paces(comparison, runner, alive) if comparison.match == TIME else {}
     runs = [
-        _run_job(comparison, entry, comparison.recipe.seed + index, rates[entry.label])
+        _run_job(comparison, entry, comparison.recipe.seed + index, rates[entry.label], paces.get(entry.label))
         for index in range(comparison.seeds)
         for entry in alive
         if entry.label in rates and entry.label != LEAN_FLOOR and (entry.method.trains or index == 0)
@@ -169,9 +175,10 @@ def ranked_entries(comparison: Comparison, runner: Runner) -> list[Entry]:
         recipe.method.name, METHODS.get(recipe.method.name, METHODS["paca"]), replace(plain, arguments=own)
     )
     others = tuple(entry for entry in entries if entry.label != measure.label and entry.method.peft)
-    [found] = runner.run([Unit(RANKS, (measure, *others))])
+    [found] = runner.run([Unit(RANKS, (measure, *others), {"by": MEMORY} if comparison.match == MEMORY else {})])
     if "error" in found:
-        raise PacaError(f"The ranks that train equally many parameters can't be found: {found['error']}")
+        alike = "peak equally high" if comparison.match == MEMORY else "train equally many parameters"
+        raise PacaError(f"The ranks that {alike} can't be found: {found['error']}")
     ranks = {label: row["rank"] for label, row in found["ranks"].items()}
     return [
         replace(entry, setting=replace(entry.setting, rank=ranks.get(entry.label, entry.setting.rank)))
@@ -203,6 +210,26 @@ def tuned_rates(comparison: Comparison, runner: Runner, entries: Sequence[Entry]
     return rates
 
 
-def _run_job(comparison: Comparison, entry: Entry, seed: int, rate: float | None) -> Unit:
+def relative_paces(comparison: Comparison, runner: Runner, entries: Sequence[Entry]) -> dict[str, float]:
+    """Time steps before anything is trained; how many each method takes while the recipe's own takes one.
+
+    A PacaError if the recipe's own method is not among them, or steps can't be timed.
+    """
+    own = comparison.recipe.method.name
+    trained = [entry.label for entry in entries if entry.method.trains]
+    if own not in trained:
+        raise PacaError(
+            f"--match time: the recipe's own method, {own!r}, sets the time, and is not among those that can be "
+            f"trained ({', '.join(trained) or 'none'}); add it to --methods."
+        )
+    [found] = runner.run([Unit(TIMING, tuple(entries), {"rounds": comparison.rounds})])
+    if "error" in found:
+        raise PacaError(f"--match time: steps can't be timed: {found['error']}")
+    times = {label: row["to_floor"] for label, row in found["methods"].items()}
+    return {label: times[own] / times[label] for label in trained}
+
+
+def _run_job(comparison: Comparison, entry: Entry, seed: int, rate: float | None, pace: float | None) -> Unit:
     entry = replace(entry, setting=replace(entry.setting, seed=seed))
-    return Unit(RUN, (entry,), {"seed": seed, "rate": rate, "points": comparison.points})
+    paced = {} if pace is None else {"pace": pace}
+    return Unit(RUN, (entry,), {"seed": seed, "rate": rate, "points": comparison.points, **paced})

@@ -72,7 +72,7 @@ def _facts(results: Mapping[str, Any]) -> str:
         f"{seeds} seed{'s' * (seeds != 1)}" if seeds else "",
         f"{training['max_steps']} steps" if seeds and training.get("max_steps") else "",
         f"sequences of {training['max_length']} tokens" if training.get("max_length") else "",
-        f"ranks matched by {results['match']}",
+        f"methods matched by {results['match']}",
     ]
     return " · ".join(filter(None, facts))
 

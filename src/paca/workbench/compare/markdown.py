@@ -76,7 +76,7 @@ def how(results: Mapping[str, Any]) -> str:
     machine, rows = results["machine"], results["methods"]
     where = "" if machine["device"] == "cpu" else f"{machine['device']}, "
     said = {
-        f"{where}{machine['cpu']}, {machine['threads']} threads. Ranks: matched by {results['match']}.": True,
+        f"{where}{machine['cpu']}, {machine['threads']} threads. Methods are matched by {results['match']}.": True,
         "Bytes are those of live storages, exact and the same on every machine.": _any(rows, "peak_bytes"),
         "Times are lower quartiles of steps that all methods took in turns; ratios to the floor are medians over the "
         "rounds.": _any(rows, "step_ms"),

@@ -15,7 +15,7 @@ from paca.profiling.steps import StepTime, TrainingStep, interleave, quartiles
 from paca.workbench.base.search import largest_that_fits
 from paca.workbench.compare.choice import Entry
 from paca.workbench.compare.failures import OutOfMemoryError, is_out_of_memory
-from paca.workbench.compare.units import FLOOR_AGAIN, Unit, Watch
+from paca.workbench.compare.units import FLOOR_AGAIN, MEMORY, Unit, Watch
 from paca.workbench.compare.workload import Workload
 from paca.workbench.training.report import count_parameters
 
@@ -145,24 +145,48 @@ def operations(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
 
 
 def match_ranks(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
-    """Find for each method the rank at which it trains most nearly as many parameters as the first one does.
+    """Find for each method the rank at which it costs as much as the first one does.
 
-    A method whose rank is given keeps it; one that can't be built is left out, and fails when it is measured.
+    That is the one at which it trains most nearly as many parameters, or, where the unit has `by` = `memory`, the
+    largest whose steps peak no higher: 1 where no rank's do. A method whose rank is given keeps it; one that can't be
+    built is left out, and fails when it is measured.
     """
     reference, *others = unit.entries
-    wanted = trained_parameters(workload, reference, reference.setting.rank)
-    found = {reference.label: {"rank": reference.setting.rank, "trained": wanted}}
+    by_memory = unit.values.get("by") == MEMORY
+    cost = peak_bytes if by_memory else trained_parameters
+    wanted = cost(workload, reference, reference.setting.rank)
+    found = {reference.label: {"rank": reference.setting.rank, "cost": wanted}}
     for done, entry in enumerate(others):
         watch(done, len(others), f"rank of {entry.label}")
+        cost_at = functools.cache(functools.partial(cost, workload, entry))
         try:
-            if _has_rank(entry):
-                rank = nearest_rank(wanted, functools.partial(trained_parameters, workload, entry))
-            else:
+            if not _has_rank(entry):
                 rank = entry.setting.rank
-            found[entry.label] = {"rank": rank, "trained": trained_parameters(workload, entry, rank)}
+            elif by_memory:
+                rank = max(1, largest_that_fits(functools.partial(_excess, cost_at, wanted), 1, _LARGEST_RANK))
+            else:
+                rank = nearest_rank(wanted, cost_at)
+            found[entry.label] = {"rank": rank, "cost": cost_at(rank)}
         except (ValueError, RuntimeError, NotImplementedError, TypeError):
             continue
     return {"ranks": found}
+
+
+def _excess(cost: Callable[[int], int], wanted: int, rank: int) -> float:
+    """By how much a rank costs more than is wanted; without end where some layer has no such rank."""
+    try:
+        return cost(rank) - wanted
+    except ValueError:
+        if rank == 1:
+            raise
+        return math.inf
+
+
+def peak_bytes(workload: Workload, entry: Entry, rank: int) -> int:
+    """Count the live bytes at the peak of a real step of a method at a rank."""
+    step = workload.step(replace(entry, setting=replace(entry.setting, rank=rank)))
+    step.run()
+    return step.peak().total
 
 
 def _has_rank(entry: Entry) -> bool:

@@ -90,6 +90,7 @@ def _learnt(units: Sequence[Mapping[str, Any]]) -> Row:
     forgotten = [result["unrelated"]["after"] - result["unrelated"]["before"] for result in results]
     row: Row = {
         "rate": units[0]["job"]["rate"],
+        "steps": results[0]["steps"] if "pace" in units[0]["job"] else None,
         "seeds": [unit["job"]["seed"] for unit in units],
         "losses": losses,
         "loss": statistics.fmean(losses),

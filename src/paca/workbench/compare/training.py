@@ -85,11 +85,13 @@ def try_rate(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
 def full_run(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
     """Train as the recipe says, and measure what came of it: the curve, what was forgotten, sizes, merging.
 
-    The unit has `seed`, `rate` and `points`, the number of measurements on the way.
+    The unit has `seed`, `rate` and `points`, the number of measurements on the way; and `pace` where the method is
+    to take that many times the recipe's steps, over which the schedule is then spread.
     """
     entry, seed = unit.entry, unit.values["seed"]
-    rate = {} if unit.values["rate"] is None else {"learning_rate": unit.values["rate"]}
-    trainer = workload.trainer(entry, seed, rate)
+    changes = {} if unit.values["rate"] is None else {"learning_rate": unit.values["rate"]}
+    changes |= paced(workload.arguments(seed), unit.values.get("pace", 1.0))
+    trainer = workload.trainer(entry, seed, changes)
     recorder = CurveRecorder(trainer, unit.values["points"], watch)
     unrelated = {"before": evaluate(trainer, workload.unrelated).loss}
     if entry.method.trains:
@@ -113,6 +115,15 @@ def full_run(workload: Workload, unit: Unit, watch: Watch) -> dict[str, Any]:
         "peft_config": peft_config(trainer.model),
         **after_training(trainer, workload.data.held_out),
     }
+
+
+def paced(arguments: Any, pace: float) -> dict[str, Any]:
+    """Say how long `pace` times a run is, in the terms in which its arguments say how long it is."""
+    if pace == 1:
+        return {}
+    if arguments.max_steps > 0:
+        return {"max_steps": max(1, round(pace * arguments.max_steps))}
+    return {"num_train_epochs": pace * arguments.num_train_epochs}
 
 
 def file_bytes(model: Any) -> int:

@@ -9,6 +9,7 @@ from paca.workbench.compare.choice import Entry
 
 RANKS, PROFILE, SWEEP, RUN, TIMING = "ranks", "profile", "sweep", "run", "timing"
 THROUGHPUT, LONGEST, OPERATIONS = "throughput", "max-seq", "operations"
+PARAMETERS, RANK, MEMORY, TIME = "parameters", "rank", "memory", "time"  # what methods are alike in
 FLOOR_AGAIN = "frozen again"  # timed twice: how far apart the two are is the noise
 
 _TITLES = {
