@@ -78,6 +78,16 @@ def test_what_cutting_leaves_equal_or_empty_teaches_nothing(paired, tokenizer):
         assert (counted.cut, counted.dropped, len(counted.lengths)) == (4, 2, 6)
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_pairs_that_are_longer_may_be_left_out(paired, tokenizer):
+    rows = [strings("Q", "a", "The cat jumps over the mat and the log."), strings("Q", "a", "b")]
+    counted = Counted()
+    kept = encode_preferences(rows, tokenizer, 5, paired, counted, whole=True)
+    assert len(kept) == (1 if paired else 3)
+    assert (counted.too_long, counted.cut, counted.dropped) == (1, 0, 0)
+    assert all(row["length"] <= 5 for row in kept)
+
+
 def test_single_answers_are_no_pairs(tokenizer):
     row = Row({"prompt": "Q", "completion": "a", "label": True}, "here")
     with pytest.raises(PacaError, match=r"it has one answer and a label, .*Set training\.loss_type=kto"):

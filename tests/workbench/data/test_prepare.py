@@ -1,6 +1,7 @@
 """Splitting, cutting, and what reaches the trainer."""
 
 import copy
+import dataclasses
 
 import pytest
 from tests.workbench.tiny import write_jsonl, write_text
@@ -77,6 +78,27 @@ def test_conversations_keep_their_bounds_and_are_cut_at_the_length(tmp_path, tok
     assert len(data.held_out) == 2
     assert len(data.train) == 1  # nothing of the long question's answer is left within 64 tokens
     assert max(map(len, data.train["input_ids"])) <= 64
+
+
+def test_rows_that_are_longer_may_be_left_out_in_place_of_being_cut(tmp_path, tokenizer):
+    def chat(answer):
+        return {"messages": [{"role": "user", "content": "Say"}, {"role": "assistant", "content": answer}]}
+
+    rows = [chat(answer) for answer in ("cat " * 30, "cat", "cat " * 40, "dog", "fox", "cat " * 50)]
+    train = write_jsonl(tmp_path / "a.jsonl", rows)
+    section = DataSection(train=str(train), holdout_every=3, whole_rows=True)
+    data = prepare(section, tokenizer, 60)
+    every = prepare(dataclasses.replace(section, whole_rows=False), tokenizer, 60)
+    assert [len(every.train), len(every.held_out), every.counted.cut, every.counted.too_long] == [4, 2, 2, 0]
+    assert [len(data.train), len(data.held_out), data.counted.cut, data.counted.too_long] == [2, 1, 0, 2]
+    assert (data.counted_held_out.cut, data.counted_held_out.too_long) == (0, 1)
+    ends = [ids[-2:] for part in (data.train, data.held_out) for ids in part["input_ids"]]
+    assert all(tokenizer.eos_token_id in end for end in ends)
+    with pytest.raises(PacaError, match=r"6 of 6 rows are longer than training\.max_length = 10, and left out by data"):
+        prepare(section, tokenizer, 10)
+    text = DataSection(train=str(write_text(tmp_path / "a.txt")), holdout_every=3, whole_rows=True)
+    with pytest.raises(PacaError, match=r"is plain text, which is cut into blocks .* Leave data\.whole_rows out"):
+        prepare(text, tokenizer)
 
 
 def test_kinds_must_agree(tmp_path):

@@ -41,11 +41,12 @@ def prepare_preferences(
     for part, own in zip(raw.train, counted, strict=True):
         own.remarks.extend([part.remarks])
         kept, out = hold_out_prompts(part.rows, section.holdout_every)
-        train.append(encode_preferences(kept, tokenizer, length, paired, own))
-        held_out += encode_preferences(out, tokenizer, length, paired, counted_held_out)
+        train.append(encode_preferences(kept, tokenizer, length, paired, own, section.whole_rows))
+        held_out += encode_preferences(out, tokenizer, length, paired, counted_held_out, section.whole_rows)
     if raw.held_out is not None:
         counted_held_out.remarks.extend([raw.held_out.remarks])
-        held_out = encode_preferences(raw.held_out.rows, tokenizer, length, paired, counted_held_out)
+        rows = raw.held_out.rows
+        held_out = encode_preferences(rows, tokenizer, length, paired, counted_held_out, section.whole_rows)
     check_not_empty(train, held_out, raw, section, length, counted, counted_held_out)
     evaluated = Dataset.from_list(spread(held_out, section.eval_limit))
     trained = mixed(train, section.weights, seed)
@@ -70,12 +71,17 @@ def _question(row: Row) -> str:
 
 
 def encode_preferences(
-    rows: Iterable[Row], tokenizer: Any, length: int | None, paired: bool, counted: Counted | None = None
+    rows: Iterable[Row],
+    tokenizer: Any,
+    length: int | None,
+    paired: bool,
+    counted: Counted | None = None,
+    whole: bool = False,
 ) -> list[Encoded]:
     """Tokenize rows with preferences; `counted` is told what became of them.
 
-    Left out are rows whose prompt fills `length`, and pairs whose answers are equal up to there. A PacaError if pairs
-    are wanted and a row has one answer.
+    Left out are rows whose prompt fills `length`, and pairs whose answers are equal up to there; with `whole`, all
+    that are longer. A PacaError if pairs are wanted and a row has one answer.
     """
     counted = Counted() if counted is None else counted
     kept = []
@@ -86,7 +92,11 @@ def encode_preferences(
             raise PacaError(f"{row.place}: {error}") from error
         for one in encoded:
             counted.lengths.append(one[LENGTH])
-            counted.cut += length is not None and one[LENGTH] > length
+            longer = length is not None and one[LENGTH] > length
+            if whole and longer:
+                counted.too_long += 1
+                continue
+            counted.cut += longer
             if _can_teach(one, length):
                 kept.append(one)
             else:

@@ -41,19 +41,22 @@ class Counted:
         lengths: Tokens of each row before it was cut; of a block where text is cut into blocks.
         cut: How many rows were longer than a sequence may be.
         dropped: How many of these had nothing left that carries loss.
+        too_long: How many were longer, and left out by `data.whole_rows`.
         remarks: What of the rows is not used.
     """
 
     lengths: list[int] = field(default_factory=list)
     cut: int = 0
     dropped: int = 0
+    too_long: int = 0
     remarks: Remarks = field(default_factory=Remarks)
 
     @classmethod
     def joined(cls, parts: Sequence["Counted"]) -> "Counted":
         """Add up what became of the rows of several sources."""
         whole = cls([length for part in parts for length in part.lengths])
-        whole.cut, whole.dropped = sum(part.cut for part in parts), sum(part.dropped for part in parts)
+        for name in ("cut", "dropped", "too_long"):
+            setattr(whole, name, sum(getattr(part, name) for part in parts))
         whole.remarks.extend(part.remarks for part in parts)
         return whole
 
@@ -92,6 +95,11 @@ def read_data(section: DataSection, formats: Formats = FORMATS) -> RawData:
     names = _listed(section.train)
     parts = read_sources(names, Place(section.path, section.subset, section.train_split, section.format, formats))
     train = parts if section.weights else [joined(names, parts)]
+    if section.whole_rows and all(part.is_text for part in train):
+        raise PacaError(
+            f"data.whole_rows: data.train = {section.train!r} is plain text, which is cut into blocks of "
+            "training.max_length tokens whatever its rows are. Leave data.whole_rows out."
+        )
     if section.eval is None:
         return RawData(train, None)
     names = _listed(section.eval)
@@ -129,7 +137,9 @@ def prepare_data(
     held_out = [sequence for _, out in split for sequence in out]
     if raw.held_out is not None:
         counted_held_out.remarks.extend([raw.held_out.remarks])
-        held_out = encode(raw.held_out.is_text, raw.held_out.rows, tokenizer, length, counted_held_out)
+        held_out = encode(
+            raw.held_out.is_text, raw.held_out.rows, tokenizer, length, counted_held_out, section.whole_rows
+        )
     check_not_empty(train, held_out, raw, section, length, counted, counted_held_out)
     evaluated = spread(held_out, section.eval_limit)
     return TrainingData(
@@ -147,12 +157,12 @@ def _split(
     """One source's sequences: those that are trained on, and those that are held out of it."""
     counted.remarks.extend([part.remarks])
     if section.eval is not None:
-        return encode(part.is_text, part.rows, tokenizer, length, counted), []
+        return encode(part.is_text, part.rows, tokenizer, length, counted, section.whole_rows), []
     if part.continuous:
         return hold_out(encode(True, part.rows, tokenizer, length, counted), section.holdout_every)
     kept, out = hold_out(part.rows, section.holdout_every)
-    trained = encode(part.is_text, kept, tokenizer, length, counted)
-    return trained, encode(part.is_text, out, tokenizer, length, held_out)
+    trained = encode(part.is_text, kept, tokenizer, length, counted, section.whole_rows)
+    return trained, encode(part.is_text, out, tokenizer, length, held_out, section.whole_rows)
 
 
 def mixed(parts: Sequence[Sequence[Any]], weights: list[float] | None, seed: int) -> Any:
@@ -183,12 +193,17 @@ def spread(items: Sequence[Item], most: int | None) -> list[Item]:
 
 
 def encode(
-    is_text: bool, rows: Iterable[Row], tokenizer: Any, length: int | None, counted: Counted | None = None
+    is_text: bool,
+    rows: Iterable[Row],
+    tokenizer: Any,
+    length: int | None,
+    counted: Counted | None = None,
+    whole: bool = False,
 ) -> Sequences:
     """Tokenize rows of one kind and cut them; `input_ids` and `labels` of each sequence that carries loss.
 
-    Plain text is cut into blocks of `length` tokens; other rows keep their bounds. `counted` is told what became of
-    the rows.
+    Plain text is cut into blocks of `length` tokens; other rows keep their bounds, and with `whole` those that are
+    longer are left out. `counted` is told what became of the rows.
     """
     counted = Counted() if counted is None else counted
     if is_text:
@@ -196,10 +211,15 @@ def encode(
         counted.lengths += [len(block["input_ids"]) for block in blocks]
         return blocks
     encoded = encode_rows(rows, tokenizer, counted.remarks)
+    counted.lengths += [len(sequence["input_ids"]) for sequence in encoded]
+    fitting = [sequence for sequence in encoded if length is None or len(sequence["input_ids"]) <= length]
+    longer = len(encoded) - len(fitting)
+    if whole:
+        encoded, counted.too_long = fitting, counted.too_long + longer
+    else:
+        counted.cut += longer
     cut = [{key: ids[:length] for key, ids in sequence.items()} for sequence in encoded]
     kept = [sequence for sequence in cut if any(label >= 0 for label in sequence["labels"][1:])]
-    counted.lengths += [len(sequence["input_ids"]) for sequence in encoded]
-    counted.cut += sum(length is not None and len(sequence["input_ids"]) > length for sequence in encoded)
     counted.dropped += len(cut) - len(kept)
     return kept
 
@@ -264,6 +284,12 @@ def check_not_empty(
 
 def _nothing_left(name: str, what: str, part: Documents, counted: Counted, length: int | None) -> str:
     """Say why nothing of a source is left to train on, or to hold out, by what became of its rows."""
+    if counted.too_long:
+        return (
+            f"{name}: {counted.too_long:,} of {len(counted.lengths):,} {what} are longer than training.max_length = "
+            f"{length}, and left out by data.whole_rows; the longest has "
+            f"{max(counted.lengths):,} tokens: raise it."
+        )
     if counted.cut and not part.is_text:
         return (
             f"{name}: all {len(counted.lengths):,} {what} lose what they teach at training.max_length = {length}; the "

@@ -58,7 +58,7 @@ def summary(data: TrainingData, tokenizer: Any, limit: int | None) -> list[str]:
         f"{facts.sequences:,} training sequences with {facts.tokens:,} tokens, of which {facts.learned:,} "
         f"({facts.learned / max(facts.tokens, 1):.1%}) carry loss; {data.held_out_total:,} held-out sequences",
         f"{_cut(data.counted, limit)}; with an EOS token that is learned: {facts.ending:,}",
-        *([f"held out, {_cut(data.counted_held_out, limit)}"] if data.counted_held_out.cut else []),
+        *([f"held out, {_cut(data.counted_held_out, limit)}"] if data.counted_held_out.cut or data.counted_held_out.too_long else []),
         *data.remarks.lines(),
         *data.remarks.unused_columns(),
     ]
@@ -66,6 +66,11 @@ def summary(data: TrainingData, tokenizer: Any, limit: int | None) -> list[str]:
 
 def _cut(counted: Counted, limit: int | None) -> str:
     share = counted.cut / max(len(counted.lengths), 1)
+    if counted.too_long:
+        return (
+            f"longer than {limit} tokens, and left out: {counted.too_long:,} of {len(counted.lengths):,} rows "
+            f"({counted.too_long / len(counted.lengths):.1%})"
+        )
     return (
         f"cut at {limit} tokens: {counted.cut:,} of {len(counted.lengths):,} rows ({share:.1%}); with nothing left to "
         f"learn, and left out: {counted.dropped:,}"

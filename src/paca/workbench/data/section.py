@@ -24,6 +24,7 @@ class DataSection:
         eval_split: Which split of a data set `eval` is.
         path: `train` and `eval` are files and folders in this one.
         format: A name in `FORMATS`; told from the fields of the first row when omitted.
+        whole_rows: Leave out rows that are longer than `training.max_length`, where otherwise they are cut.
         weights: One for each entry of `train`, which are mixed in this proportion; one after another when omitted.
     """
 
@@ -36,6 +37,7 @@ class DataSection:
     eval_split: str = "test"
     path: str | None = None
     format: str | None = None
+    whole_rows: bool = False
     weights: list[float] | None = None
 
 

@@ -120,9 +120,20 @@ def test_answers_that_are_cut(content, tmp_path):
     findings = findings_of(content, tmp_path, "training.max_length=64")
     assert_told(findings, WARNING, "0 of 6 sequences teach an EOS token: the model is never taught to stop.")
     assert_told(findings, WARNING, "6 of 6 rows (100%) are cut at training.max_length = 64, 0 of them lose all")
+    longest = max(prepared(content, tmp_path, "training.max_length=64")[2].counted.lengths)
+    fits = -(-longest // 64) * 64
+    said = f"training.max_length={fits} takes nine of ten rows whole; data.whole_rows=true leaves the longer ones out."
+    assert any(text.endswith(said) for text in texts(findings, WARNING)), texts(findings, WARNING)
     whole = findings_of(content, tmp_path, "training.max_length=512")
     assert_told(whole, "fine", "6 of 6 sequences teach an EOS token")
     assert_told(whole, "fine", "no row is longer than training.max_length = 512")
+
+
+def test_rows_that_are_left_out_for_their_length(content, tmp_path):
+    content["data"] = {**chats(tmp_path, ["cat", "cat", "cat " * 60, "cat"] * 3), "whole_rows": True}
+    findings = findings_of(content, tmp_path, "training.max_length=64")
+    assert_told(findings, NOTE, "3 of 9 rows (33%) are longer than training.max_length = 64, and left out")
+    assert_told(findings, FINE, "6 of 6 sequences teach an EOS token")
 
 
 def test_a_rate_that_rounding_swallows(content, tmp_path):

@@ -27,6 +27,7 @@ from paca.workbench.training.report import count_parameters
 MOST_SEQUENCES = 2000  # whose labels are read, at most
 MOST_NAMED = 3
 MUCH_CUT = 0.1
+ROUND_LENGTH = 64  # the lengths that are named are its multiples
 LITTLE_SHOWN = 0.5
 LITTLE_LOSS = 0.01  # of a sequence that the model knows by heart, whose loss no rate changes
 
@@ -137,20 +138,33 @@ def data_findings(trainer: Any, data: TrainingData) -> Iterator[Finding]:
     else:
         yield fine(ends)
     yield _cut_finding(data.counted, trainer.args.max_length, "rows")
-    if data.counted_held_out.cut:
+    if data.counted_held_out.cut or data.counted_held_out.too_long:
         yield _cut_finding(data.counted_held_out, trainer.args.max_length, "held-out rows")
     yield from map(warning, data.remarks.lines())
     yield from map(note, data.remarks.unused_columns())
 
 
 def _cut_finding(counted: Counted, length: int | None, what: str) -> Finding:
+    """What became of rows that are longer than a sequence may be, and the length at which most would not be."""
+    tenth = sorted(counted.lengths)[math.ceil(0.9 * len(counted.lengths)) - 1]
+    longest = f"the longest has {max(counted.lengths):,} tokens"
+    raised = f"training.max_length={-(-tenth // ROUND_LENGTH) * ROUND_LENGTH} takes nine of ten {what} whole"
+    if counted.too_long:
+        share = counted.too_long / len(counted.lengths)
+        text = (
+            f"{counted.too_long:,} of {len(counted.lengths):,} {what} ({share:.0%}) are longer than "
+            f"training.max_length = {length}, and left out; {longest}"
+        )
+        return note(f"{text}. {raised}.") if share > MUCH_CUT else fine(text)
     if not counted.cut:
         return fine(f"no row is longer than training.max_length = {length} (the longest: {max(counted.lengths)})")
     share = counted.cut / len(counted.lengths)
     text = (
         f"{counted.cut:,} of {len(counted.lengths):,} {what} ({share:.0%}) are cut at training.max_length = {length}, "
-        f"{counted.dropped:,} of them lose all that they teach; the longest has {max(counted.lengths):,} tokens"
+        f"{counted.dropped:,} of them lose all that they teach; {longest}"
     )
+    if share > MUCH_CUT:
+        text = f"{text}. {raised}; data.whole_rows=true leaves the longer ones out."
     return warning(text) if share > MUCH_CUT or counted.dropped else fine(text)
 
 
