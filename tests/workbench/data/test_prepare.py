@@ -94,7 +94,9 @@ def test_rows_that_are_longer_may_be_left_out_in_place_of_being_cut(tmp_path, to
     assert (data.counted_held_out.cut, data.counted_held_out.too_long) == (0, 1)
     ends = [ids[-2:] for part in (data.train, data.held_out) for ids in part["input_ids"]]
     assert all(tokenizer.eos_token_id in end for end in ends)
-    with pytest.raises(PacaError, match=r"6 of 6 rows are longer than training\.max_length = 10, and left out by data"):
+    with pytest.raises(
+        PacaError, match=r"6 of 6 rows are longer than training\.max_length = 10, and left out by data"
+    ):
         prepare(section, tokenizer, 10)
     text = DataSection(train=str(write_text(tmp_path / "a.txt")), holdout_every=3, whole_rows=True)
     with pytest.raises(PacaError, match=r"is plain text, which is cut into blocks .* Leave data\.whole_rows out"):

@@ -65,6 +65,8 @@ EXPORT = ["export", "{place}/adapter", "--to", "lora", "--output", "{place}/out"
 CHAT = ["chat", "{place}/adapter"]
 MMLU = ["eval", "{place}/adapter", "--tasks", "mmlu", "--mmlu-data", "{place}/mmlu", "--output", "{place}/out"]
 TEXT = ["eval", "{place}/adapter", "--tasks", "perplexity", "--text", "{place}/text.jsonl", "--output", "{place}/out"]
+PREFERENCE = [*TEXT[:3], "preference", "--text", "{place}/pairs.jsonl", *TEXT[6:]]
+PAIR = {"prompt": "Q", "chosen": "a", "rejected": "b"}
 BENCH = ["eval", "{place}/adapter", "--tasks", "mt-bench", "--mt-bench", "{place}/mt_bench", "--output", "{place}/out"]
 JUDGE = [*BENCH, "--judge-url", "http://127.0.0.1:9/v1", "--judge-model", "j"]
 TEST_FILE = "mmlu/test/anatomy_test.csv"
@@ -108,6 +110,21 @@ CASES = {
     "perplexity: type": (put("text.jsonl", '{"text": 1}'), TEXT, "'text' must be a string, got int"),
     "perplexity: not UTF-8": (put("text.jsonl", b'{"text": "\xff"}'), TEXT, "is not UTF-8 text"),
     "perplexity: pickle": (put("t.pkl", pickle.dumps(Trap())), [*TEXT[:5], "{place}/t.pkl"], "t.pkl"),
+    "preference: one answer": (
+        put("pairs.jsonl", lines(PAIR, {"prompt": "Q", "chosen": "a"})),
+        PREFERENCE,
+        "pairs.jsonl:2: has no 'rejected'",
+    ),
+    "preference: equal answers": (
+        put("pairs.jsonl", lines(PAIR, {**PAIR, "rejected": "a "})),
+        PREFERENCE,
+        "pairs.jsonl:2: 'chosen' and 'rejected' are equal ('a')",
+    ),
+    "preference: nothing fits": (
+        put("pairs.jsonl", lines({**PAIR, "prompt": "cat " * 99})),
+        [*PREFERENCE, "--length", "8"],
+        "can be preferred within 8 tokens",
+    ),
     "bench: cut short": (put(QUESTIONS, lines(GOOD)[:-9]), BENCH, "question.jsonl:1: not valid JSON"),
     "bench: one turn": (put(QUESTIONS, lines({**GOOD, "turns": ["a"]})), BENCH, "'turns' must be a list of two texts"),
     "bench: number": (put(QUESTIONS, lines({**GOOD, "question_id": "../1"})), BENCH, "must be a whole number"),

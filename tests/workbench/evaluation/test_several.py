@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,6 +127,67 @@ def test_what_is_preferred_is_what_the_run_measured(folder, tmp_path, content, c
         for key in ("margin", "kl", "loss"):
             assert found[key] == pytest.approx(metrics[key], rel=1e-3)
         assert metrics["margin"] > 0
+
+
+def test_what_is_preferred_over_another_adapter_is_what_a_run_that_began_with_it_measured(
+    models, folder, content, tmp_path, capsys
+):
+    pairs = str(write_jsonl(tmp_path / "pairs.jsonl", PAIRS * 2))
+    content |= {"task": "preference", "data": {"train": pairs, "eval": pairs}}
+    content["model"] |= {"name": str(folder / "model"), "adapter": models[0]}
+    content["training"].update(max_length=80)
+    del content["method"]
+    metrics = finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)), doctor=False)["after"]
+    command = ["eval", str(tmp_path / "run"), "--tasks", "preference", "--text", pairs, "--length", "80"]
+    capsys.readouterr()
+    assert main([*command, "--json", "--reference", models[0], "--output", str(tmp_path / "one")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for key in ("accuracy", "margin", "kl", "loss"):
+        assert found[key] == pytest.approx(metrics[key], rel=1e-3)
+    assert main([*command, "--json", "--output", str(tmp_path / "two")]) == 0
+    assert json.loads(capsys.readouterr().out)["kl"] != pytest.approx(metrics["kl"], rel=1e-3)
+    assert main([*command, "--reference", models[1], "--output", str(tmp_path / "one")]) == 2
+    assert "reference" in capsys.readouterr().err
+    command[1:2] = models[:2]
+    assert main([*command, "--reference", models[0], "--output", str(tmp_path / "all")]) == 0
+    itself, other = capsys.readouterr().out.strip().split("preference: ")[1:]
+    assert f"KL from {models[0]} 0.0000" in itself
+    assert "KL from the base" not in other
+    assert "0.0000 nats" not in other
+
+
+def test_rows_that_are_cut_are_told(models, tmp_path, capsys):
+    long = {**PAIRS[0], "prompt": [{"role": "user", "content": "Which one? " * 20}]}
+    data = str(write_jsonl(tmp_path / "pairs.jsonl", [*PAIRS, long]))
+    command = ["eval", models[0], "--tasks", "preference", "--text", data, "--output", str(tmp_path / "out")]
+    assert main([*command, "--length", "100"]) == 0
+    assert "1 of 7 rows are cut at 100 tokens, 1 of them left out since nothing" in capsys.readouterr().out
+    assert main([*command, "--length", "1000", "--overwrite"]) == 0
+    assert "cut at" not in capsys.readouterr().out
+
+
+REFUSED = {
+    "merged": (["{0}", "--merged"], "which --merged leaves no copy of. Leave --merged out"),
+    "a reference that is nowhere": (["{0}", "--reference", "nowhere"], "There is no folder 'nowhere'"),
+    "a reference that is a model": (["{0}", "--reference", "{2}"], "There is no adapter in"),
+    "a model with a reference": (["{2}", "--reference", "{0}"], "--reference compares adapters, and"),
+    "another method": (["{0}", "--reference", "{3}"], "is an adapter of the method LORA, and"),
+    "another base": (["{0}", "--reference", "{other}"], "Name a reference of the same base model"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_compared_is_refused_before_anything_is_loaded(case, models, tmp_path, loaded, capsys):
+    other = tmp_path / "other" / "adapter"
+    shutil.copytree(Path(models[1]) / "adapter", other)
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/other"}))
+    words, said = REFUSED[case]
+    data = str(write_jsonl(tmp_path / "pairs.jsonl", PAIRS))
+    words = [word.format(*models, other=other) for word in words]
+    assert main(["eval", *words, "--tasks", "preference", "--text", data, "--output", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not loaded
 
 
 def test_labels_limits_and_a_model_that_is_its_own_base(models, tmp_path, capsys):

@@ -58,7 +58,11 @@ def summary(data: TrainingData, tokenizer: Any, limit: int | None) -> list[str]:
         f"{facts.sequences:,} training sequences with {facts.tokens:,} tokens, of which {facts.learned:,} "
         f"({facts.learned / max(facts.tokens, 1):.1%}) carry loss; {data.held_out_total:,} held-out sequences",
         f"{_cut(data.counted, limit)}; with an EOS token that is learned: {facts.ending:,}",
-        *([f"held out, {_cut(data.counted_held_out, limit)}"] if data.counted_held_out.cut or data.counted_held_out.too_long else []),
+        *(
+            [f"held out, {_cut(data.counted_held_out, limit)}"]
+            if data.counted_held_out.cut or data.counted_held_out.too_long
+            else []
+        ),
         *data.remarks.lines(),
         *data.remarks.unused_columns(),
     ]

@@ -16,7 +16,7 @@ from paca.workbench.evaluation.mt_bench.answers import answer_all
 from paca.workbench.evaluation.mt_bench.judge import cases, judge_all, scores
 from paca.workbench.evaluation.mt_bench.questions import PROMPTS, read_prompts, read_questions
 from paca.workbench.evaluation.perplexity import measure_perplexity
-from paca.workbench.evaluation.preference import measure_preferences
+from paca.workbench.evaluation.preference import find_reference, measure_preferences
 from paca.workbench.evaluation.request import Request
 from paca.workbench.evaluation.tables import (
     answers_table,
@@ -25,6 +25,7 @@ from paca.workbench.evaluation.tables import (
     preference_table,
     scores_table,
 )
+from paca.workbench.models.adapter_files import CONFIG, WEIGHTS
 
 MMLU_SHOTS = 5  # as the paper scores it
 TASK_FILES = "tasks"
@@ -131,14 +132,16 @@ def _perplexity(request: Request) -> list[Evaluation]:
 def _preference(request: Request) -> list[Evaluation]:
     if not request.text:
         raise PacaError("preference is measured on answers: add --text FILE, rows with 'chosen' and 'rejected'.")
+    reference = find_reference(request)
     documents = joined(request.text, read_sources(request.text, Place(formats=PREFERENCE_FORMATS)))
     settings = {
         "texts": [file_digest(Path(name)) if Path(name).is_file() else name for name in request.text],
         **{name: getattr(request, name) for name in ("length", "limit", "batch_size", "beta")},
+        "reference": None if reference is None else file_digest(reference / CONFIG, reference / WEIGHTS),
     }
 
     def measure(evaluated: EvaluatedModel, folder: Path) -> dict[str, Any]:
-        return measure_preferences(evaluated, documents, request, folder)
+        return measure_preferences(evaluated, documents, request, folder, reference)
 
     return [Evaluation("preference", "preference", settings, measure, preference_table)]
 

@@ -48,6 +48,9 @@ class Request:
         "as a recipe's data.train", (), group=_TEXT, action=SeveralSources, nargs="+", metavar="SOURCE"
     )
     beta: float = option("of the rewards that preference compares (%(default)s)", 0.1, group=_TEXT, metavar="X")
+    reference: str | None = option(
+        "the adapter that preference compares with, in place of the base", None, group=_TEXT, metavar="ADAPTER"
+    )
     length: int = option("tokens per sequence (%(default)s)", 1024, least=2, group=_TEXT, metavar="N")
 
     mt_bench: str | None = option(

@@ -50,12 +50,19 @@ def perplexity_table(result: Result) -> list[str]:
 
 
 def preference_table(result: Result) -> list[str]:
-    """Say what is preferred, and how far the model is from its base."""
-    return [
+    """Say what is preferred, how far the model is from what it is compared with, and how many rows are cut."""
+    compared, cut = result["reference"] or "the base", result["cut"]
+    lines = [
         f"preference accuracy {result['accuracy']:.1%} ± {result['accuracy_error']:.1%} of {result['rows']:,} rows, "
         f"reward margin {result['margin']:.3f}; the likelier answer is the preferred one in "
-        f"{result['likelihood_accuracy']:.1%}; KL from the base {result['kl']:.4f} nats per token"
+        f"{result['likelihood_accuracy']:.1%}; KL from {compared} {result['kl']:.4f} nats per token"
     ]
+    if cut["rows"]:
+        lines.append(
+            f"{cut['rows']:,} of {cut['of']:,} rows are cut at {cut['at']:,} tokens, {cut['left_out']:,} of them left "
+            "out since nothing is left to compare; raise --length"
+        )
+    return lines
 
 
 def answers_table(result: Result) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
+from paca.tuner.model import TRL_REFERENCE
 from paca.workbench.base import yaml
 from paca.workbench.base.messages import suggestion
 from paca.workbench.models.adapter_files import ADAPTER, CONFIG, adapter_folder, base_name
@@ -166,6 +167,17 @@ class SharedBase:
             return self._model
         give_back = getattr(self._model.base_model, "unload", None)
         return give_back() if give_back else None
+
+
+@contextlib.contextmanager
+def with_reference(model: Any, adapter: Path) -> Iterator[None]:
+    """Inside a `with` block, have a `PeftModel` hold another adapter as the reference that it is compared with."""
+    with _damage_explained(adapter):
+        model.load_adapter(str(adapter), TRL_REFERENCE)
+    try:
+        yield
+    finally:
+        model.delete_adapter(TRL_REFERENCE)
 
 
 @dataclass(frozen=True)
