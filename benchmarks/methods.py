@@ -13,7 +13,7 @@ from peft import ShiraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from paca import PacaError
+from paca import PacaConfig, PacaError
 from paca.workbench.methods.catalogue import METHODS as COMPARED
 from paca.workbench.methods.catalogue import AdapterSetting
 from paca.workbench.models.lean import quietly_lean
@@ -80,6 +80,14 @@ def use_shira(model: PreTrainedModel, rank: int) -> nn.Module:
     return get_peft_model(model, ShiraConfig(r=rank, target_modules="all-linear", random_seed=0))
 
 
+def use_outputs(model: PreTrainedModel, rank: int) -> nn.Module:
+    """As many values as PaCA trains at this rank in all linear layers, in the MLPs' output projections alone."""
+    head = model.get_output_embeddings()
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+    budget = rank * sum(layer.out_features for layer in layers)
+    return get_peft_model(model, PacaConfig(budget=budget, target_modules="mlp-out", random_seed=0))
+
+
 def use_swap(model: PreTrainedModel, rank: int) -> nn.Module:
     """As many columns as PaCA trains, swapped in and out around every product."""
     model.requires_grad_(False)
@@ -103,6 +111,7 @@ METHODS: dict[str, Method] = {
         variant("paca-runs-8", "the same, connections in runs of 8", run_length=8),
         variant("paca-runs-16", "the same, connections in runs of 16", run_length=16),
         variant("paca-aligned", "the same, one set for layers that read one input", aligned=True),
+        Method("paca-mlp-out", "the same number of values in the MLPs' outputs alone", use_outputs, by_default=False),
         *map(compared, ("lora", "lora-base-dtype", "lora-fa", "miss")),
         Method("shira", "PEFT's SHiRA; trains as many values as LoRA at this rank", use_shira),
         *map(compared, ("dora", "moslora")),

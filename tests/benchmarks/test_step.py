@@ -120,6 +120,14 @@ def test_selections_are_methods_of_their_own_and_not_measured_unless_named(base)
     assert kept["paca"] == kept["paca-runs-8"] == kept["paca-runs-16"] == kept["paca-aligned"] * 7 / 4
 
 
+def test_the_outputs_of_mlps_alone_train_as_many_values(base):
+    models = {name: METHODS[name].prepare(copy.deepcopy(base), RANK) for name in ("paca", "paca-mlp-out")}
+    trained = {name: sum(p.numel() for p in model.parameters() if p.requires_grad) for name, model in models.items()}
+    column = base.config.hidden_size * base.config.num_hidden_layers
+    assert trained["paca"] - column < trained["paca-mlp-out"] <= trained["paca"]
+    assert "paca-mlp-out" not in [method.name for method in choose_methods(None, torch.float32)]
+
+
 def test_lora_in_the_bases_dtype_is_another_method_on_a_bfloat16_base():
     base = load_base("tiny", torch.bfloat16, torch.device("cpu"))
     assert "lora-base-dtype" in [method.name for method in choose_methods(None, torch.bfloat16)]
