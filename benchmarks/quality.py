@@ -128,6 +128,7 @@ _COLUMNS = (
     "to LoRA, % ± 95 %",
     "unrelated text",
     "CPU s a step",
+    "a run",
     "losses by seed",
 )
 
@@ -153,6 +154,7 @@ def rows(
             continue
         found, losses = search(results, task, VARIANTS[name]), {seed: run["loss"] for seed, run in runs.items()}
         known = [run["unrelated"] for run in runs.values() if run["unrelated"] is not None]
+        seconds = statistics.mean(run["cpu_seconds_per_step"] for run in runs.values())
         yield (
             name,
             f"{found.best:g}{' (edge)' if found.at_edge else ''}",
@@ -160,7 +162,8 @@ def rows(
             f"{statistics.mean(losses.values()):.4f}",
             "" if name == LORA else paired(losses, reference),
             f"{statistics.mean(known):.4f}" if known else "–",
-            f"{statistics.mean(run['cpu_seconds_per_step'] for run in runs.values()):.3f}",
+            f"{seconds:.3f}",
+            f"{seconds * next(iter(runs.values())).get('steps', task.steps):.1f}",
             ", ".join(f"{loss:.4f}" for loss in losses.values()),
         )
 

@@ -10,12 +10,16 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from paca import PacaConfig
+from paca import PacaConfig, select_connections
+from paca.profiling.steps import TrainingStep
+from paca.tuner.selection.registry import find_strategy
+from paca.workbench.base.search import largest_that_fits
 from quality_tasks import Batch, Subject, Task
 from stepping import linear_decay, make_optimizer
 
 LORA_RANK = 8
 _HEAD_RATE = 2e-3
+_SELECTION_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class Variant:
         layers: A key of the task's layers.
         optimizer: `adamw` or `muon`.
         rate: Where the search of its learning rate begins.
+        selection: PaCA's strategy; one that needs data sees the first batches of the run.
+        longer: So many times the task's steps.
+        by_memory: The rank is the largest whose steps peak no higher than LoRA's, and not that of as many values.
     """
 
     name: str
@@ -37,6 +44,9 @@ class Variant:
     layers: str
     optimizer: str
     rate: float
+    selection: str = "random"
+    longer: float = 1.0
+    by_memory: bool = False
 
 
 LORA = "lora"
@@ -52,6 +62,20 @@ VARIANTS = {
         Variant("paca-o-out", "PaCA, output projections of attention and MLP", "paca", "o-out", "adamw", 4e-3),
         Variant("paca-attention", "PaCA, attention's four projections", "paca", "attention", "adamw", 8e-3),
         Variant("paca-upper", "PaCA, all linear layers of the upper half", "paca", "upper", "adamw", 8e-3),
+        Variant("paca-out-gradient", "paca-out, largest gradients", "paca", "out", "adamw", 2e-3, "gradient"),
+        Variant("paca-out-weight", "paca-out, largest columns", "paca", "out", "adamw", 4e-3, "weight"),
+        Variant(
+            "paca-out-weight-activation",
+            "paca-out, largest columns times inputs",
+            "paca",
+            "out",
+            "adamw",
+            2e-3,
+            "weight_activation",
+        ),
+        Variant("paca-all-longer", "paca-all, 1.15 × the steps", "paca", "all", "adamw", 8e-3, longer=1.15),
+        Variant("paca-out-longer", "paca-out, 1.4 × the steps", "paca", "out", "adamw", 8e-3, longer=1.4),
+        Variant("paca-all-memory", "paca-all at LoRA's peak memory", "paca", "all", "adamw", 4e-3, by_memory=True),
     )
 }
 MAIN = tuple(VARIANTS)[:6]
@@ -80,13 +104,39 @@ def adapted(variant: Variant, task: Task, subject: Subject, seed: int) -> Any:
     Returns:
         The model to train.
     """
+    if variant.by_memory:
+        rank = rank_by_memory(variant, task, subject)
+    else:
+        rank = equal_rank(subject.model, task.layers["all"], task.layers[variant.layers])
+    return with_rank(rank, variant, task, subject, seed)
+
+
+def with_rank(rank: int, variant: Variant, task: Task, subject: Subject, seed: int) -> Any:
+    """The same with PaCA at a rank of one's own; LoRA has its own always."""
     torch.manual_seed(seed)
-    model, targets = copy.deepcopy(subject.model), task.layers[variant.layers]
-    shared = {"target_modules": targets, "modules_to_save": list(subject.whole) or None}
+    model = copy.deepcopy(subject.model)
+    shared = {"target_modules": task.layers[variant.layers], "modules_to_save": list(subject.whole) or None}
     if variant.method == "lora":
         return get_peft_model(model, LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, **shared))
-    rank = equal_rank(model, task.layers["all"], targets)
-    return get_peft_model(model, PacaConfig(r=rank, clamp_rank=True, random_seed=seed, **shared))
+    chosen = {"selection": variant.selection, "selection_batches": _SELECTION_BATCHES}
+    model = get_peft_model(model, PacaConfig(r=rank, clamp_rank=True, random_seed=seed, **chosen, **shared))
+    if find_strategy(variant.selection).data is not None:
+        select_connections(model, subject.batches(seed), progress=False)
+    return model
+
+
+def rank_by_memory(variant: Variant, task: Task, subject: Subject) -> int:
+    """The largest rank at which a training step has no more live bytes at its peak than LoRA's has."""
+    batch = next(subject.batches(0))
+
+    def peak(of: Variant, rank: int) -> int:
+        step = TrainingStep(with_rank(rank, of, task, subject, 0).train(), batch)
+        step.run()  # the optimizer's state is made
+        return step.peak().total
+
+    limit = peak(VARIANTS[LORA], LORA_RANK)
+    most = min(weight.shape[1] for weight in matched(subject.model, task.layers[variant.layers]))
+    return largest_that_fits(lambda rank: peak(variant, rank) - limit, 1, most)
 
 
 def loss_over(model: nn.Module, batches: list[Batch]) -> float | None:
@@ -120,10 +170,11 @@ def run_once(variant: Variant, task: Task, subject: Subject, rate: float, seed: 
     """
     model = adapted(variant, task, subject, seed)
     stepper = make_optimizer(model, variant.optimizer, rate, others=_HEAD_RATE)
-    schedule, batches, training = linear_decay(task.steps), subject.batches(seed), []
+    steps = round(variant.longer * task.steps)
+    schedule, batches, training = linear_decay(steps), subject.batches(seed), []
     model.train()
     spent = 0.0
-    for number in range(task.steps):
+    for number in range(steps):
         batch = next(batches)
         started = time.process_time()
         stepper.at(schedule(number))
@@ -136,6 +187,7 @@ def run_once(variant: Variant, task: Task, subject: Subject, rate: float, seed: 
         "loss": loss_over(model, subject.choosing if choosing else subject.testing),
         "unrelated": None if choosing else loss_over(model, subject.unrelated),
         "trained": sum(value.numel() for value in model.parameters() if value.requires_grad),
-        "cpu_seconds_per_step": spent / task.steps,
+        "steps": steps,
+        "cpu_seconds_per_step": spent / steps,
         "train_loss": sum(training[-10:]) / len(training[-10:]),
     }

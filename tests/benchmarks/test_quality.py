@@ -1,5 +1,6 @@
 """The benchmark of quality: how rates are searched, what is run next, and what the tables say."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -15,9 +16,10 @@ from transformers import LlamaForCausalLM
 import pretrained_llama
 import quality
 import quality_variants
+from paca.profiling.steps import TrainingStep
 from quality import CHOOSING_SEED, Run
 from quality_tasks import TASKS, Subject, Task, batches_of
-from quality_variants import LORA_RANK, MAIN, VARIANTS, adapted, equal_rank, loss_over, matched
+from quality_variants import LORA_RANK, MAIN, VARIANTS, adapted, equal_rank, loss_over, matched, with_rank
 from stepping import linear_decay, make_optimizer
 
 LAYERS = {"all": r".*\.(q_proj|down_proj)", "out": r".*\.down_proj"}
@@ -157,6 +159,39 @@ def test_a_run_is_that_of_its_seed_and_leaves_the_model_alone():
     assert one["loss"] != run_once(VARIANTS["paca-all"], TASK, subject, 0.1, 0, choosing=True)["loss"]
     assert one["unrelated"] == pytest.approx(loss_over(subject.model, subject.unrelated), rel=0.2)
     assert loss_over(subject.model, []) is None
+
+
+def test_strategies_choose_other_connections_by_the_runs_own_batches():
+    subject = load(None, None)
+    chosen = {
+        name: torch.cat(
+            [value for key, value in adapted(VARIANTS[name], TASK, subject, 0).named_buffers() if "indices" in key]
+        )
+        for name in ("paca-out", "paca-out-weight", "paca-out-gradient", "paca-out-weight-activation")
+    }
+    assert len({tuple(indices.tolist()) for indices in chosen.values()}) == 4
+    assert len({len(indices) for indices in chosen.values()}) == 1
+
+
+def test_a_longer_run_takes_more_steps_of_the_same_kind():
+    subject = load(None, None)
+    task = dataclasses.replace(TASK, steps=10)
+    found = quality_variants.run_once(VARIANTS["paca-out-longer"], task, subject, 0.1, 0, choosing=False)
+    assert found["steps"] == 14
+    assert found["trained"] == quality_variants.run_once(VARIANTS["paca-out"], task, subject, 0.1, 0, False)["trained"]
+
+
+def test_a_rank_by_memory_is_the_largest_that_peaks_no_higher():
+    subject = load(None, None)
+    rank = quality_variants.rank_by_memory(VARIANTS["paca-all-memory"], TASK, subject)
+    batch = next(subject.batches(0))
+
+    def peak(variant, rank):
+        step = TrainingStep(with_rank(rank, VARIANTS[variant], TASK, subject, 0).train(), batch)
+        step.run()
+        return step.peak().total
+
+    assert peak("paca-all-memory", rank) <= peak("lora", 0) < peak("paca-all-memory", rank + 1)
 
 
 def test_a_head_is_stepped_by_adamw_at_a_rate_of_its_own():
