@@ -118,3 +118,20 @@ def test_a_head_is_no_output_projection():
     model.add_module("classifier", nn.Linear(16, 4))
     with pytest.raises(PacaError, match=r"features \(4 to 16\), classifier \(16 to 4\)"):
         expand_targets(model, PacaConfig(r=2, target_modules="mlp-out"))
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("mlp_out", "did you mean 'mlp-out'?"),
+        ("all_linear", "did you mean 'all-linear'?"),
+        ("qproj", "did you mean 'q_proj'?"),
+        (".*nothing", "it matches no layer's whole name. Layers of this model that can be adapted: "),
+    ],
+)
+def test_a_word_that_matches_nothing_gets_the_near_one(word, hint):
+    model = llama()
+    with pytest.raises(PacaError, match=re.escape(hint)) as caught:
+        get_peft_model(model, PacaConfig(target_modules=word))
+    assert "one of 'all-linear', 'all-weights', 'mlp-out'" in str(caught.value)
+    assert not layers(model)

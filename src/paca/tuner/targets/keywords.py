@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 ALL_LINEAR = "all-linear"
 ALL_WEIGHTS = "all-weights"
 MLP_OUT = "mlp-out"
+WORDS = (ALL_LINEAR, ALL_WEIGHTS, MLP_OUT)
 
 # What models that do not tell their head by a method call it; the last layer within is meant.
 HEADS = ("classifier", "aux_classifier", "fc", "head", "heads", "score", "lm_head")

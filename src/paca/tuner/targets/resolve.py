@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +17,11 @@ from ..config import PacaConfig, rank_of, whole_runs
 from ..layers.experts import targeted_parameters
 from ..layers.kinds import layer_kind
 from ..layers.quantized import QuantizedLinear
-from ..messages import not_found, raise_together, unmatched_names
+from ..messages import near_names, not_found, raise_together, unmatched_names
 from .budget import spend_budget
 from .checks import adaptable_names, base_of, connections, layer_problems, target_problems, with_parts
 from .experts import parameter_problems
-from .keywords import expand_targets
+from .keywords import WORDS, expand_targets
 
 
 class NothingTargetedError(PacaError, NoMatchingPeftModuleError):
@@ -91,7 +92,11 @@ def _matching(config: PacaConfig, modules: Mapping[str, nn.Module]) -> dict[str,
 
 def _check_names(config: PacaConfig, modules: Mapping[str, nn.Module], targets: Mapping[str, nn.Module]) -> None:
     """Report names that match nothing: an error if none matches, else a warning."""
-    wanted = [] if isinstance(config.target_modules, str) else list(config.target_modules or [])
+    if isinstance(config.target_modules, str):
+        if not (targets or config.exclude_modules or config.target_parameters):
+            raise NothingTargetedError(_nothing_matches(config.target_modules, modules))
+        return
+    wanted = list(config.target_modules or [])
     missing = unmatched_names(wanted, modules)
     if missing and targets:
         warnings.warn(
@@ -104,6 +109,16 @@ def _check_names(config: PacaConfig, modules: Mapping[str, nn.Module], targets: 
             f"Layers of this model that can be adapted: {adaptable_names(modules)}. Please check the target "
             "modules and try again, or pass target_modules='all-linear'."
         )
+
+
+def _nothing_matches(pattern: str, modules: Mapping[str, nn.Module]) -> str:
+    near = difflib.get_close_matches(pattern.lower(), WORDS, n=1) or near_names(pattern, modules, 1)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return (
+        f"Target modules {pattern} not found in the base model. As a regular expression it matches no layer's whole "
+        f"name{hint} Layers of this model that can be adapted: {adaptable_names(modules)}. Pass a list of such names, "
+        f"or one of {', '.join(map(repr, WORDS))}."
+    )
 
 
 def _reasons(model: nn.Module, config: PacaConfig, targets: Mapping[str, nn.Module], experts: list[str]) -> list[str]:

@@ -17,7 +17,8 @@ def check_targets(model: Any, config: Any) -> None:
     PEFT itself only trains what it finds: of `[q_proj, v_porj]` half of what was asked for. PaCA's `mlp-out` is put in
     terms that all of PEFT's methods know.
     """
-    if getattr(config, "target_modules", None) == MLP_OUT:
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, str) and targets.lower() == MLP_OUT:
         expand_mlp_out(model, config)
     modules = dict(model.named_modules())
     problems = [*_unmatched(config, modules), *_unmatched_patterns(config, modules)]
