@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .tuner.layers import PacaLayer
     from .tuner.model import PacaModel
     from .tuner.reselect import ReselectCallback, reselect
-    from .tuner.saving import full_adapter_state_dict
+    from .tuner.saving import check_base_model, full_adapter_state_dict
     from .tuner.select_connections import select_connections
     from .tuner.selection import LayerFacts, register_selection
 
@@ -39,6 +39,7 @@ __all__ = [
     "PacaModel",
     "ReselectCallback",
     "__version__",
+    "check_base_model",
     "full_adapter_state_dict",
     "lean",
     "register_selection",
@@ -53,6 +54,7 @@ _HOMES = {
     "PacaLayer": "tuner.layers",
     "PacaModel": "tuner.model",
     "ReselectCallback": "tuner.reselect",
+    "check_base_model": "tuner.saving",
     "full_adapter_state_dict": "tuner.saving",
     "lean": "forwards.apply",
     "register_selection": "tuner.selection",

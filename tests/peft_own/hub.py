@@ -1,15 +1,18 @@
 """The tiny models that PEFT's tests load from the Hub, made from random configurations under the same names.
 
-`from_pretrained("owner/name")` takes a folder `owner/name` of the working directory before it asks the Hub.
+They lie where downloads would: in a cache of the Hub, so that their names are those of repositories.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.file_download import repo_folder_name
 
 from paca import PacaConfig
 
@@ -102,19 +105,33 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "trl-internal-testing/tiny-GptOssForCausalLM": ("GptOssForCausalLM", EXPERTS),
 }
 
-ADAPTER = "peft-internal-testing/tiny-opt-lora-revision"
+ADAPTER, BRANCH = "peft-internal-testing/tiny-opt-lora-revision", "test"
+COMMIT = "0" * 40  # the only one of each repository
 
 
-def make_models(folder: Path) -> None:
+def make_models(cache: Path) -> None:
     """Make all of them, unless they are there.
 
     Args:
-        folder: What will be the working directory.
+        cache: What will be `HF_HUB_CACHE`.
     """
-    for name, (class_name, options) in MODELS.items():
-        if (folder / name / "config.json").exists():
-            continue
-        torch.manual_seed(0)
-        model_class = getattr(transformers, class_name)
-        model_class(model_class.config_class(**options)).save_pretrained(folder / name)
-    PacaConfig(target_modules=["q_proj", "v_proj"]).save_pretrained(str(folder / ADAPTER))
+    for name, model in MODELS.items():
+        _store(cache, name, partial(_save_model, *model))
+    _store(cache, ADAPTER, PacaConfig(target_modules=["q_proj", "v_proj"]).save_pretrained, ["main", BRANCH])
+
+
+def _save_model(class_name: str, options: dict[str, Any], folder: Path) -> None:
+    torch.manual_seed(0)
+    model_class = getattr(transformers, class_name)
+    model_class(model_class.config_class(**options)).save_pretrained(folder)
+
+
+def _store(cache: Path, name: str, save: Callable[[Path], Any], branches: Iterable[str] = ("main",)) -> None:
+    """Have a repository in the cache, with what `save` writes at the head of these branches."""
+    repository = cache / repo_folder_name(repo_id=name, repo_type="model")
+    if (repository / "refs").exists():
+        return
+    save(repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    for branch in branches:
+        (repository / "refs" / branch).write_text(COMMIT)

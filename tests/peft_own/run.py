@@ -40,14 +40,19 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     copy_tests(arguments.tests or fetched_tests(work), work / "tests")
     libraries = fetched_libraries(work)
-    make_models(work)
+    make_models(work / "hub")
     paths = [str(Path(__file__).parent), str(libraries), os.environ.get("PYTHONPATH", "")]
     options = ["-q", "-rfE", "--tb=short", "--rootdir", ".", "-p", "no:cacheprovider", "-n", str(arguments.workers)]
     files = [f"tests/test_{name}.py" for name in FILES]
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "substitution", *options, *files, *others],
         cwd=work,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "HF_HUB_CACHE": str(work / "hub"),
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        },
         check=False,
     ).returncode
 

@@ -13,6 +13,7 @@ from tests.toys import Toy, adapted, assert_resident, config, inputs, layers, tr
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import paca
 from paca import PacaConfig, PacaError
 from paca.tuner.adapter_file import read_fingerprints
 
@@ -324,7 +325,9 @@ def test_the_fingerprint_is_of_the_pretrained_columns(saved, state):
         model.merge_adapter()
     if state == "disabled":
         model.base_model.disable_adapter_layers()
-    got = get_peft_model_state_dict(model)
+    model.save_pretrained(folder / "again")
+    got = {**load_file(folder / "again" / WEIGHTS), **read_fingerprints(str(folder / "again" / WEIGHTS))}
+    assert got.keys() == wanted.keys()
     for key in wanted:
         assert torch.equal(got[key], wanted[key]), key
 
@@ -338,6 +341,91 @@ def test_fingerprints_that_were_saved_as_tensors_are_compared_as_well(saved):
         plain.two.weight.copy_(torch.randn(10, 12))
     with pytest.warns(UserWarning, match=r"in 1 layers: two\."):
         PeftModel.from_pretrained(plain, folder)
+
+
+def test_a_state_dict_holds_what_the_file_holds(saved):
+    """It held fingerprints as well, which no layer has: whatever loaded it reported them as unexpected."""
+    plain, folder, _ = saved
+    model = PeftModel.from_pretrained(plain, folder)
+    state = get_peft_model_state_dict(model)
+    assert state.keys() == load_file(folder / WEIGHTS).keys()
+    assert not set_peft_model_state_dict(model, state).unexpected_keys
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_fingerprints_are_written_into_the_file_of_their_state_dict_only(saved, tmp_path, moved):
+    """A configuration that is saved alone, after a state dict was taken, may meet the file of another adapter."""
+    plain, folder, _ = saved
+    model = PeftModel.from_pretrained(plain, folder)
+    state = get_peft_model_state_dict(model)
+    if moved:
+        state = {key: value.flip(0) if "paca_indices" in key else value for key, value in state.items()}
+    (tmp_path / "other").mkdir()
+    save_file(state, tmp_path / "other" / WEIGHTS)
+    model.peft_config["default"].save_pretrained(tmp_path / "other")
+    assert bool(read_fingerprints(str(tmp_path / "other" / WEIGHTS))) is not moved
+    save_file(state, tmp_path / "other" / WEIGHTS)
+    model.peft_config["default"].save_pretrained(tmp_path / "other")
+    assert not read_fingerprints(str(tmp_path / "other" / WEIGHTS))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_weights_that_are_loaded_into_an_adapter_that_is_there_can_be_compared(saved, scaled):
+    """PEFT hands their tensors over, and not the metadata of the file."""
+    plain, folder, _ = saved
+    if scaled:
+        with torch.no_grad():
+            plain.two.weight.mul_(1.5)
+    model = get_peft_model(plain, config(random_seed=5))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.load_adapter(folder, "default")
+        assert not caught
+        paca.check_base_model(model, folder)
+    found = [str(warning.message) for warning in caught]
+    assert len(found) == scaled
+    assert all(
+        "was trained on other pretrained weights than this model's, in 1 layers: two." in text for text in found
+    )
+
+
+def without_fingerprints(folder):
+    rewrite(folder, lambda tensors: None)
+
+
+def no_file(folder):
+    (folder / WEIGHTS).unlink()
+
+
+UNCOMPARABLE = {
+    "no fingerprints": (
+        without_fingerprints,
+        "default",
+        r"no adapter_model.safetensors with fingerprints.* Save it with",
+    ),
+    "no file": (no_file, "default", "no adapter_model.safetensors with fingerprints"),
+    "another name": (lambda folder: None, "second", r"No layer with an adapter 'second'.* Load the adapter first"),
+}
+
+
+@pytest.mark.parametrize(("change", "name", "message"), UNCOMPARABLE.values(), ids=UNCOMPARABLE)
+def test_what_cannot_be_compared_is_said(saved, change, name, message):
+    plain, folder, _ = saved
+    model = PeftModel.from_pretrained(plain, folder)
+    change(folder)
+    with pytest.raises(PacaError, match=message):
+        paca.check_base_model(model, folder, name)
+
+
+def test_a_model_that_lacks_the_connections_is_refused(saved):
+    _, folder, _ = saved
+    other = Toy()
+    other.one = nn.Linear(4, 12)
+    model = get_peft_model(other.double(), config())
+    with pytest.raises(
+        PacaError, match=r"does not fit this model:\n.*one: paca_indices reach from .* connections 0 to 3"
+    ):
+        paca.check_base_model(model, folder)
 
 
 def test_metadata_that_are_no_fingerprints_are_refused(saved):

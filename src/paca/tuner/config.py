@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, cast
 
-from huggingface_hub import hf_hub_download
 from peft.config import PeftConfig
 from peft.utils import CONFIG_NAME, PeftType
 from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
@@ -18,7 +17,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from ..errors import PacaError
-from .adapter_file import finish_file, read_fingerprints
+from .adapter_file import LayerFingerprint, finish_file, read_fingerprints, weights_file
 from .card import describe_adapter
 from .selection.given import given_problem
 from .selection.gradient import MODES
@@ -118,6 +117,8 @@ class PacaConfig(PeftConfig):
     # No fields, so never saved.
     _being_loaded = False  # read from a saved adapter, whose weights are not loaded yet
     _fingerprints = cast("Mapping[str, Tensor]", MappingProxyType({}))  # those of the file that it was read from
+    # Those of the state dict that was taken last, by layer, for the file that it is about to be written to.
+    _unsaved_fingerprints = cast("Mapping[str, LayerFingerprint]", MappingProxyType({}))
     _seed_is_drawn = False  # the seed comes from torch's global generator
 
     def __post_init__(self) -> None:
@@ -149,7 +150,8 @@ class PacaConfig(PeftConfig):
         # PEFT comes here last: its card and the weights are written.
         describe_adapter(save_directory, saved)
         mode = os.stat(os.path.join(save_directory, CONFIG_NAME)).st_mode
-        finish_file(os.path.join(save_directory, SAFETENSORS_WEIGHTS_NAME), mode)
+        finish_file(os.path.join(save_directory, SAFETENSORS_WEIGHTS_NAME), mode, self._unsaved_fingerprints)
+        self._unsaved_fingerprints = {}
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
@@ -166,24 +168,11 @@ class PacaConfig(PeftConfig):
         Returns:
             The configuration.
         """
-        fingerprints = read_fingerprints(_weights_file(pretrained_model_name_or_path, subfolder, kwargs))
+        fingerprints = read_fingerprints(weights_file(pretrained_model_name_or_path, subfolder, kwargs))
         config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         config._being_loaded = True
         config._fingerprints = fingerprints
         return config
-
-
-def _weights_file(source: str, subfolder: str | None, options: Mapping[str, Any]) -> str:
-    """The path of a saved adapter's weights, which PEFT would load next; of one on the Hub it is in the cache then."""
-    path = os.path.join(source, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
-    if os.path.isdir(source):
-        return path
-    known = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-    chosen = {name: options[name] for name in known if options.get(name) is not None}
-    try:
-        return hf_hub_download(source, SAFETENSORS_WEIGHTS_NAME, subfolder=subfolder, **chosen)
-    except (OSError, ValueError):  # PEFT says what is wrong with the name, or finds a pickle
-        return path
 
 
 def rank_of(config: PacaConfig, name: str) -> int:

@@ -292,7 +292,7 @@ class PacaModel(BaseTuner):
         cls, model: nn.Module, config: PacaConfig, adapter_name: str, **kwargs: Any
     ) -> dict[str, Tensor]:
         state = super()._get_adapter_state_dict(model=model, config=config, adapter_name=adapter_name, **kwargs)
-        return {**state, **own_entries(model, adapter_name, state, kwargs["state_dict"])}
+        return {**state, **own_entries(model, config, adapter_name, state)}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
-import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import first_few
+from ..errors import PacaError, first_few
 from ..method.columns.retired import RetiredColumns, saved_settings, split
 from ..method.columns.sharded import is_sharded
 from ..method.fingerprint import QUANTIZED, ROUNDED, fingerprint, same_columns
-from .adapter_file import FINGERPRINT, FINGERPRINT_OF_QUANTIZED
+from .adapter_file import (
+    FINGERPRINT,
+    FINGERPRINT_OF_QUANTIZED,
+    LayerFingerprint,
+    read_fingerprints,
+    weights_file,
+)
 from .config import PacaConfig
 from .layers.base import PacaLayer
 from .layers.find import PEFT_PREFIX, adapter_layers, paca_layers
@@ -26,14 +34,13 @@ VISITED = "paca_visited"  # and those visited in the current sweep over all conn
 
 
 def own_entries(
-    model: nn.Module, adapter_name: str, state: Mapping[str, Tensor], whole_state: Mapping[str, Tensor]
+    model: nn.Module, config: PacaConfig, adapter_name: str, state: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """What an adapter's file holds besides or in place of PEFT's entries in `state`, taken from `whole_state`.
+    """What an adapter's file holds in place of PEFT's entries in `state`: where connections have moved, all of them.
 
-    That is fingerprints and, where connections have moved, all that were trained in place of those being trained.
+    The fingerprints of all layers go to the configuration, which is saved last and writes them into the file.
     """
-    # Of a sharded weight the fingerprint takes all ranks: `full_adapter_state_dict` has put it into the state dict.
-    own = {key: value for key, value in whole_state.items() if f".{FINGERPRINT}" in key}
+    own: dict[str, Tensor] = {}
     for name, layer in paca_layers(model).items():
         if f"{name}.paca_indices.{adapter_name}" not in state or layer.weight_device().type == "meta":
             continue
@@ -43,8 +50,8 @@ def own_entries(
             own[f"{name}.paca_delta.{adapter_name}"] = delta.detach()
             own[f"{name}.{TRAINED}.{adapter_name}"] = layer.paca_indices[adapter_name]
             own[f"{name}.{VISITED}.{adapter_name}"] = layer.visited(adapter_name)
-        if not _is_sharded(layer):
-            own.update(_fingerprint(name, layer, adapter_name))
+        if not _is_sharded(layer):  # else it takes all ranks, and `full_adapter_state_dict` has done it
+            _keep_fingerprint(name, layer, config, adapter_name)
     return own
 
 
@@ -67,10 +74,10 @@ def full_adapter_state_dict(model: nn.Module, adapter_name: str = "default") -> 
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
     state: dict[str, Any] = dict(get_model_state_dict(model, options=options))
+    config = cast("Any", model).peft_config[adapter_name]
     for name, layer in paca_layers(model).items():
         if adapter_name in layer.paca_delta and _is_sharded(layer):
-            own = _fingerprint(name, layer, adapter_name)  # on every rank: it gathers the columns
-            state.update(own if state else {})
+            _keep_fingerprint(name, layer, config, adapter_name)  # gathers the columns
     return state
 
 
@@ -79,10 +86,12 @@ def _is_sharded(layer: PacaLayer) -> bool:
     return is_sharded(layer.get_base_layer()._parameters.get(layer.weight_name))
 
 
-def _fingerprint(name: str, layer: PacaLayer, adapter_name: str) -> dict[str, Tensor]:
+def _keep_fingerprint(name: str, layer: PacaLayer, config: PacaConfig, adapter_name: str) -> None:
     columns, quantized = layer.trained_from(adapter_name)
     kind = FINGERPRINT_OF_QUANTIZED if quantized else FINGERPRINT
-    return {f"{name}.{kind}.{adapter_name}": fingerprint(columns)}
+    indices = layer.whole_update(adapter_name)[0].cpu()
+    own = LayerFingerprint(kind, indices, fingerprint(columns))
+    config._unsaved_fingerprints = {**config._unsaved_fingerprints, name: own}
 
 
 def split_own_entries(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -118,6 +127,7 @@ def load_own_entries(
         if isinstance(layer, QuantizedLinear) and (key := f"{name.removeprefix(PEFT_PREFIX)}.{COLUMNS}") in own
     }
     state = {**state, **{f"{name}.{COLUMNS}.{adapter_name}": value for name, value in columns.items()}}
+    indices = {name: state[key] for name in layers if (key := f"{name}.paca_indices.{adapter_name}") in state}
     moved = config.reselect_every is not None
     retired = _split_retired(layers, adapter_name, state, own) if moved else {}
     raise_together(adapter_problems(layers, adapter_name, state), f"Adapter {adapter_name!r} does not fit this model:")
@@ -128,7 +138,7 @@ def load_own_entries(
         if name in retired:
             layer.retired[adapter_name] = retired[name]
     config._saved_as = saved_settings(adapter_layers(model, adapter_name), adapter_name) if retired else {}
-    _check_fingerprints(layers, adapter_name, state, own)
+    _compare_fingerprints(layers, adapter_name, indices, own)
     for name, layer in layers.items():
         if isinstance(layer, QuantizedLinear) and adapter_name in layer.paca_delta:
             layer.set_columns(adapter_name, columns.get(name))
@@ -190,23 +200,65 @@ def _index_problems(name: str, indices: Tensor, connections: int) -> Iterator[st
         yield f"{name}: paca_indices are not ascending, or name a connection twice."
 
 
-def _check_fingerprints(
-    layers: Mapping[str, PacaLayer], adapter_name: str, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+def check_base_model(model: nn.Module, source: str | os.PathLike[str], adapter_name: str = "default") -> None:
+    """Warn of layers whose pretrained weights are not those that a saved adapter was trained on.
+
+    `PeftModel.from_pretrained`, and `load_adapter` under a new name, do it by themselves. Where weights are loaded
+    into an adapter that is there, PEFT hands over tensors alone, and the fingerprints are in the file's metadata:
+
+        model.load_adapter("checkpoint-100", "default")
+        paca.check_base_model(model, "checkpoint-100")
+
+    Args:
+        model: A model with an adapter of the same layers.
+        source: The saved adapter, a folder or the name of a repository on the Hub.
+        adapter_name: The adapter in the model.
+
+    Raises:
+        PacaError: If there is no safetensors file, or none that carries fingerprints: nothing can be compared then.
+    """
+    path = weights_file(os.fspath(source))
+    own = {key.removeprefix(PEFT_PREFIX): value for key, value in read_fingerprints(path).items()}
+    if not own:
+        raise PacaError(
+            f"{os.fspath(source)!r} has no {os.path.basename(path)} with fingerprints, so that its base model can't "
+            "be compared: it is not PaCA's, a pickle, or not written by PeftModel.save_pretrained. Save it with that, "
+            "on the base model that it was trained on."
+        )
+    saved = {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(path).items()}
+    layers = {name: layer for name, layer in paca_layers(model).items() if adapter_name in layer.paca_delta}
+    keys = {name: f"{name.removeprefix(PEFT_PREFIX)}.paca_indices" for name in layers}
+    indices = {name: saved[key] for name, key in keys.items() if key in saved}
+    if not indices:
+        raise PacaError(
+            f"No layer with an adapter {adapter_name!r} in this model has one in {path}. Load the adapter first, and "
+            "pass the name under which the model has it."
+        )
+    problems = [_index_problems(name, chosen, layers[name].in_features) for name, chosen in indices.items()]
+    raise_together(list(chain(*problems)), f"{path} does not fit this model:")
+    _compare_fingerprints(layers, adapter_name, indices, own)
+
+
+def _compare_fingerprints(
+    layers: Mapping[str, PacaLayer], adapter_name: str, indices: Mapping[str, Tensor], own: Mapping[str, Tensor]
 ) -> None:
-    """Warn of layers whose columns are not those that the adapter was trained on."""
+    """Warn of layers whose columns are not those that the adapter was trained on.
+
+    Args:
+        layers: By name, with all that the file says loaded into them or not.
+        adapter_name: For the warning.
+        indices: By layer, all connections that the file has.
+        own: The file's fingerprints, by their names in the base model.
+    """
     others = []
-    for name, layer in layers.items():
-        plain = name.removeprefix(PEFT_PREFIX)
+    for name, chosen in indices.items():
+        layer, plain = layers[name], name.removeprefix(PEFT_PREFIX)
         exact, quantized = (own.get(f"{plain}.{kind}") for kind in (FINGERPRINT, FINGERPRINT_OF_QUANTIZED))
         saved = quantized if exact is None else exact
-        indices = state.get(f"{name}.paca_indices.{adapter_name}")
-        if saved is None or indices is None or layer.weight_device().type == "meta":
+        if saved is None or layer.weight_device().type == "meta":
             continue
-        if adapter_name in layer.retired:  # the file's fingerprint is that of all its connections
-            retired = layer.retired[adapter_name].indices
-            indices = torch.cat([indices, retired.to(indices.device)]).sort().values
         tolerance = QUANTIZED if quantized is not None or isinstance(layer, QuantizedLinear) else ROUNDED
-        if not same_columns(saved, layer.pretrained_columns(indices), tolerance):
+        if not same_columns(saved, layer.pretrained_columns(chosen), tolerance):
             others.append(plain)
     if others:
         warnings.warn(

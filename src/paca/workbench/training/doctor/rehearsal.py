@@ -266,16 +266,13 @@ def _write_and_reload(trainer: Any, optimizer: Any, folder: Path, found: Rehears
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from paca.tuner.adapter_file import read_fingerprints
-
     discard(folder)
     try:
         trainer.model.save_pretrained(folder)
         torch.save(optimizer.state_dict(), folder / "optimizer.pt")
         found.checkpoint_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         found.free_bytes = shutil.disk_usage(folder).free
-        weights = folder / "adapter_model.safetensors"
-        read = {**load_file(weights), **read_fingerprints(str(weights))}
+        read = load_file(folder / "adapter_model.safetensors")
         torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
     except (OSError, RuntimeError, SafetensorError) as error:
         raise PacaError(f"No checkpoint can be written to {str(folder.parent)!r}: {one_line(error)}") from error
