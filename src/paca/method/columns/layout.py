@@ -13,6 +13,7 @@ that it sees, so from the first compilation in a process on, all weights keep th
 from __future__ import annotations
 
 import copy
+import weakref
 from threading import Event
 from typing import Any
 
@@ -61,13 +62,26 @@ _LEAVE_IT = {
 
 
 _TRANSPOSED: Any = WeakIdKeyDictionary()  # the weights that have this layout now
+_WATCHED = Event()  # set when the first of them got it: `_StartCallback` is registered from then on
 _COMPILED = Event()  # set when something is compiled after the first of them got it
 
 
-def _on_compilation(_: Any) -> None:
-    _COMPILED.set()
-    for weight in list(_TRANSPOSED):
-        lay_out_row_major(weight)
+class _StartCallback:
+    """What is done when a compilation starts."""
+
+    def __call__(self, _: Any) -> None:
+        _COMPILED.set()
+        for weight in list(_TRANSPOSED):
+            lay_out_row_major(weight)
+
+
+def _watch_compilation() -> None:
+    # PyTorch has loaded this for its optimizers; at the top it would cost half of `import paca`.
+    from torch._dynamo.callback import callback_handler
+
+    callback = callback_handler.register_start_callback(_StartCallback())
+    # `torch.compiler.reset()` drops all callbacks. Nobody else holds this one, so that its end tells of it.
+    weakref.finalize(callback, _watch_compilation).atexit = False
 
 
 def writes_faster_connection_major(weight: Any) -> bool:
@@ -90,11 +104,9 @@ def lay_out_connection_major(weight: nn.Parameter) -> None:
     Args:
         weight: One of which `writes_faster_connection_major` is true; it holds its pretrained values.
     """
-    # PyTorch has loaded this for its optimizers; at the top it would cost half of `import paca`.
-    from torch._dynamo.callback import callback_handler
-
-    if _on_compilation not in callback_handler.start_callbacks:
-        callback_handler.register_start_callback(_on_compilation)
+    if not _WATCHED.is_set():
+        _WATCHED.set()
+        _watch_compilation()
     weight.data = weight.data.t().contiguous().t()
     weight.__class__ = ConnectionMajorParameter
     _TRANSPOSED[weight] = None
