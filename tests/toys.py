@@ -15,6 +15,17 @@ from paca import PacaConfig, PacaError, PacaLayer
 
 KINDS = ("Linear", "Conv1D")
 
+# Of a language model of any family, 32 wide.
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 96,
+    "pad_token_id": 0,
+}
+
 
 def linear(kind, into, out):
     """A linear layer of one of the kinds, with a bias that is not zero."""

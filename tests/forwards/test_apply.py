@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.toys import TINY
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -18,18 +19,7 @@ from paca.workbench.planning import attention
 from paca.workbench.planning.fake import materialize_fake
 from paca.workbench.planning.models import find_config
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 96,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+SIZES = {**TINY, "intermediate_size": 64, "bos_token_id": 1, "eos_token_id": 2}
 # Of each, which classes become lean. Those whose forwards are others' under another name stand for a hundred more.
 FAMILIES = {
     "llama": {"LlamaForCausalLM": 1, "LlamaAttention": 2, "LlamaMLP": 2, "LlamaRMSNorm": 5},
@@ -72,6 +62,18 @@ def both(model, **options):
     """The model and a lean copy of it."""
     lean = copy.deepcopy(model)
     return model, lean, quiet_lean(lean, **options)
+
+
+def assert_left_alone(change, name, reason):
+    """A module that `change` has changed, of the class `name`, computes what it did, and the report says why."""
+    model = tiny("llama")
+    change(model)
+    wanted = step(model)
+    report = quiet_lean(model)
+    assert reason in report.left[name]
+    for mine, theirs in zip(step(model), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+    return report
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -253,14 +255,7 @@ LEFT = {
 
 @pytest.mark.parametrize("change", LEFT, ids=lambda change: change.__name__)
 def test_modules_that_something_has_changed_are_left_alone_and_named(change):
-    model = tiny("llama")
-    change(model)
-    wanted = step(model)
-    report = quiet_lean(model)
-    assert LEFT[change] in report.left["LlamaMLP"]
-    assert report.changed["LlamaMLP"] == 1
-    for mine, theirs in zip(step(model), wanted, strict=True):
-        torch.testing.assert_close(mine, theirs)
+    assert assert_left_alone(change, "LlamaMLP", LEFT[change]).changed["LlamaMLP"] == 1
 
 
 def test_a_hook_that_comes_later_is_called():

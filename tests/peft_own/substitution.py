@@ -70,7 +70,7 @@ NOT_ABOUT_PACA = {
     "test_lora_incompatible_mamba_modules": "of a check that PEFT makes for LoRA's relatives",
     "test_nemotron_h_has_defaults": "of the same check",
     "TestTransformersV5": "converts LoRA's files of older versions of transformers",
-    "test_from_pretrained_cache_dir_remote": "asks the Hub",
+    "test_from_pretrained_cache_dir": "asks the Hub, for want of the model in another cache",
     "test_inject_from_state_dict_stable_diffusion": "asks the Hub for a pipeline",
 }
 

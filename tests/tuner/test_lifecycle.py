@@ -361,27 +361,24 @@ class Swapped:
             parameter.data.copy_(value)
 
 
-def all_swapped(model):
-    average = Swapped(model, only_trained=False)
-    return average, average.swap, average.swap
+class Way(NamedTuple):
+    """How an average takes the place of parameters, and gives it back."""
+
+    __name__: str
+    only_trained: bool
+    into: str
+    back: str
+
+    def __call__(self, model):
+        average = Swapped(model, self.only_trained)
+        return average, getattr(average, self.into), getattr(average, self.back)
 
 
-def trained_swapped(model):
-    average = Swapped(model, only_trained=True)
-    return average, average.swap, average.swap
+TRAINED_ONLY = [Way("trained_swapped", True, "swap", "swap"), Way("trained_copied", True, "copy_to", "restore")]
+ALL = [Way("all_swapped", False, "swap", "swap"), Way("all_copied", False, "copy_to", "restore")]
 
 
-def all_copied(model):
-    average = Swapped(model, only_trained=False)
-    return average, average.copy_to, average.restore
-
-
-def trained_copied(model):
-    average = Swapped(model, only_trained=True)
-    return average, average.copy_to, average.restore
-
-
-@everywhere([all_swapped, trained_swapped, all_copied, trained_copied])
+@everywhere([*ALL, *TRAINED_ONLY])
 def test_an_average_that_takes_the_place_of_the_parameters(kind, dtype, way, moment):
     plain, model = adapted(kind, dtype)
     average, into, back = way(model)
@@ -399,7 +396,7 @@ def test_an_average_that_takes_the_place_of_the_parameters(kind, dtype, way, mom
     assert_trains_on(kind, plain, model, kept, dtype)
 
 
-@everywhere([trained_swapped, trained_copied], [while_a_graph_is_pending])
+@everywhere(TRAINED_ONLY, [while_a_graph_is_pending])
 def test_an_evaluation_with_the_average_while_a_graph_is_pending(kind, dtype, way, moment):
     plain, model = adapted(kind, dtype)
     average, into, back = way(model)

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedToken
 
 from paca import PacaConfig
 from paca.workbench.base.yaml import dump
+from paca.workbench.recipe.recipe import read_recipe
+from paca.workbench.training.run import finetune
 
 # What SmolLM2 ships: no `{% generation %}` markers.
 CHAT_TEMPLATE = (
@@ -112,6 +114,11 @@ def write_recipe(path: Path, content: dict) -> Path:
     """A recipe file."""
     path.write_text(dump(content), encoding="utf-8")
     return path
+
+
+def run(content: dict, tmp_path: Path, *overrides: str, **flags) -> dict:
+    """Train a recipe, with what `finetune` takes besides it; the metrics of the run."""
+    return finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content), overrides), **flags)
 
 
 def same(first, second):

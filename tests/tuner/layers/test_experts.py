@@ -310,10 +310,25 @@ def test_all_linear_tells_of_experts_and_leaves_the_router():
 
 
 def test_all_linear_tells_of_experts_that_cannot_be_adapted():
+    """Their routers are left alone as well: Llama 4's return more than a tensor, and an update couldn't be added."""
     config = transformers.Llama4TextConfig(**DECODER, intermediate_size_mlp=32)
     names = r"feed_forward\.experts\.gate_up_proj, feed_forward\.experts\.down_proj"
-    with pytest.warns(UserWarning, match=rf"4 weights are left out .*{names}.*modules_to_save"):
-        get_peft_model(transformers.Llama4ForCausalLM(config), PacaConfig(target_modules="all-linear", r=2))
+    with pytest.warns(
+        UserWarning, match=rf"4 weights are left out .*{names}.*modules_to_save.*Routers are left alone"
+    ):
+        model = get_peft_model(transformers.Llama4ForCausalLM(config), PacaConfig(target_modules="all-linear", r=2))
+    model(**batch()).loss.backward()
+    assert all(parameter.grad.any() for name, parameter in model.named_parameters() if "down_proj.paca_delta" in name)
+
+
+def test_a_layer_that_returns_more_than_a_tensor_is_refused():
+    config = transformers.Llama4TextConfig(**DECODER, intermediate_size_mlp=32)
+    named = PacaConfig(target_modules=["router"], r=2)
+    model = get_peft_model(transformers.Llama4ForCausalLM(config), named)
+    with pytest.raises(PacaError, match=r"Llama4Router returns a tuple from its forward.*pass exclude_modules"):
+        model(**batch())
+    with model.disable_adapter():
+        assert model(**batch()).loss.isfinite()
 
 
 def test_experts_that_two_blocks_share():

@@ -168,15 +168,6 @@ def test_an_answer_that_does_not_begin_as_its_prompt_ends():
         encode(unknown_to_trl("deepseekv3"), SHAPES["plain"])
 
 
-def test_arguments_are_not_written_in_pythons_spelling():
-    tokenizer = make_tokenizer(
-        "{% for m in messages %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}"
-        "{{ c.function.arguments }}{% endfor %}<|im_end|>{% endfor %}"
-    )
-    encoded, _ = encode(tokenizer, SHAPES["a call"][:2])
-    assert learned_text(tokenizer, encoded) == 'frobnicate{"amount": "plenty", "count": 3}<|im_end|>'
-
-
 def test_a_role_that_the_template_leaves_out():
     tokenizer = make_tokenizer(
         "{% for m in messages %}{% if m.role in ('user', 'assistant') %}{{ m.content + '<|im_end|>' }}{% endif %}"
@@ -186,30 +177,41 @@ def test_a_role_that_the_template_leaves_out():
     assert remarks.lines() == ["1 row: the chat template leaves out a turn of 'developer'; for instance file:1"]
 
 
-def test_thoughts_outside_the_markers_carry_no_loss_and_are_told():
-    tokenizer = make_tokenizer(
-        "{% for m in messages %}{% if m.role == 'assistant' %}{{ m.reasoning_content }}{% generation %}"
-        "{{ m.content + '<|im_end|>' }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
-    )
-    encoded, remarks = encode(tokenizer, SHAPES["thoughts in a field"][:2])
-    assert learned_text(tokenizer, encoded) == "alpha<|im_end|>"
-    assert remarks.lines() == [
-        "1 row: the chat template writes where nothing carries loss the thoughts of an answer; for instance file:1"
-    ]
+# Of each: a template, the conversation whose first two turns it writes, what is learned of them, and what is said.
+WRITTEN = {
+    "arguments, not in Python's spelling": (
+        "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments }}{% endfor %}"
+        "<|im_end|>",
+        "a call",
+        'frobnicate{"amount": "plenty", "count": 3}<|im_end|>',
+        [],
+    ),
+    "thoughts outside the markers, which carry no loss": (
+        "{% if m.role == 'assistant' %}{{ m.reasoning_content }}{% generation %}{{ m.content + '<|im_end|>' }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}",
+        "thoughts in a field",
+        "alpha<|im_end|>",
+        ["1 row: the chat template writes where nothing carries loss the thoughts of an answer; for instance file:1"],
+    ),
+    "a template that refuses the words that tracing puts in": (
+        "{% if m.content not in ('First question', 'alpha') %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m.content + '<|im_end|>' }}",
+        "plain",
+        "alpha<|im_end|>",
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("template", "shape", "learned", "told"), WRITTEN.values(), ids=WRITTEN)
+def test_what_is_learned_of_an_answer_as_a_template_writes_it(template, shape, learned, told):
+    tokenizer = make_tokenizer(f"{{% for m in messages %}}{template}{{% endfor %}}")
+    encoded, remarks = encode(tokenizer, SHAPES[shape][:2])
+    assert learned_text(tokenizer, encoded) == learned
+    assert remarks.lines() == told
 
 
 def test_fields_of_turns_that_no_template_reads_are_named():
     messages = [{**Q1, "timestamp": 3, "name": "Ada"}, says("alpha", id="m1")]
     _, remarks = encode(make_tokenizer(), messages)
     assert remarks.unused_columns() == ["columns that are not used: 'messages.timestamp'"]
-
-
-def test_a_template_that_looks_at_what_is_said():
-    """It refuses the words that tracing puts in; the conversation itself it takes."""
-    tokenizer = make_tokenizer(
-        "{% for m in messages %}{% if m.content not in ('First question', 'alpha') %}{{ raise_exception('no') }}"
-        "{% endif %}{{ m.content + '<|im_end|>' }}{% endfor %}"
-    )
-    encoded, remarks = encode(tokenizer, SHAPES["plain"][:2])
-    assert learned_text(tokenizer, encoded) == "alpha<|im_end|>"
-    assert remarks.lines() == []

@@ -5,13 +5,11 @@ import math
 
 import pytest
 import torch
-from tests.workbench.tiny import SENTENCES, write_jsonl, write_recipe
+from tests.workbench.tiny import SENTENCES, run, write_jsonl, write_recipe
 
 from paca.workbench.cli.main import main
 from paca.workbench.evaluation import harness_model
 from paca.workbench.evaluation.evaluated_model import EvaluatedModel, slug
-from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.run import finetune
 
 TASK = """\
 task: finish
@@ -43,7 +41,7 @@ def own_task(tmp_path):
 
 def test_perplexity_is_what_finetune_measured(folder, tmp_path, content, capsys):
     content["data"] = {"train": content["data"]["train"], "eval": content["data"]["train"]}
-    metrics = finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))
+    metrics = run(content, tmp_path)
     capsys.readouterr()
     for options in ([], ["--batch-size", "7"]):
         out = ["--output", str(tmp_path / f"out{len(options)}")]

@@ -7,17 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tests.workbench.tiny import same, write_jsonl, write_recipe
+from tests.workbench.tiny import run, same, write_jsonl
 from transformers import AutoModelForCausalLM
 
 from paca import PacaError
 from paca.workbench.cli.main import main
 from paca.workbench.evaluation.evaluate import evaluate
 from paca.workbench.evaluation.request import Request
-from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training import adapted
 from paca.workbench.training.adapted import SharedBase, find_source
-from paca.workbench.training.run import finetune
 
 WORDS = ("cat", "dog", "fox", "mat", "log", "hat")
 PAIRS = [
@@ -106,7 +104,7 @@ def test_what_is_preferred_is_what_the_run_measured(folder, tmp_path, content, c
     pairs = write_jsonl(tmp_path / "pairs.jsonl", PAIRS * 2)
     content |= {"task": "preference", "data": {"train": str(pairs), "eval": str(pairs)}}
     content["training"].update(max_length=80)
-    metrics = finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))["after"]
+    metrics = run(content, tmp_path)["after"]
     capsys.readouterr()
     command = [
         "eval",

@@ -5,25 +5,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.workbench.tiny import write_recipe
 from transformers import AutoModelForImageClassification
 
 from paca import PacaError
 from paca.workbench.cli.main import main
 from paca.workbench.export import verified
 from paca.workbench.export.verified import export
-from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.run import finetune
 from paca.workbench.vision.adapters import load_adapted_classifier
 
-
-@pytest.fixture
-def run(image_content, tmp_path):
-    def make(*overrides):
-        finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", image_content), overrides))
-        return tmp_path / "run"
-
-    return make
+RECIPE = "image_content"
 
 
 def test_the_merged_model_answers_as_the_adapted_one(run, tmp_path):

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from tests.workbench.tiny import write_recipe
+from tests.workbench import tiny
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paca import PacaError
@@ -14,22 +14,12 @@ from paca.profiling import track
 from paca.workbench.cli.main import main
 from paca.workbench.export import verified as exporting
 from paca.workbench.export.verified import export
-from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.run import finetune
 
+RECIPE = "content"
 INPUTS = torch.arange(3, 15)[None]
 has_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
 )
-
-
-@pytest.fixture
-def run(content, tmp_path):
-    def make(*overrides):
-        finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content), overrides))
-        return tmp_path / "run"
-
-    return make
 
 
 def adapted(run, **options):
@@ -156,7 +146,7 @@ def test_a_head_that_was_trained_apart_from_the_embeddings_is_no_longer_tied(tmp
     AutoTokenizer.from_pretrained(content["model"]["name"]).save_pretrained(tmp_path / "tied")
     content["model"]["name"] = str(tmp_path / "tied")
     content["method"].update(target_modules=["q_proj"], modules_to_save=["lm_head"])
-    finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))
+    tiny.run(content, tmp_path)
     done = export(str(tmp_path / "run"), "merged")
     assert done["checks"][0]["found"] < 1e-6
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "merged")

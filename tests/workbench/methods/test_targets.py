@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from tests.toys import tiny_llama_config
-from tests.workbench.tiny import write_recipe
+from tests.workbench.tiny import run, write_recipe
 from tests.workbench.vision.tiny import recipe_content
 from transformers import LlamaForCausalLM
 
@@ -12,8 +12,6 @@ from paca import PacaConfig, PacaError
 from paca.workbench.cli.main import main
 from paca.workbench.methods.catalogue import METHODS, AdapterSetting
 from paca.workbench.methods.targets import check_targets
-from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.run import finetune
 
 pytestmark = pytest.mark.road("problem-list")
 
@@ -73,7 +71,7 @@ def test_an_image_recipe_that_names_such_a_layer(tiny_classifier, npz, tmp_path)
     content = recipe_content(tiny_classifier, npz, tmp_path / "run")
     content["method"]["target_modules"] = ["q_proj", "qurey", "v_proj"]
     with pytest.raises(PacaError, match=r"method\.target_modules: 'qurey' matches no module"):
-        finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))
+        run(content, tmp_path)
 
 
 def test_a_compared_method_that_names_such_a_layer(model):

@@ -5,14 +5,12 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 from tests.toys import layers
-from tests.workbench.tiny import write_recipe
+from tests.workbench.tiny import run
 
 from paca import PacaConfig
 from paca.workbench.models import embedded_columns
 from paca.workbench.models.embedded_columns import columns_of_embedded
 from paca.workbench.models.load import SMOLLM2, load_model
-from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.run import finetune
 
 
 @pytest.fixture
@@ -56,7 +54,7 @@ def test_connections_chosen_by_data_start_unquantized_too(embedded, content, tmp
     content["model"]["quantization"] = "nf4"
     content["method"] |= {"selection": "activation", "selection_batches": 2, "column_source": SMOLLM2}
     content["training"]["learning_rate"] = 0.0
-    finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))
+    run(content, tmp_path)
     saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     plain = load_model(str(embedded), "float32")
     name = "model.layers.1.mlp.down_proj"

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.toys import tiny_llama_config
+from tests.toys import TINY, tiny_llama_config
 from transformers import GemmaConfig, GPT2Config, LlamaConfig, Phi3Config
 
 from paca.errors import PacaError
@@ -12,19 +12,7 @@ from paca.workbench.planning.optimizers import find_optimizer
 from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import Planner, build, measure
 
-SIZES = {
-    "hidden_size": 32,
-    "intermediate_size": 192,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "vocab_size": 96,
-    "pad_token_id": 0,
-    "attn_pdrop": 0.0,
-    "resid_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-}
+SIZES = {**TINY, "intermediate_size": 192, "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
 CONFIG = tiny_llama_config(intermediate_size=192, num_hidden_layers=1, vocab_size=40_000)
 
 

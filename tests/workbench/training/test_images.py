@@ -6,14 +6,13 @@ import shlex
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.workbench.tiny import same, write_recipe
+from tests.workbench.tiny import run, same
 from transformers import AutoModelForImageClassification, TrainerCallback
 
 from paca import PacaError
 from paca.workbench.cli.main import main
 from paca.workbench.recipe.recipe import read_recipe
 from paca.workbench.training import images as runs
-from paca.workbench.training.run import finetune
 from paca.workbench.vision.adapters import load_adapted_classifier
 from paca.workbench.vision.data import read_data
 from paca.workbench.vision.pixels import PixelDataset, PixelFormat, make_transform
@@ -23,10 +22,6 @@ from paca.workbench.vision.report import closing_lines
 @pytest.fixture
 def content(image_content):
     return image_content
-
-
-def run(content, tmp_path, *overrides, **flags):
-    return finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content), overrides), **flags)
 
 
 def adapter(folder):

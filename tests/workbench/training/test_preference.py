@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from tests.workbench.tiny import same, write_jsonl, write_recipe
+from tests.workbench.tiny import run, same, write_jsonl, write_recipe
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paca import PacaError
@@ -51,10 +51,6 @@ def tuned(content, preferences, tmp_path):
     del preferences["method"]
     preferences["model"]["adapter"] = str(tmp_path / "tuned")
     return preferences
-
-
-def run(content, tmp_path, *overrides, **flags):
-    return finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content), overrides), **flags)
 
 
 def weights(tmp_path, folder="run"):

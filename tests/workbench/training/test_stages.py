@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
+from tests.workbench import tiny
 from tests.workbench.tiny import write_recipe
 from transformers import AutoModelForCausalLM
 
@@ -16,8 +17,7 @@ from paca.workbench.training.run import finetune
 
 def run(content, tmp_path, *lines, **flags):
     """Six steps, a checkpoint every second, moved every third."""
-    lines = ["method.random_seed=0", *lines]
-    return finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content), lines), **flags)
+    return tiny.run(content, tmp_path, "method.random_seed=0", *lines, **flags)
 
 
 def adapter(folder):

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..columns.update import ColumnUpdate
-from .compiled import convolution_input_gradient_op, convolution_op
+from .compiled import convolution_input_gradient_op, convolution_op, keep_for_backward, kept_for_backward
 from .linear import in_autocast_dtype
 
 
@@ -95,8 +95,7 @@ class PartialConvolution(torch.autograd.Function):
         scalings: tuple[float, ...],
         *deltas: Tensor,
     ) -> Tensor:
-        compiled = isinstance(loan, Tensor)
-        if compiled:
+        if isinstance(loan, Tensor):
             y = convolution_op(x, loan, bias, *geometry, list(indices), list(deltas), list(scalings))
         else:
             with loan.matrix(x.dtype) as weight:
@@ -106,8 +105,8 @@ class PartialConvolution(torch.autograd.Function):
             for index, needed in zip(indices, ctx.needs_input_grad[7:], strict=True)
         ]
         slices = [None if part is None else x.index_select(1, part.inputs).to(y.dtype) for part in parts]
-        ctx.save_for_backward(*slices, *((loan, *indices, *deltas) if compiled else ()))
-        ctx.loan, ctx.geometry, ctx.parts, ctx.scalings = None if compiled else loan, geometry, parts, scalings
+        keep_for_backward(ctx, slices, loan, indices, deltas, scalings)
+        ctx.geometry, ctx.parts = geometry, parts
         ctx.x_shape, ctx.delta_shapes = x.shape, [delta.shape for delta in deltas]
         ctx.dtypes = (x.dtype, None if bias is None else bias.dtype, [delta.dtype for delta in deltas])
         return y
@@ -116,14 +115,12 @@ class PartialConvolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         x_dtype, bias_dtype, delta_dtypes = ctx.dtypes
-        count = len(ctx.scalings)
-        saved = ctx.saved_tensors  # unpacked once: a checkpoint gives them once
-        slices, operands = saved[:count], saved[count:]
+        slices, operands = kept_for_backward(ctx)
         grad_x = grad_bias = None
         if ctx.needs_input_grad[0]:
             x = grad_output.new_empty(1).expand(ctx.x_shape)  # its shape is all that the input gradient needs
-            if operands:
-                weight, updates = operands[0], (operands[1 : 1 + count], operands[1 + count :], list(ctx.scalings))
+            if operands is not None:
+                weight, updates = operands
                 grad_x = convolution_input_gradient_op(grad_output, x, weight, *ctx.geometry, *updates)
             else:
                 with ctx.loan.matrix(grad_output.dtype) as weight:

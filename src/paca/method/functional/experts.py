@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .linear import column_gradient
+from .linear import column_gradient, no_view
 
 
 class Product(Protocol):
@@ -67,8 +67,7 @@ class Batched:
 
     def multiply(self, x: Tensor, weight: Tensor) -> Tensor:
         """One batched GEMM over the gathered weights, which are not kept."""
-        y = torch.bmm(weight[self.expert_ids], x.unsqueeze(-1)).squeeze(-1)
-        return y.clone()  # what an autograd function returns may not be a view, or a bias could not be added in place
+        return no_view(torch.bmm(weight[self.expert_ids], x.unsqueeze(-1)).squeeze(-1))
 
     def rows_of_experts(self) -> Iterable[tuple[int, Tensor]]:
         """Row numbers, found by sorting."""

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from ...errors import PacaError
 from ..columns.lease import plainly
 from ..columns.update import ColumnUpdate
-from .compiled import linear_input_gradient_op, linear_op
+from .compiled import keep_for_backward, kept_for_backward, linear_input_gradient_op, linear_op
 
 
 def column_gradient(grad_output: Tensor, x: Tensor) -> Tensor:
@@ -64,16 +64,14 @@ class PartialLinear(torch.autograd.Function):
             y = linear_op(x, loan, bias, list(indices), list(deltas), list(scalings))
         else:
             with loan.matrix(x.dtype) as weight, plainly():
-                y = F.linear(x, weight, bias)
+                y = no_view(F.linear(x, weight, bias))
         # Autocast runs the GEMM in y's dtype; the slices are kept in it too, as autocast's own graph would.
         needed = ctx.needs_input_grad[6:]
         slices = [
             _cast(x.index_select(-1, index) if before is None else before, y.dtype) if n else None
             for index, before, n in zip(indices, gathered or (None,) * len(indices), needed, strict=True)
         ]
-        compiled = isinstance(loan, Tensor)
-        ctx.save_for_backward(*slices, *((loan, *indices, *deltas) if compiled else ()))
-        ctx.loan, ctx.scalings = None if compiled else loan, scalings
+        keep_for_backward(ctx, slices, loan, indices, deltas, scalings)
         ctx.dtypes = (x.dtype, None if bias is None else bias.dtype, [delta.dtype for delta in deltas])
         return y
 
@@ -86,14 +84,12 @@ class PartialLinear(torch.autograd.Function):
 
 def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     x_dtype, bias_dtype, delta_dtypes = ctx.dtypes
-    count = len(ctx.scalings)
-    saved = ctx.saved_tensors  # unpacked once: a checkpoint gives them once
-    slices, operands = saved[:count], saved[count:]
+    slices, operands = kept_for_backward(ctx)
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:  # ∇X = ∇Y W
-        if operands:
-            weight, indices, deltas = operands[0], operands[1 : 1 + count], operands[1 + count :]
-            grad_x = linear_input_gradient_op(grad_output, weight, indices, deltas, list(ctx.scalings))
+        if operands is not None:
+            weight, updates = operands
+            grad_x = linear_input_gradient_op(grad_output, weight, *updates)
         else:
             with ctx.loan.matrix(grad_output.dtype) as weight, plainly():
                 grad_x = grad_output @ _cast(weight, grad_output.dtype)
@@ -129,6 +125,20 @@ def in_autocast_dtype(x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return _cast(x, torch.get_autocast_dtype(device))
     return x
+
+
+def no_view(y: Tensor) -> Tensor:
+    """An output that whoever gets it may change in place, as it may the plain layer's.
+
+    Autograd refuses that for a view made within a function, and PyTorch computes some outputs in another shape.
+
+    Args:
+        y: What a function's forward has computed, over memory that nobody else has.
+
+    Returns:
+        The same memory.
+    """
+    return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
 
 
 def require_frozen(weight: Tensor | None) -> None:

@@ -36,8 +36,18 @@ def additive(layer: Any, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: An
         return call_over(layer.base_layer, layer.weight_name, layer.weight_with(updates), x, *args, **kwargs)
     y = _base_forward(layer, x, *args, **kwargs)
     for update in () if layer.merged_adapters else updates:
+        _require_tensor(layer, y)
         y = y + layer._additive(x, update).to(y.dtype)
     return y
+
+
+def _require_tensor(layer: Any, y: Any) -> None:
+    if not isinstance(y, Tensor):
+        kind = type(layer.base_layer)
+        raise PacaError(
+            f"{kind.__module__}.{kind.__name__} returns a {type(y).__name__} from its forward, and an update can be "
+            "added to a tensor only. Leave such layers out: pass exclude_modules with their names."
+        )
 
 
 def _base_forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -91,6 +101,7 @@ def mixed_batch(layer: Any, adapter_names: list[str], x: Tensor, *args: Any, **k
     y = layer.compute((), x, *args, **kwargs)
     for name in sorted(set(adapter_names)):
         for update in layer.updates([name]):
+            _require_tensor(layer, y)
             rows = torch.tensor([row for row, other in enumerate(adapter_names) if other == name], device=x.device)
             y = y.index_add(0, rows, layer._additive(x.index_select(0, rows), update).to(y.dtype))
     return y

@@ -47,11 +47,8 @@ class Attention(PacaLayer):
     @classmethod
     def problem(cls, base: Any) -> str | None:
         """Why an attention module cannot be adapted as it is: beside `PacaLayer.problem`, other layouts."""
-        if not cls.knows(type(base)):
-            return (
-                f"{type(base).__module__}.{type(base).__name__} has a forward of its own, in which trained columns "
-                "would not be used as they are. Leave it out with exclude_modules."
-            )
+        if problem := cls._forward_problem(base, "attend as nn.MultiheadAttention does", "columns"):
+            return problem
         if not base._qkv_same_embed_dim:
             return (
                 f"its keys or values have other widths (kdim={base.kdim}, vdim={base.vdim}) than its queries "

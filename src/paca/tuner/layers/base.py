@@ -102,6 +102,16 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         return divided_problem(base)
 
     @classmethod
+    def _forward_problem(cls, base: Any, known: str, trained: str) -> str | None:
+        """Why a base layer whose class isn't known cannot be adapted: it may do more than what is known of it."""
+        if cls.knows(type(base)):
+            return None
+        return (
+            f"{type(base).__module__}.{type(base).__name__} does more in its forward than {known}, so trained "
+            f"{trained} would not be used as they are. Leave it out with exclude_modules."
+        )
+
+    @classmethod
     def connections(cls, base: Any) -> int:
         """How many connections a base layer of this kind has, the largest rank."""
         return base._parameters[cls.weight_name].shape[cls.connection_dim]
@@ -523,9 +533,12 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
             A tensor of the base weight's shape, in the dtype of `Δ`.
         """
         indices, delta = self.whole_update(adapter)
-        dense = delta.new_zeros(self._weight_shape())
-        update = (delta * self.scaling[adapter]).movedim(self.delta_dim, self.connection_dim)
-        return dense.index_copy(self.connection_dim, indices, update)
+        return self._dense(indices, delta * self.scaling[adapter])
+
+    def _dense(self, indices: Tensor, update: Tensor) -> Tensor:
+        """An update as a change of the whole weight."""
+        zeros = update.new_zeros(self._weight_shape())
+        return zeros.index_copy(self.connection_dim, indices, update.movedim(self.delta_dim, self.connection_dim))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Make the adapters' columns part of the base weight, for everyone who looks at it.

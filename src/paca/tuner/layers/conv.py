@@ -97,12 +97,7 @@ class Convolution(PacaLayer):
     @classmethod
     def problem(cls, base: Any) -> str | None:
         """Why a convolution cannot be adapted as it is: beside `PacaLayer.problem`, a forward of its own."""
-        if not cls.knows(type(base)):
-            return (
-                f"{type(base).__module__}.{type(base).__name__} does more in its forward than convolve with its "
-                "weight, so trained channels would not be used as they are. Leave it out with exclude_modules."
-            )
-        return super().problem(base)
+        return cls._forward_problem(base, "convolve with its weight", "channels") or super().problem(base)
 
     @classmethod
     def connections(cls, base: Any) -> int:
@@ -142,20 +137,11 @@ class Convolution(PacaLayer):
         shape = (base.out_channels, base.in_channels // base.groups, *base.kernel_size)
         return conv_update(x, update.delta, update.indices, shape, geometry) * update.scaling
 
-    def get_delta_weight(self, adapter: str) -> Tensor:
-        """The dense update `s·Δ`, zero in all channels but the adapter's.
-
-        Args:
-            adapter: Its name.
-
-        Returns:
-            A tensor of the base weight's shape, in the dtype of `Δ`.
-        """
-        indices, delta = self.whole_update(adapter)
-        dense = delta.new_zeros(self._weight_shape())
+    def _dense(self, indices: Tensor, update: Tensor) -> Tensor:
+        dense = update.new_zeros(self._weight_shape())
         return (
             self.columns.rows(dense)
-            .index_copy(0, indices, (delta * self.scaling[adapter]).movedim(self.delta_dim, 0))
+            .index_copy(0, indices, update.movedim(self.delta_dim, 0))
             .movedim(0, self.connection_dim)
             .reshape(dense.shape)
         )

@@ -33,11 +33,8 @@ class Embedding(PacaLayer):
         """Why an embedding cannot be adapted as it is: beside `PacaLayer.problem`, what its forward does besides."""
         if comes_quantized(base):
             return "its table is quantized, and rows are trained in plain tables only."
-        if not cls.knows(type(base)):
-            return (
-                f"{type(base).__module__}.{type(base).__name__} does more in its forward than look rows up, so "
-                "trained rows would not be used as they are. Leave it out with exclude_modules."
-            )
+        if problem := cls._forward_problem(base, "look rows up", "rows"):
+            return problem
         if base.max_norm is not None:
             return (
                 f"max_norm={base.max_norm} has each forward shorten rows of the table itself, pretrained and trained "

@@ -149,22 +149,10 @@ class Experts(PacaLayer):
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:
-        """The experts' module, with the adapters of all its weights merged or taken out.
-
-        Args:
-            merge: Whether to merge them.
-            safe_merge: Check first that all merged values are finite.
-            adapter_names: The adapters; None merges the active ones.
-
-        Returns:
-            The module.
-        """
-        layer: Any = self
-        while isinstance(layer, PacaLayer):
-            if merge:
-                layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
-            layer = layer.base_layer
-        return layer
+        """As `Attention`'s: the experts' module, with the adapters of all its weights merged or taken out."""
+        for layer in self._nested() if merge else ():
+            layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        return self.get_base_layer()
 
 
 def _stand_in(module: nn.Module, attributes: dict[str, Any]) -> nn.Module:
@@ -225,7 +213,7 @@ def unknown_expert_parameters(model: nn.Module) -> list[str]:
 
 
 def router_names(model: nn.Module) -> set[str]:
-    """The linear layers that choose the experts: one output per expert, beside an experts' module.
+    """The linear layers that choose the experts: one output per expert, beside an experts' module of any layout.
 
     Args:
         model: The model, adapted or not.
@@ -233,13 +221,14 @@ def router_names(model: nn.Module) -> set[str]:
     Returns:
         Their names.
     """
+    counts = {name: module.num_experts for name, module in model.named_modules() if is_experts(module)}
+    for parameter in unknown_expert_parameters(model):
+        counts[parameter.rpartition(".")[0]] = len(model.get_parameter(parameter))
     found = set()
-    for module_name, module in model.named_modules():
-        if not is_experts(module):
-            continue
+    for module_name, experts in counts.items():
         block_name = _plain_name(module_name).rpartition(".")[0]
         for name, layer in model.get_submodule(block_name).named_modules():
-            if isinstance(layer, nn.Linear) and layer.out_features == module.num_experts and "expert" not in name:
+            if isinstance(layer, nn.Linear) and layer.out_features == experts and "expert" not in name:
                 found.add(f"{block_name}.{name}".removeprefix("."))
     return found
 

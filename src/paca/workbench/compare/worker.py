@@ -10,35 +10,25 @@ from typing import Any, Protocol
 
 from paca.workbench.base.asides import hush_imports
 from paca.workbench.base.progress import quiet_libraries
+from paca.workbench.compare import units
 from paca.workbench.compare.failures import KILLED, describe_failure
 from paca.workbench.compare.limits import longest_sequence, throughput
 from paca.workbench.compare.measures import match_ranks, operations, profile, time_steps
 from paca.workbench.compare.training import full_run, try_rate
-from paca.workbench.compare.units import (
-    LONGEST,
-    OPERATIONS,
-    PROFILE,
-    RANKS,
-    RUN,
-    SWEEP,
-    THROUGHPUT,
-    TIMING,
-    Unit,
-    Watch,
-)
+from paca.workbench.compare.units import Unit, Watch
 from paca.workbench.compare.workload import Workload
 from paca.workbench.recipe.recipe import Recipe
 
 # What measures a unit: on the recipe's workload, with the unit's values, telling how far it is.
 KINDS: dict[str, Callable[[Workload, Unit, Watch], dict[str, Any]]] = {
-    RANKS: match_ranks,
-    PROFILE: profile,
-    SWEEP: try_rate,
-    RUN: full_run,
-    TIMING: time_steps,
-    THROUGHPUT: throughput,
-    LONGEST: longest_sequence,
-    OPERATIONS: operations,
+    units.RANKS: match_ranks,
+    units.PROFILE: profile,
+    units.SWEEP: try_rate,
+    units.RUN: full_run,
+    units.TIMING: time_steps,
+    units.THROUGHPUT: throughput,
+    units.LONGEST: longest_sequence,
+    units.OPERATIONS: operations,
 }
 
 

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from tests.workbench.tiny import make_tokenizer, write_jsonl, write_recipe
+from tests.workbench.tiny import make_tokenizer, run, write_jsonl, write_recipe
 from transformers import MambaConfig, MambaForCausalLM
 from transformers.models.mamba import modeling_mamba
 
@@ -218,7 +218,7 @@ def small_memory(monkeypatch):
 
 def test_a_run_goes_on_with_a_smaller_micro_batch_and_the_same_steps(content, tmp_path, small_memory, capsys):
     content["training"]["per_device_train_batch_size"] = 4
-    metrics = finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))
+    metrics = run(content, tmp_path)
     assert (
         "warning: out of memory with 4 sequences at once: training continues with 2 at once and 2 accumulated"
         in capsys.readouterr().err
@@ -327,7 +327,7 @@ def test_layers_that_are_never_called_are_told_and_not_counted(state_space, tmp_
     )
     assert_told(findings, "fine", f"{values:,} of ")
     assert_told(findings, "fine", f"a gradient reaches all {8 - 2 * len(names)} adapted layers that are called")
-    metrics = finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", state_space)))
+    metrics = run(state_space, tmp_path)
     assert metrics["trained_parameters"] == values
     excluded = findings_of(state_space, tmp_path, f"method.exclude_modules={names}")
     assert not any("never called" in text for text in texts(excluded))
