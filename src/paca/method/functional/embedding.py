@@ -19,7 +19,6 @@ from torch.autograd.function import once_differentiable
 
 from ..columns.update import ColumnUpdate
 from .compiled import embedding_op
-from .linear import no_view
 
 
 def places(ids: Tensor, indices: Tensor, padding_idx: int | None) -> Tensor:
@@ -62,7 +61,7 @@ class PartialEmbedding(torch.autograd.Function):
         if isinstance(loan, Tensor):
             return embedding_op(ids, loan, list(indices), list(deltas), list(scalings))
         with loan as table:
-            return no_view(F.embedding(ids, table))
+            return F.embedding(ids, table)
 
     @staticmethod
     @once_differentiable
