@@ -135,7 +135,7 @@ def test_what_is_preferred_over_another_adapter_is_what_a_run_that_began_with_it
     content["model"] |= {"name": str(folder / "model"), "adapter": models[0]}
     content["training"].update(max_length=80)
     del content["method"]
-    metrics = finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)), doctor=False)["after"]
+    metrics = run(content, tmp_path, doctor=False)["after"]
     command = ["eval", str(tmp_path / "run"), "--tasks", "preference", "--text", pairs, "--length", "80"]
     capsys.readouterr()
     assert main([*command, "--json", "--reference", models[0], "--output", str(tmp_path / "one")]) == 0

@@ -94,40 +94,6 @@ def _(ids, weight, indices, deltas, scalings):
     return weight.new_empty(*ids.shape, weight.shape[1])
 
 
-def keep_for_backward(ctx, slices, loan, indices, deltas, scalings) -> None:
-    """Have a function's context keep what its backward needs: for compiled code, the operators' operands as well.
-
-    Args:
-        ctx: The context of an autograd function's forward.
-        slices: Of each update, what its gradient is computed from; None where none is needed.
-        loan: Has the columns in the weight; in compiled code the weight itself.
-        indices: The connections of each update.
-        deltas: The updates.
-        scalings: Of each update.
-    """
-    compiled = isinstance(loan, torch.Tensor)
-    ctx.save_for_backward(*slices, *((loan, *indices, *deltas) if compiled else ()))
-    ctx.loan, ctx.scalings = None if compiled else loan, scalings
-
-
-def kept_for_backward(ctx) -> tuple[Any, Any]:
-    """What `keep_for_backward` has kept.
-
-    Args:
-        ctx: The context of an autograd function's backward.
-
-    Returns:
-        The slices; and in compiled code the weight and the updates as operators take them, else None.
-    """
-    count = len(ctx.scalings)
-    saved = ctx.saved_tensors  # unpacked once: a checkpoint gives them once
-    slices, operands = saved[:count], saved[count:]
-    if not operands:
-        return slices, None
-    weight, *updates = operands
-    return slices, (weight, (updates[:count], updates[count:], list(ctx.scalings)))
-
-
 def _channels(weight, groups):
     return DepthwiseColumns(groups) if groups > 1 and weight.shape[1] == 1 else Columns(1, 1)
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..columns.update import ColumnUpdate
-from .compiled import convolution_input_gradient_op, convolution_op, keep_for_backward, kept_for_backward
-from .linear import in_autocast_dtype
+from .compiled import convolution_input_gradient_op, convolution_op
+from .linear import in_autocast_dtype, keep_for_backward, kept_for_backward
 
 
 class Geometry(NamedTuple):

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from ...errors import PacaError
 from ..columns.lease import plainly
 from ..columns.update import ColumnUpdate
-from .compiled import keep_for_backward, kept_for_backward, linear_input_gradient_op, linear_op
+from .compiled import linear_input_gradient_op, linear_op
 
 
 def column_gradient(grad_output: Tensor, x: Tensor) -> Tensor:
@@ -125,6 +125,47 @@ def in_autocast_dtype(x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         return _cast(x, torch.get_autocast_dtype(device))
     return x
+
+
+def keep_for_backward(
+    ctx: Any,
+    slices: Sequence[Tensor | None],
+    loan: Any,
+    indices: Sequence[Tensor],
+    deltas: Sequence[Tensor],
+    scalings: Sequence[float],
+) -> None:
+    """Have a function's context keep what its backward needs: for compiled code, the operators' operands as well.
+
+    Args:
+        ctx: The context of an autograd function's forward.
+        slices: Of each update, what its gradient is computed from; None where none is needed.
+        loan: Has the columns in the weight; in compiled code the weight itself.
+        indices: The connections of each update.
+        deltas: The updates.
+        scalings: Of each update.
+    """
+    compiled = isinstance(loan, Tensor)
+    ctx.save_for_backward(*slices, *((loan, *indices, *deltas) if compiled else ()))
+    ctx.loan, ctx.scalings = None if compiled else loan, scalings
+
+
+def kept_for_backward(ctx: Any) -> tuple[Any, Any]:
+    """What `keep_for_backward` has kept.
+
+    Args:
+        ctx: The context of an autograd function's backward.
+
+    Returns:
+        The slices; and in compiled code the weight and the updates as operators take them, else None.
+    """
+    count = len(ctx.scalings)
+    saved = ctx.saved_tensors  # unpacked once: a checkpoint gives them once
+    slices, operands = saved[:count], saved[count:]
+    if not operands:
+        return slices, None
+    weight, *updates = operands
+    return slices, (weight, (updates[:count], updates[count:], list(ctx.scalings)))
 
 
 def no_view(y: Tensor) -> Tensor:
