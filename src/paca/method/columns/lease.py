@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
+from .block import Block, Where, put, take
 from .update import ColumnUpdate, adapted_columns, connection_union, same_updates
 
 View = Callable[[Tensor], Tensor] | None
@@ -46,6 +47,7 @@ class Layout(Protocol):
     """How the columns of a weight lie in it; see `resident.Columns`."""
 
     delta_dim: int
+    block: Block
     merged: tuple[ColumnUpdate, ...]
 
     def rows(self, weight: Any) -> Tensor:
@@ -54,10 +56,10 @@ class Layout(Protocol):
     def parts(self, weight: Any, updates: tuple[ColumnUpdate, ...]) -> tuple[ColumnUpdate, ...]:
         """The updates as this process's part of the weight needs them."""
 
-    def read(self, rows: Tensor, indices: Tensor, retired: bool = False) -> Tensor:
+    def read(self, rows: Tensor, where: Where, retired: bool = False) -> Tensor:
         """Copies of some columns."""
 
-    def keep_buffer(self, kept: list[tuple[Tensor, Tensor]]) -> None:
+    def keep_buffer(self, kept: list[tuple[Where, Tensor]]) -> None:
         """Keep the memory of copies that are not needed any more."""
 
 
@@ -144,7 +146,7 @@ class Stay:
         self.updates = updates
         self.place: tuple[int, int] | None = None  # the memory that holds the columns; None while they are out
         self.rows: Any = None  # that memory, connections first
-        self.kept: list[tuple[Tensor, Tensor]] = []  # what was written over: indices, pretrained values
+        self.kept: list[tuple[Where, Tensor]] = []  # what was written over: connections, pretrained values
         self.written: list[Tensor] | None = None  # what was in the weight, if the columns have been retracted
         self.fixed = fixed
 
@@ -166,15 +168,16 @@ class Stay:
         _INSIDE[place] = self
         return True
 
-    def _write(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _write(self, rows: Tensor) -> list[tuple[Where, Tensor]]:
         """Write the columns into a weight that is pretrained; returns what was written over."""
-        kept: list[tuple[Tensor, Tensor]] = []
+        kept: list[tuple[Where, Tensor]] = []
         if self.columns.merged:
             if same_updates(self.columns.merged, self.updates):
                 return kept
             raise RuntimeError(CHANGED)
         for indices, updates in self._groups():
-            pretrained = self.columns.read(rows, indices, updates[0].retired)
+            where = self.columns.block.of(indices)
+            pretrained = self.columns.read(rows, where, updates[0].retired)
             if self.fixed is None:
                 values = adapted_columns(pretrained.to(rows.device), indices, updates, self.columns.delta_dim)
             else:
@@ -182,8 +185,8 @@ class Stay:
             if self.written is not None and not same_bits(values, self.written[len(kept)]):
                 _copy_back(rows, kept)
                 raise RuntimeError(CHANGED)
-            rows.index_copy_(0, indices, values)
-            kept.append((indices, pretrained))
+            put(rows, where, values)
+            kept.append((where, pretrained))
         return kept
 
     def _groups(self) -> list[tuple[Tensor, tuple[ColumnUpdate, ...]]]:
@@ -214,7 +217,7 @@ class Stay:
     def read(self) -> list[Tensor]:
         """What is in the weight where something was written over."""
         rows, kept = self.rows, self.kept
-        return [rows.index_select(0, indices) for indices, _ in kept]
+        return [take(rows, where) for where, _ in kept]
 
     def is_pinned_here(self) -> bool:
         """Whether a call of this thread has the columns in the weight, so that nobody takes them out."""
@@ -231,9 +234,9 @@ class Stay:
             return False
         if not self.kept:
             return True
-        (indices, pretrained), (_, updates) = self.kept[-1], self._groups()[-1]
+        (where, pretrained), (indices, updates) = self.kept[-1], self._groups()[-1]
         values = adapted_columns(pretrained.to(self.rows.device), indices, updates, self.columns.delta_dim)
-        return same_bits(values, self.rows.index_select(0, indices))
+        return same_bits(values, take(self.rows, where))
 
     def private_copy(self) -> Tensor:
         """A copy of the weight with these columns, while the weight itself holds another thread's."""
@@ -463,6 +466,6 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
-def _copy_back(rows: Tensor, kept: list[tuple[Tensor, Tensor]]) -> None:
-    for indices, values in reversed(kept):
-        rows.index_copy_(0, indices, values.to(rows.device))
+def _copy_back(rows: Tensor, kept: list[tuple[Where, Tensor]]) -> None:
+    for where, values in reversed(kept):
+        put(rows, where, values.to(rows.device))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .block import Block, Where, take
 from .layout import lay_out_connection_major, lay_out_row_major, writes_faster_connection_major
 from .lease import _LOCK, Lease, Loan, MomentaryLoan, Stay, clear, make_pretrained, memory_of, plainly
 from .update import ColumnUpdate, adapted_columns, connection_union, connections_first, same_updates
@@ -27,6 +28,7 @@ class Columns:
         self.delta_dim = delta_dim
         self.last: Stay | None = None  # the last grant
         self.merged: tuple[ColumnUpdate, ...] = ()  # what is part of the weight for good, until it is restored
+        self.block = Block()
         self.buffer: Tensor | None = None  # for the pretrained values that are written over
 
     def rows(self, weight: Any) -> Tensor:
@@ -38,29 +40,30 @@ class Columns:
         """The updates as this process's part of the weight needs them."""
         return updates
 
-    def read(self, rows: Tensor, indices: Tensor, retired: bool = False) -> Tensor:
+    def read(self, rows: Tensor, where: Where, retired: bool = False) -> Tensor:
         """Copies of some columns, connections first; those of retired connections are kept on the CPU.
 
         Args:
             rows: The weight's memory, connections first.
-            indices: Shape `(n,)`.
+            where: `n` of them.
             retired: Whether nobody trains these.
 
         Returns:
             Shape `(n, …)`.
         """
         if retired:
-            return rows.index_select(0, indices).cpu()
+            return take(rows, where).cpu()
         buffer, self.buffer = self.buffer, None  # nobody else gets it meanwhile
+        count = where.stop - where.start if isinstance(where, slice) else len(where)
         fits = (
             buffer is not None
-            and buffer.shape == (indices.shape[0], *rows.shape[1:])
+            and buffer.shape == (count, *rows.shape[1:])
             and (buffer.dtype, buffer.device) == (rows.dtype, rows.device)
             and buffer.is_inference() <= torch.is_inference_mode_enabled()
         )
-        return torch.index_select(rows, 0, indices, out=buffer) if fits else rows.index_select(0, indices)
+        return take(rows, where, buffer if fits else None)
 
-    def keep_buffer(self, kept: list[tuple[Tensor, Tensor]]) -> None:
+    def keep_buffer(self, kept: list[tuple[Where, Tensor]]) -> None:
         """Keep the memory of copies that are not needed any more, for the next `read`."""
         if kept:
             self.buffer = kept[-1][1]
@@ -179,7 +182,7 @@ class Columns:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copied and pickled without a lease."""
-        return {**self.__dict__, "last": None, "buffer": None}
+        return {**self.__dict__, "last": None, "buffer": None, "block": Block()}
 
 
 class DepthwiseColumns(Columns):

@@ -318,7 +318,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
             return weight
         if not self.holds_columns():
             return self.weight_with(updates) if self.is_flattened() else weight
-        if self.columns.is_in(weight) or self._waits_for_values():
+        if self.columns.is_in(weight) or self._waits_for_values(updates):
             return weight
         with self.lend_own() as adapted:
             return adapted.clone()
@@ -348,26 +348,27 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         Returns:
             The lease under which they are; None if they can't be there before this layer's turn.
         """
-        self._for_call = None
+        own = self.__dict__  # nn.Module's assignment costs as much as a write of columns
+        own["_for_call"] = None
         base: Any = self._modules["base_layer"]
         if not self.holds_columns() or base._state_dict_pre_hooks:
             return None
         updates = self.updates()
-        if self.base_weight.is_meta or any(update.delta.is_meta for update in updates):
-            return None  # waits for a load that follows
+        if self._waits_for_values(updates):
+            return None
         loan = self.lend(updates, lease)
         if not isinstance(loan, Loan):
             return None
-        self._for_call = loan.stay
+        own["_for_call"] = loan.stay
         return loan.lease
 
     def is_in_call(self) -> bool:
         """Whether this thread is within a call of the whole model that has this layer's columns in the weight."""
         return self._for_call is not None and self._for_call.is_pinned_here()
 
-    def _waits_for_values(self) -> bool:
+    def _waits_for_values(self, updates: tuple[ColumnUpdate, ...]) -> bool:
         """Whether the weight or an update is on the meta device, for a load that follows."""
-        return self.base_weight.is_meta or any(update.delta.is_meta for update in self.updates())
+        return self.base_weight.is_meta or bool([update for update in updates if update.delta.is_meta])
 
     def _is_differentiated(self, x: Tensor, updates: tuple[ColumnUpdate, ...]) -> bool:
         if not torch.is_grad_enabled():
@@ -375,7 +376,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         bias = self._modules["base_layer"]._parameters.get("bias")  # type: ignore[union-attr]
         return (
             x.requires_grad
-            or any(update.delta.requires_grad for update in updates)
+            or bool([update for update in updates if update.delta.requires_grad])
             or (bias is not None and bias.requires_grad)
         )
 
@@ -699,7 +700,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
 
 
 def _trains(updates: tuple[ColumnUpdate, ...]) -> bool:
-    return torch.is_grad_enabled() and any(update.delta.requires_grad for update in updates)
+    return torch.is_grad_enabled() and bool([update for update in updates if update.delta.requires_grad])
 
 
 @contextmanager

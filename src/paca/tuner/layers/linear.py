@@ -24,8 +24,9 @@ class Linear(PacaLayer):
         return self.base_layer.in_features, self.base_layer.out_features
 
     def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
-        require_frozen(self.base_layer._parameters["weight"])
-        return linear_over(x, self.base_layer._parameters["bias"], loan, updates)
+        parameters = self._modules["base_layer"]._parameters  # type: ignore[union-attr]
+        require_frozen(parameters["weight"])
+        return linear_over(x, parameters["bias"], loan, updates)
 
 
 class Conv1DLinear(PacaLayer):
@@ -60,12 +61,13 @@ def linear_over(x: Tensor, bias: Tensor | None, loan: Any, updates: tuple[Column
     if isinstance(loan, Tensor):
         return partial_linear(x, bias, loan, updates)
     trained = [update for update in updates if not update.retired]
-    gathered = _gather_together(x, trained) if any(update.gather is not None for update in trained) else ()
-    return partial_linear(x, bias, loan, trained, gathered)
+    return partial_linear(x, bias, loan, trained, _gather_together(x, trained))
 
 
 def _gather_together(x: Tensor, updates: list[ColumnUpdate]) -> tuple[Tensor | None, ...]:
     """`X[..., I]` of the updates that share it with other layers; compiled code finds equal gathers by itself."""
+    if not [update for update in updates if update.gather is not None]:
+        return ()
     device = x.device.type
     autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
     dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
