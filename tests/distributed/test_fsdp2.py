@@ -22,6 +22,7 @@ from tests.toys import layers
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
+import paca
 from paca.tuner.layers import base
 
 FLAVOURS = {
@@ -92,6 +93,29 @@ def test_two_ranks_train_what_one_process_trains(options, blocks):
     assert largest_difference(first, second) == 0
     assert largest_difference(first, alone) < training_tolerance()
     assert beside == 0
+
+
+def trained_lean(rank, loss, recomputed):
+    model = make_model()
+    changed = paca.lean(model, loss=loss).changed
+    if recomputed:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    shard(model)
+    return updates(model), train(model, rank, 2), updates(model), changed
+
+
+@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("loss", [True, False], ids=["loss without logits", "loss of logits"])
+def test_lean_forwards_over_shards(loss, recomputed):
+    alone, losses = trained_alone()
+    (start, first, end, changed), (_, second, other, _) = on_ranks(trained_lean, loss, recomputed)
+    assert {"LlamaMLP": 2, "LlamaRMSNorm": 5}.items() <= changed.items()
+    assert ("LlamaForCausalLM" in changed) is loss
+    assert largest_difference(start, end) > 1e-3
+    assert largest_difference(end, other) == 0
+    assert largest_difference(end, alone) < training_tolerance()
+    halves = [(one + two) / 2 for one, two in zip(first, second, strict=True)]
+    assert halves == pytest.approx(losses, abs=1e-4)
 
 
 def train_by_halves(model, halves):
