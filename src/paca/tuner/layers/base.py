@@ -166,14 +166,15 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         Returns:
             Shape `(..., out)`.
         """
-        names = kwargs.pop("adapter_names", None)
-        if names is not None and not self._disable_adapters:
-            return mixed_batch(self, names, x, *args, **kwargs)
+        if kwargs:
+            names = kwargs.pop("adapter_names", None)
+            if names is not None and not self._disable_adapters:
+                return mixed_batch(self, names, x, *args, **kwargs)
         stay = None if torch.compiler.is_compiling() else self._for_call
         if stay is None or not stay.is_pinned_here():
             return self.compute(self.updates(), x, *args, **kwargs)
         # Within a call of a whole model all has been looked at, and the columns are in the weight.
-        if self._is_differentiated(x, stay.updates):
+        if torch.is_grad_enabled() and self._is_differentiated(x, stay.updates):
             return self._differentiated(Loan(stay.lease(), stay), stay.updates, x, *args, **kwargs)
         return self._modules["base_layer"](x, *args, **kwargs)  # type: ignore[misc]
 
