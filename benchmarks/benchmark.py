@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,6 +135,23 @@ def print_table(columns: Sequence[str], rows: Iterable[Iterable[str]], text: Col
 def progress(text: str) -> None:
     """Replace the line of progress on standard error; an empty text ends it."""
     print(f"\r{text:<70}", end="\n" if not text else "", file=sys.stderr, flush=True)
+
+
+def finetuned(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Run a recipe as `paca finetune` does, in a folder that is removed afterwards.
+
+    Args:
+        name: A recipe's name, or its file.
+        settings: Keys that are set in it, as on the command line.
+
+    Returns:
+        What metrics.json holds.
+    """
+    from paca.workbench.recipe.recipe import find_recipe, read_recipe
+    from paca.workbench.training.run import finetune
+
+    with tempfile.TemporaryDirectory() as folder:
+        return finetune(read_recipe(find_recipe(name), [*settings, "training.disable_tqdm=true"], f"{folder}/run"))
 
 
 def versions() -> dict[str, str]:

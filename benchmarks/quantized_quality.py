@@ -11,18 +11,14 @@ was stopped goes on where it was.
 """
 
 import argparse
-import dataclasses
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmark import benchmark, make_parser, print_table, read_results, write_results
+from benchmark import benchmark, finetuned, make_parser, print_table, read_results, write_results
 from paca.workbench.base.options import positive
-from paca.workbench.recipe.recipe import find_recipe, read_recipe
-from paca.workbench.training.run import finetune
 from report import over_seeds
 
 RECIPE = "smollm2-qpaca"
@@ -59,9 +55,7 @@ def run(steps: int, rate: str, seed: int, overrides: tuple[str, ...] = ()) -> di
         Losses before and after, and how many values were trained.
     """
     settings = (f"training.max_steps={steps}", f"training.learning_rate={rate}", f"seed={seed}")
-    recipe = read_recipe(find_recipe(RECIPE), [*overrides, *settings, "training.disable_tqdm=true"])
-    with tempfile.TemporaryDirectory() as folder:
-        metrics = finetune(dataclasses.replace(recipe, output_dir=str(Path(folder) / "run")))
+    metrics = finetuned(RECIPE, [*overrides, *settings])
     return {
         "before": metrics["before"]["loss"],
         "after": metrics["after"]["loss"],

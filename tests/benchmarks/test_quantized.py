@@ -58,7 +58,7 @@ def test_the_best_rate_of_each_method_counts(monkeypatch, capsys):
         assert recipe.training["max_steps"] == 3
         return {"before": {"loss": 3.0}, "after": {"loss": loss}, "trained_parameters": 7}
 
-    monkeypatch.setattr(quantized_quality, "finetune", finetune)
+    monkeypatch.setattr("paca.workbench.training.run.finetune", finetune)
     rates = ["--lora-rates", "1e-3", "2e-3", "--chosen-rates", "1e-3", "2e-3"]
     assert quantized_quality.main(["--steps", "3", *rates]) == 0
     assert "÷ QLoRA's: QPaCA 1.2000, QPaCA chosen 0.9000, QLoRA 1.0000" in capsys.readouterr().out

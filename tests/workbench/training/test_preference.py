@@ -191,10 +191,29 @@ def test_a_resumed_run_ends_with_the_same_adapter(source, request, tmp_path):
     assert_improved(metrics)
 
 
-def test_a_step_holds_what_one_over_twice_as_many_texts_does(preferences, tmp_path):
+@pytest.mark.parametrize(("source", "adapters"), [("preferences", 1), ("tuned", 2)])
+def test_there_is_no_second_copy_of_the_base_weights(source, adapters, request, tmp_path):
+    content = request.getfixturevalue(source)
+    trainer, _ = trainer_of(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))
+    trainer.train()
+    assert trainer.ref_model is None
+    named = [*trainer.model.named_parameters(), *trainer.model.named_buffers()]
+    own = {name: tensor for name, tensor in named if ".default" in name}
+    assert own
+    base = AutoModelForCausalLM.from_pretrained(content["model"]["name"])
+    held, of_base, of_adapter = (
+        sum({tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+        for tensors in ([tensor for _, tensor in named], [*base.parameters(), *base.buffers()], own.values())
+    )
+    assert held == of_base + adapters * of_adapter
+
+
+@pytest.mark.parametrize("source", ["preferences", "tuned"])
+def test_a_step_holds_what_one_over_twice_as_many_texts_does(source, request, tmp_path):
     """The reference costs not one byte: the same weights compute it, and it keeps nothing for backward."""
-    preferences["training"].update(per_device_train_batch_size=4, gradient_checkpointing=False)
-    trainer, _ = trainer_of(read_recipe(write_recipe(tmp_path / "recipe.yaml", preferences)))
+    content = request.getfixturevalue(source)
+    content["training"].update(per_device_train_batch_size=4, gradient_checkpointing=False)
+    trainer, _ = trainer_of(read_recipe(write_recipe(tmp_path / "recipe.yaml", content)))
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
