@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from tests.distributed.launch import on_ranks
-from tests.distributed.test_finetune import AS_TWO, FSDP2, adapter, run
+from tests.distributed.test_finetune import AS_TWO, FSDP2, adapter, interrupted, run
 from tests.workbench.tiny import recipe_content, save_model, write_jsonl, write_recipe, write_text
 
 from paca.workbench.recipe.recipe import read_recipe
@@ -54,13 +54,19 @@ def assert_equal_runs(one, other, folders):
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", [{}, FSDP2], ids=["DDP", "FSDP2"])
 @pytest.mark.parametrize("source", ["base", "adapter"])
-def test_two_processes_and_one(source, engine, recipes, tmp_path):
+def test_two_processes_and_one_each_resumed_on_the_other(source, engine, recipes, tmp_path):
     alone = run(0, recipes[source], tmp_path / "one", [AS_TWO])
     both, _ = on_ranks(run, recipes[source], tmp_path / "two", (), False, engine)
     assert both["before"]["accuracy"] == 0.5
     assert both["after"]["margin"] > 0.01
     assert_equal_runs(both, alone, (tmp_path / "two", tmp_path / "one"))
     assert json.loads((tmp_path / "two" / "metrics.json").read_text())["after"] == both["after"]
+    from_two = interrupted(tmp_path / "two", tmp_path / "from two")
+    resumed = run(0, recipes[source], from_two, [AS_TWO], True)
+    assert_equal_runs(resumed, alone, (from_two, tmp_path / "one"))
+    from_one = interrupted(tmp_path / "one", tmp_path / "from one")
+    resumed, _ = on_ranks(run, recipes[source], from_one, (), True, engine)
+    assert_equal_runs(resumed, alone, (from_one, tmp_path / "one"))
 
 
 @pytest.mark.slow
