@@ -17,13 +17,18 @@ def check_targets(model: Any, config: Any) -> None:
     PEFT itself only trains what it finds: of `[q_proj, v_porj]` half of what was asked for. PaCA's `mlp-out` is put in
     terms that all of PEFT's methods know.
     """
+    problems = target_problems(model, config)
+    if problems:
+        raise PacaError("\n".join(problems))
+
+
+def target_problems(model: Any, config: Any) -> list[str]:
+    """Say which names in a PEFT config no layer of the model has, one message per field; `mlp-out` is put in terms."""
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, str) and targets.lower() == MLP_OUT:
         expand_mlp_out(model, config)
     modules = dict(model.named_modules())
-    problems = [*_unmatched(config, modules), *_unmatched_patterns(config, modules)]
-    if problems:
-        raise PacaError("\n".join(problems))
+    return [*_unmatched(config, modules), *_unmatched_patterns(config, modules)]
 
 
 def _unmatched(config: Any, modules: dict[str, Any]) -> Iterator[str]:
@@ -40,8 +45,10 @@ def _unmatched_patterns(config: Any, modules: dict[str, Any]) -> Iterator[str]:
     """Keys of patterns, names or regular expressions, that fit no layer, as PEFT matches them."""
     from peft.utils.other import get_pattern_key
 
+    told: set[str] = set()  # PacaConfig takes keys of one pattern into the other
     for key in PATTERNS:
-        patterns = getattr(config, key, None) or {}
-        missing = [one for one in patterns if not any(get_pattern_key([one], name) == one for name in modules)]
+        patterns = set(getattr(config, key, None) or {}) - told
+        missing = [one for one in sorted(patterns) if not any(get_pattern_key([one], name) == one for name in modules)]
+        told |= patterns
         if missing:
             yield f"method.{key}: {not_found(missing, modules)}"

@@ -31,6 +31,28 @@ def load_tokenizer(name: str) -> Any:
     return _load(name, AutoTokenizer, {})
 
 
+def empty_model(name: str, config: Mapping[str, Any] | None = None) -> Any:
+    """Make a base model without weights, of what lies on this machine; the Hub is not asked.
+
+    Args:
+        name: As `load_model` takes it.
+        config: Likewise.
+
+    Returns:
+        A causal language model on the meta device.
+
+    Raises:
+        PacaError: If there is no configuration of that name.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    options = {**(config or {}), "local_files_only": True, "trust_remote_code": False}
+    found = _load(name, AutoConfig, options)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(found)
+
+
 def load_model(
     name: str,
     dtype: str = "auto",

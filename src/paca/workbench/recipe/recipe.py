@@ -22,6 +22,7 @@ from paca.workbench.methods.registry import method_problems
 from paca.workbench.methods.section import MethodSection
 from paca.workbench.models.section import ModelSection, model_problems
 from paca.workbench.recipe.data_files import file_problems
+from paca.workbench.recipe.layer_names import layer_problems
 from paca.workbench.recipe.stopping import StoppingSection, stopping_defaults, stopping_problems
 from paca.workbench.recipe.tasks import IMAGES, PREFERENCE, TEXT, TRAINING_PROBLEMS, training_problems
 from paca.workbench.vision.section import ImagesSection, images_problems
@@ -132,7 +133,8 @@ def read_recipe(
         path: The YAML file.
         overrides: `key=value` with a dotted key and a YAML scalar: `training.max_steps=5`.
         output_dir: Wins over the file's `output_dir` and over an override of it.
-        with_files: Where there are problems, read the local files of data too, and report theirs as well.
+        with_files: Where there are problems, read the local files of data too, and compare the names of layers with
+            the model's, and report what is wrong there as well.
 
     Returns:
         A recipe that passed every check which needs neither model nor data.
@@ -222,9 +224,11 @@ def _build_recipe(content: Mapping[str, Any], problems: list[str], with_files: b
     problems += _task_problems(content, model, images, {**brought, **given["training"]})
     if model and model.adapter is not None:
         method, wrong = adapter_method(model, given["method"])
-        problems += wrong
     else:
-        problems += method_problems(method.name, method.config) if method else []
+        wrong = method_problems(method.name, method.config) if method else []
+    problems += wrong
+    if problems and with_files and model and method and not wrong:
+        problems += layer_problems(content.get("task", TEXT), model, method)
     if problems and with_files and data and images and not found:
         problems += file_problems(content.get("task", TEXT), data, images)
     if model is None or data is None or method is None or images is None or problems:

@@ -12,6 +12,7 @@ from paca.workbench.base.processes import on_main, world_size
 from paca.workbench.base.progress import quiet_libraries
 from paca.workbench.base.waiting import stage
 from paca.workbench.recipe.data_files import file_problems
+from paca.workbench.recipe.layer_names import layer_problems
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.tasks import IMAGES, PREFERENCE, TEXT
 from paca.workbench.training.card import write_card
@@ -99,13 +100,16 @@ def _task(name: str) -> Any:
 
 
 def _prepared(task: Any, recipe: Recipe) -> Any:
-    """Read the data, and where that fails say all that is wrong with the files rather than the first of it."""
+    """Read the data, and where that fails say all that is wrong with files and names rather than the first of it."""
     stage("reading the data")
     try:
         return task.prepare(recipe)
     except PacaError as error:
         found = file_problems(recipe.task, recipe.data, recipe.images)
-        if len(found) < 2:
+        names = layer_problems(recipe.task, recipe.model, recipe.method)
+        if len(found) < 2 and not names:
             raise
+        found = [*(found or [str(error)]), *names]
         listed = "\n".join(f"  - {problem}" for problem in found)
-        raise PacaError(f"The data of this recipe has {len(found)} problems:\n{listed}") from error
+        what = "This recipe" if names else "The data of this recipe"
+        raise PacaError(f"{what} has {len(found)} problems:\n{listed}") from error
