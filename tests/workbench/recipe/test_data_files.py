@@ -46,9 +46,9 @@ def test_all_problems_at_once(bad, tmp_path, capsys, verb):
     assert f"did you mean '{tmp_path / 'model'}'" in shown
 
 
-def test_all_files_at_once_where_the_recipe_is_right(bad, content, tmp_path, capsys):
+def test_all_files_at_once_where_the_recipe_is_right(bad, tiny_model, tmp_path, capsys):
     del bad["method"]["rank"], bad["training"]["lr"]
-    bad["model"]["name"] = "smollm2-135m-instruct"
+    bad["model"]["name"] = str(tiny_model)
     for verb in ("finetune", "doctor", "data", "select"):
         assert main([verb, str(write_recipe(tmp_path / "recipe.yaml", bad))]) == 2
         shown = capsys.readouterr().err
