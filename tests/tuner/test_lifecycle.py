@@ -361,21 +361,19 @@ class Swapped:
             parameter.data.copy_(value)
 
 
-class Way(NamedTuple):
-    """How an average takes the place of parameters, and gives it back."""
+def way_of(name, only_trained, into, back):
+    """A way in which an average takes the place of parameters, and gives it back."""
 
-    __name__: str
-    only_trained: bool
-    into: str
-    back: str
+    def way(model):
+        average = Swapped(model, only_trained)
+        return average, getattr(average, into), getattr(average, back)
 
-    def __call__(self, model):
-        average = Swapped(model, self.only_trained)
-        return average, getattr(average, self.into), getattr(average, self.back)
+    way.__name__ = name
+    return way
 
 
-TRAINED_ONLY = [Way("trained_swapped", True, "swap", "swap"), Way("trained_copied", True, "copy_to", "restore")]
-ALL = [Way("all_swapped", False, "swap", "swap"), Way("all_copied", False, "copy_to", "restore")]
+TRAINED_ONLY = [way_of("trained_swapped", True, "swap", "swap"), way_of("trained_copied", True, "copy_to", "restore")]
+ALL = [way_of("all_swapped", False, "swap", "swap"), way_of("all_copied", False, "copy_to", "restore")]
 
 
 @everywhere([*ALL, *TRAINED_ONLY])
