@@ -124,7 +124,7 @@ return [
 
 
 @pytest.mark.parametrize("label", ["lora", "lora(target_modules=[q_proj, v_proj],use_rslora=true)"])
-@pytest.mark.parametrize("kind", ["light", "phone-light"])
+@pytest.mark.parametrize("kind", WIDTHS)
 def test_no_text_is_cut(browser, tmp_path, kind, label):
     path = tmp_path / "report.html"
     path.write_text(page(json.loads(json.dumps(results()).replace('"lora"', json.dumps(label)))), encoding="utf-8")

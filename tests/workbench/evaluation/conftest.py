@@ -67,7 +67,11 @@ PROMPTS = [
 
 @pytest.fixture
 def bench(tmp_path):
-    place = tmp_path / "mt_bench"
+    return write_bench(tmp_path / "mt_bench")
+
+
+def write_bench(place):
+    """MT-Bench's files as they are published."""
     (place / "reference_answer").mkdir(parents=True)
     write_jsonl(place / "question.jsonl", BENCH)
     write_jsonl(place / "judge_prompts.jsonl", PROMPTS)

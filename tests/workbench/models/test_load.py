@@ -112,7 +112,7 @@ def test_packed_weights_are_refused(tiny_model):
 
 @pytest.mark.slow
 @has_smollm2
-def test_the_embedded_model_merges_into_an_ordinary_one(tmp_path):
+def test_the_embedded_model_merges_into_an_ordinary_one(tmp_path, capfd):
     """transformers refuses to save a model that it loaded from GGUF, even when all weights were unpacked."""
     file = models.EMBEDDED[SMOLLM2].file()
     base = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -131,7 +131,9 @@ def test_the_embedded_model_merges_into_an_ordinary_one(tmp_path):
     assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False).startswith(
         "<|im_start|>"
     )
+    assert "de-quantizing" in capfd.readouterr().err, "transformers' bar, which stands in every log"
     loaded = load_model(SMOLLM2, "float32")
+    assert "de-quantizing" not in capfd.readouterr().err
     assert loaded.name_or_path == models.EMBEDDED[SMOLLM2].hub
     again = PeftModel.from_pretrained(loaded, tmp_path / "adapter").eval()
     torch.testing.assert_close(again(INPUTS).logits, expected)

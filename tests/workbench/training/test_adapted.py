@@ -56,3 +56,12 @@ def test_where_embedded_weights_come_from():
 def test_the_embedded_model_goes_by_its_repository_s_name_too():
     assert may_be_same_model(HUB, SMOLLM2)
     assert not may_be_same_model(HUB, "smollm2-360m-instruct")
+
+
+def test_a_folder_that_is_not_there_comes_with_the_near_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "mine").mkdir(parents=True)
+    with pytest.raises(PacaError, match="There is no folder 'outputs/mien'; did you mean 'outputs/mine'"):
+        find_adapter("outputs/mien")
+    with pytest.raises(PacaError, match="There is no folder 'output/mine'; there is no folder 'output' either"):
+        find_adapter("output/mine")

@@ -90,14 +90,18 @@ def _metrics(numbers: Mapping[str, Any], questions: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet_harness() -> Iterator[None]:
-    """Silence what the harness logs about its own affairs, inside a `with` block; its bars stay."""
+    """Silence what the harness says about its own affairs, inside a `with` block; its bars stay."""
+    from lm_eval import evaluator
+
     logger = logging.getLogger("lm_eval")
-    level = logger.level
+    level, commit = logger.level, evaluator.get_git_commit_hash
     logger.setLevel(logging.ERROR)
+    evaluator.get_git_commit_hash = lambda: ""  # outside of a repository git complains, and the hash isn't used
     try:
         yield
     finally:
         logger.setLevel(level)
+        evaluator.get_git_commit_hash = commit
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Loads base models and tokenizers, the embedded default among them."""
 
+import contextlib
+import functools
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +150,30 @@ def _load(name: str, auto_class: Any, options: dict[str, Any]) -> Any:
         file = EMBEDDED[name].file()
         folder, options["gguf_file"] = file.parent, file.name
     try:
-        return auto_class.from_pretrained(folder, **options)
+        with _bar_at_terminals_only():
+            return auto_class.from_pretrained(folder, **options)
     except MemoryError:
         raise
     except Exception as error:  # a damaged file may raise what any of its readers raises
         if name in EMBEDDED:
             raise
         raise PacaError(load_failure(name, EMBEDDED, error)) from error
+
+
+@contextlib.contextmanager
+def _bar_at_terminals_only() -> Iterator[None]:
+    """Keep the bar of reading GGUF, which heeds none of transformers' settings, out of logs and pipes."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    bar = getattr(gguf, "tqdm", None)
+    if bar is None:
+        yield
+        return
+    gguf.tqdm = functools.partial(bar, disable=None)
+    try:
+        yield
+    finally:
+        gguf.tqdm = bar
 
 
 def load_failure(name: str, embedded: Iterable[str], error: Exception) -> str:

@@ -11,6 +11,7 @@ from paca.errors import PacaError
 from paca.tuner.model import TRL_REFERENCE
 from paca.workbench.base import yaml
 from paca.workbench.base.messages import suggestion
+from paca.workbench.data.documents import near_files
 from paca.workbench.models.adapter_files import ADAPTER, CONFIG, adapter_folder, base_name
 from paca.workbench.models.load import EMBEDDED, load_model, load_tokenizer
 from paca.workbench.models.section import DTYPES
@@ -82,7 +83,8 @@ def find_source(name: str) -> Source:
 def find_adapter(name: str) -> Source:
     """Find the adapter in a run's output folder or an adapter's folder; a PacaError if there is none."""
     if not Path(name).expanduser().is_dir():
-        raise PacaError(f"There is no folder {name!r}; name a run's output folder or an adapter's folder.")
+        near = near_files(Path(name))
+        raise PacaError(f"There is no folder {name!r}{near}; name a run's output folder or an adapter's folder.")
     source = find_source(name)
     if source.adapter is None:
         raise PacaError(f"There is no adapter in {name!r}: it holds no {CONFIG}, nor does a folder {ADAPTER}/ in it.")

@@ -7,6 +7,9 @@ from pathlib import Path
 
 try:
     import paca  # noqa: F401  (light: it waits for PEFT)
+    from paca.workbench.base.asides import hush_imports
+
+    hush_imports()
 except ImportError as error:
     print(f"paca exec: this Python ({sys.executable}) has no paca: {error}", file=sys.stderr)
 
