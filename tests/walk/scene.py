@@ -58,6 +58,8 @@ def prepare(folder):
     write_jsonl(here / "held-out.jsonl", CHATS)
     write_jsonl(here / "pairs.jsonl", PAIRS)
     write_jsonl(here / "think.jsonl", CHATS)
+    (here / "pairs.txt").write_text("The cat jumps. The dog walks. " * 200)
+    (here / "short.txt").write_text("The cat jumps. " * 20)
     save_adapted(folder / "tiny")
     tiny = str(folder / "tiny" / "model")
     template = json.loads((folder / "tiny" / "model" / "tokenizer_config.json").read_text()).get("chat_template")

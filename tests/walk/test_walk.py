@@ -26,7 +26,9 @@ from paca.workbench.compare import worker
 TRANSCRIPTS = ROOT / "outputs" / "walk"
 SHORT = "training.max_steps=1 training.max_length=64 data.eval_limit=2"
 SHORT_RUN = f"model.name=TINY {SHORT}"
-SHORT_COMPARISON = f"{SHORT_RUN} training.max_length=16 --rounds 1 --points 1 --sweep-steps 1 --memory-limit 1MB"
+SHORT_COMPARISON = (
+    f"{SHORT_RUN} data.train=pairs.txt --unrelated short.txt --rounds 1 --points 1 --sweep-steps 1 --memory-limit 3MB"
+)
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,6 @@ def scene(tmp_path_factory):
     here = prepare(tmp_path_factory.mktemp("walk"))
     tiny, mine = here.parent / "tiny" / "model", here / "outputs" / "mine"
     recipe, data = str(here / "my-recipe.yaml"), f"data.train={here / 'pairs.txt'}"
-    (here / "pairs.txt").write_text("The cat jumps. The dog walks. " * 200)
     words = [f"model.name={tiny}", data, *SHORT.split(), "--output", str(mine), "--no-doctor"]
     assert main(["finetune", recipe, *words]) == 0
     for name in ("first", "second", "instruct", "preferred"):
