@@ -133,6 +133,33 @@ _COLUMNS = (
 )
 
 
+_SEARCH_COLUMNS = (
+    "variant",
+    "best rate",
+    "loss there",
+    "losses at the rates tried, on data of their own and one seed",
+)
+
+
+def search_rows(results: dict[str, Any], task: Task, variants: Sequence[str]) -> Iterator[Sequence[str]]:
+    """What was found of each variant's learning rate, those included that were tried at no seed.
+
+    Args:
+        results: What was run, by key.
+        task: What was learned.
+        variants: In order.
+
+    Yields:
+        Sequence[str]: A row.
+    """
+    for name in variants:
+        found = search(results, task, VARIANTS[name])
+        if found.losses:
+            best = f"{found.best:g}{' (edge)' if found.at_edge else ''}"
+            tried = ", ".join(f"{rate:g}: {found.losses[rate]:.4f}" for rate in sorted(found.losses))
+            yield name, best, f"{found.losses[found.best]:.4f}", tried
+
+
 def rows(
     results: dict[str, Any], task: Task, variants: Sequence[str], seeds: Sequence[int]
 ) -> Iterator[Sequence[str]]:
@@ -233,10 +260,13 @@ def main(arguments: argparse.Namespace) -> None:
     for name in arguments.tasks:
         task = TASKS[name]
         left -= run_missing(arguments, task, results, left)
-        shown = list(rows(results, task, _applicable(task, arguments.variants), arguments.seeds))
-        if shown:
+        variants = _applicable(task, arguments.variants)
+        searched = list(search_rows(results, task, variants))
+        if searched:
             print(f"\n{name}: {task.description}\n")
-            print_table(_COLUMNS, shown, text=["losses by seed"])
+            print_table(_COLUMNS, rows(results, task, variants, arguments.seeds), text=["losses by seed"])
+            print()
+            print_table(_SEARCH_COLUMNS, searched, text=_SEARCH_COLUMNS[-1:])
 
 
 if __name__ == "__main__":

@@ -76,6 +76,8 @@ def test_a_search_that_never_turns_ends_at_an_edge_and_says_so():
     results = losses_by_rate(known) | {Run("toy", "lora", found.best, 0).key: a_run(1.0)}
     (row,) = quality.rows(results, TASK, ["lora"], [0])
     assert row[1] == f"{found.best:g} (edge)"
+    (row,) = quality.search_rows(losses_by_rate({0.004: 2.0, 0.002: 3.0, 0.008: 4.0}), TASK, ["lora", "paca-all"])
+    assert row == ("lora", "0.004", "2.0000", "0.002: 3.0000, 0.004: 2.0000, 0.008: 4.0000")
 
 
 def a_run(loss):
