@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +115,16 @@ def test_a_stopped_benchmark_goes_on_where_it_was(task, tmp_path, capsys):
     assert re.search(
         r"\| paca-out-muon \| +[\d.e-]+( \(edge\))? \| +[\d,]+ \| +\d\.\d{4} \| +[+-]\d+\.\d\d ± ", printed
     )
+
+
+def test_the_page_has_the_tables_of_the_committed_results(capsys):
+    root = Path(quality.__file__).parent.parent
+    quality.main(["--json", str(root / "benchmarks" / "results" / "quality.json"), "--show", "--variants", *VARIANTS])
+    rows = {line for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
+    page = (root / "docs" / "evidence.md").read_text(encoding="utf-8").partition("<!-- end of results -->")[0]
+    told = {line for line in page.splitlines() if line.startswith("|")}
+    assert len(told) > 5
+    assert told <= rows
 
 
 def test_all_rates_come_first_and_then_seed_by_seed(task):
