@@ -59,6 +59,7 @@ STEPS = {
     "^pip ": Step(why_not="what is installed in which way is seen by `make wheel`"),
     "^make (test|compare)": Step(why_not="the tests themselves; and a page's own `paca compare`, below"),
     "^make demo": Step("--dry-run", says="1. Sets up(.|\n)*paca finetune smollm2-python-reference(.|\n)*paca chat "),
+    "^python benchmarks/": Step(why_not="a measurement that takes hours; benchmarks have tests of their own"),
     "^transformers serve|^export ": Step(why_not="another program's; a judge is served here instead"),
     "exec -- (lm_eval|trl) ": Step(why_not="needs a data set of the Hub, or a config of that program's own"),
     "exec -- ": Step(says="PACA"),
