@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from paca.method.columns.block import Block, put, take
 
@@ -72,3 +73,9 @@ def test_indices_of_inference_mode() -> None:
     with torch.inference_mode():
         indices = torch.tensor([3, 4, 5])
     assert Block().of(indices) == slice(3, 6)
+
+
+def test_fake_indices_are_not_looked_at() -> None:
+    with FakeTensorMode():
+        indices = torch.arange(3)
+        assert Block().of(indices) is indices

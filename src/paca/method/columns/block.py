@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 Where = slice | Tensor  # connections: from one to another, or the index of each
 
@@ -27,7 +28,7 @@ class Block:
 
         Returns:
             A slice if they are consecutive, else the indices. Those on another device than the CPU are not looked
-            at, for that would wait for it.
+            at, for that would wait for it, nor are fake ones, which can't be.
         """
         version = 0 if indices.is_inference() else indices._version
         if self._where is None or self._indices is not indices or self._version != version:
@@ -36,7 +37,7 @@ class Block:
 
 
 def _block_or_indices(indices: Tensor) -> Where:
-    if indices.device.type != "cpu" or len(indices) == 0:
+    if indices.device.type != "cpu" or len(indices) == 0 or is_fake(indices):
         return indices
     first, end = int(indices[0]), int(indices[-1]) + 1
     if end - first != len(indices) or not torch.equal(indices, torch.arange(first, end)):
