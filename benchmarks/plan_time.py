@@ -21,6 +21,7 @@ from paca.workbench.planning.setting import TrainingSetting
 from paca.workbench.planning.simulate import Planner
 
 COMMANDS = {
+    "plan smollm2-135m": 12,
     "plan llama3-8b": 60,
     "plan llama3.1-70b --methods qpaca,qlora": 120,
 }

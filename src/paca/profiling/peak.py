@@ -5,7 +5,7 @@ is one from its first moment on, and what a forward pass makes is an activation 
 """
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,23 @@ class Peak:
     module: str
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When a storage was made.
+
+    Args:
+        at: In the order of events.
+        total: Bytes alive then, it among them.
+        phase: As `Peak` names them.
+        module: Likewise.
+    """
+
+    at: int
+    total: int
+    phase: str
+    module: str
+
+
 class StepTracker(StorageTracker):
     """Counts as `StorageTracker` does, and records what each storage is for.
 
@@ -88,7 +105,7 @@ class StepTracker(StorageTracker):
         self._marks: list[int] = []
         self._marked: list[str] = []
         self._stepping = False
-        self._peak_at = (0, "other", "")
+        self._moments: list[Moment] = []
         self._model, self._optimizer = model, optimizer
         self._handles: list[Any] = []
         super().__init__()
@@ -97,20 +114,32 @@ class StepTracker(StorageTracker):
         self._label([*model.parameters(), *model.buffers(), *held], PARAMETERS)
         self._label([parameter.grad for parameter in model.parameters()], GRADIENTS)
         self._label_states()
+        self.reset_peak()
 
     def peak(self) -> Peak:
         """Describe the moment of the most bytes since the start or the last `reset_peak`."""
-        moment, phase, module = self._peak_at
+        return self.describe(max(self._moments, key=lambda moment: moment.total))
+
+    @property
+    def moments(self) -> Sequence[Moment]:
+        """The start or the last `reset_peak`, and each moment since then at which a storage was made."""
+        return self._moments
+
+    def describe(self, moment: Moment) -> Peak:
+        """Tell what the bytes of a moment were for, by what became of them."""
         totals = dict.fromkeys(CATEGORIES, 0)
         for life in self._lives:
-            if life.born <= moment and (life.died is None or life.died > moment):
+            if life.born <= moment.at and (life.died is None or life.died > moment.at):
                 totals[self._category(life)] += life.size
-        return Peak(sum(totals.values()), totals, phase, module)
+        return Peak(sum(totals.values()), totals, moment.phase, moment.module)
 
     def reset_peak(self) -> None:
         """Forget the peak so far: from here on it starts at the bytes that are alive now."""
         super().reset_peak()
-        self._peak_at = (self._clock, *self.where())
+        self._moments = [self._now()]
+
+    def _now(self) -> Moment:
+        return Moment(self._clock, self._live_bytes, *self.where())
 
     def where(self) -> tuple[str, str]:
         """Tell the phase and the module that run now, by the names that `Peak` has for them."""
@@ -151,14 +180,12 @@ class StepTracker(StorageTracker):
         key = id(storage)
         known = key in self._references
         before = self._live_bytes
-        peak = self._peak_bytes
         super()._count(storage)
         if key not in self._counted or (known and self._live_bytes == before):
             return
         self._clock += 1
         self._record(key)
-        if self._peak_bytes > peak:
-            self._peak_at = (self._clock, *self.where())
+        self._moments.append(self._now())
 
     def _record(self, key: int) -> None:
         old = self._life_of.get(key)

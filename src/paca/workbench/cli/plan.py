@@ -1,10 +1,13 @@
 """`paca plan MODEL`: the peak memory and the operations of a training step per method, without weights or a GPU."""
 
 import argparse
+import contextlib
 import dataclasses
+import gc
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, and print the tables."""
-    from paca.workbench.planning.gpus import find_gpu
-    from paca.workbench.planning.progress import PlanProgress
-    from paca.workbench.planning.report import draw
-    from paca.workbench.planning.request import planned_model, settings_of
-    from paca.workbench.planning.rows import make_rows
-    from paca.workbench.planning.simulate import Planner
+    with _garbage_left():
+        from paca.workbench.planning.gpus import find_gpu
+        from paca.workbench.planning.progress import PlanProgress
+        from paca.workbench.planning.report import draw
+        from paca.workbench.planning.request import planned_model, settings_of
+        from paca.workbench.planning.rows import make_rows
+        from paca.workbench.planning.simulate import Planner
 
     gpu = find_gpu(arguments.gpu) if arguments.gpu else None
     searches = tuple(name for name in ("max_seq", "max_batch") if getattr(arguments, name))
@@ -90,6 +94,18 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"note: {note}")
         _print_advice(planner, settings, rows, gpu)
     return 0
+
+
+@contextlib.contextmanager
+def _garbage_left() -> Iterator[None]:
+    """Collect no garbage: imports leave little, and the collector goes through all that they made many times over."""
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collected:
+            gc.enable()
 
 
 def _print_tables(title: str, rows: list[dict[str, Any]], gpu: Any) -> None:

@@ -19,6 +19,7 @@ from paca.workbench.methods.adapted_layers import adapted_layers, trained_parame
 from paca.workbench.methods.section import MethodSection
 from paca.workbench.models.lean import quietly_lean
 from paca.workbench.planning import attention, images, sharded
+from paca.workbench.planning.blocks import peak_of_all, with_fewer_blocks
 from paca.workbench.planning.fake import materialize_fake
 from paca.workbench.planning.families import find_family, is_image_config
 from paca.workbench.planning.kernels import kernel_note, refuse_token_by_token
@@ -109,13 +110,34 @@ class Planner:
         return step
 
     def _simulate(self, setting: TrainingSetting, unreached: frozenset[str]) -> Step:
-        model = build(self._config, self._possible(setting))
+        setting = self._possible(setting)
+        model = build(self._config, setting)
         self.kernel_note = kernel_note(model)
+        if setting.ranks == 1 and not unreached:
+            step = self._from_fewer_blocks(model, setting)
+            if step is not None:
+                return step
+        return _step(model, self._run(model, setting, unreached))
+
+    def _run(self, model: nn.Module, setting: TrainingSetting, unreached: frozenset[str] = frozenset()) -> "Run":
         with sharded.mesh(setting.ranks) as mesh, _simulated(setting):
             materialize_fake(model)
             if mesh is not None:
                 sharded.shard(model, mesh)
-            return measure(model, setting, self._entered, without_states=unreached)
+            return _run(model, setting, self._entered, without_states=unreached)
+
+    def _from_fewer_blocks(self, whole: nn.Module, setting: TrainingSetting) -> Step | None:
+        """Find what a step takes from steps of the model with fewer blocks; None if that can't be told from them."""
+        fewer = with_fewer_blocks(whole, self._config, lambda config: build(config, setting))
+        if fewer is None:
+            return None
+        few, more = self._run(fewer.few, setting), self._run(fewer.more, setting)
+        peak = peak_of_all(few.tracker, more.tracker, fewer.blocks)
+        if peak is None or few.unreached or more.unreached:
+            return None
+        line = fewer.blocks.line
+        by_phase = {phase: line(few.by_phase.get(phase, 0), count) for phase, count in more.by_phase.items()}
+        return _step(whole, replace(more, paged=line(few.paged, more.paged), by_phase=by_phase), peak)
 
     def _possible(self, setting: TrainingSetting) -> TrainingSetting:
         return replace(setting, attention="own") if self.own_attention else setting
@@ -142,13 +164,22 @@ class Planner:
         """Operations of the frozen model, forward and backward, as far down as gradients have to reach."""
         key = (modules, setting.batch, setting.tokens, setting.pixels, setting.loss, setting.batch_norm)
         if key not in self._floors:
-            model = _plain(self._config, self._possible(setting), "meta")
+            self._floors[key] = self._floor_of(self._possible(setting), modules)
+        return self._floors[key]
+
+    def _floor_of(self, setting: TrainingSetting, modules: frozenset[str]) -> int:
+        def run(model: nn.Module) -> int:
             start_gradients_at(model, modules)
             with _simulated(setting), OperationCounter(lambda: "") as counter:
                 materialize_fake(model)
                 _loss(model.train(), _batch(model, setting), setting).backward()
-            self._floors[key] = counter.by_phase[""]
-        return self._floors[key]
+            return counter.by_phase[""]
+
+        whole = _plain(self._config, setting, "meta")
+        fewer = with_fewer_blocks(whole, self._config, lambda config: _plain(config, setting, "meta"))
+        if fewer is not None and fewer.blocks.have_alike(modules):
+            return fewer.blocks.line(run(fewer.few), run(fewer.more))
+        return run(whole)
 
 
 def simulate(config: Any, setting: TrainingSetting) -> Peak:
@@ -238,6 +269,33 @@ def measure(
     is called as each module is entered. The parameters of the names in `without_states` never get a gradient, so that
     an optimizer makes no states for them.
     """
+    return _step(model, _run(model, setting, entered, warm_up, without_states))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A step that was taken.
+
+    Args:
+        tracker: What followed it.
+        paged: As in `Step`.
+        by_phase: Likewise.
+        unreached: Likewise.
+    """
+
+    tracker: StepTracker
+    paged: int
+    by_phase: dict[str, int]
+    unreached: frozenset[str]
+
+
+def _run(
+    model: nn.Module,
+    setting: TrainingSetting,
+    entered: Callable[[], None],
+    warm_up: bool = False,
+    without_states: frozenset[str] = frozenset(),
+) -> Run:
     batch = _batch(model, setting)
     trained = [
         parameter
@@ -259,18 +317,22 @@ def measure(
         OperationCounter(lambda: tracker.where()[0]) as counter,
     ):
         unreached = _take(model, batch, setting, optimizer)
+    return Run(tracker, sum(state.untyped_storage().nbytes() for state in paged), counter.by_phase, unreached)
+
+
+def _step(model: nn.Module, run: Run, peak: Peak | None = None) -> Step:
     return Step(
-        tracker.peak(),
-        sum(state.untyped_storage().nbytes() for state in paged),
-        counter.by_phase,
+        peak or run.tracker.peak(),
+        run.paged,
+        run.by_phase,
         sum(
             parameter.numel()
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and name not in unreached
+            if parameter.requires_grad and name not in run.unreached
         ),
         _trained_modules(model),
-        unreached,
-        _uncalled(model, unreached),
+        run.unreached,
+        _uncalled(model, run.unreached),
     )
 
 
