@@ -29,8 +29,8 @@ def index_tasks(names: list[str], folder: str | None = None) -> Any:
     if unknown:
         near = suggestion(unknown[0], [*manager.all_groups, *manager.all_tasks])
         raise PacaError(
-            f"There is no task {unknown[0]!r}{near}. It is none of paca's own (mmlu, perplexity, mt-bench) and none "
-            "of lm-evaluation-harness's; give the folder with your own task files as --include DIR."
+            f"There is no task {unknown[0]!r}{near or '.'} It is none of paca's own (mmlu, perplexity, mt-bench) and "
+            "none of lm-evaluation-harness's; give the folder with your own task files as --include DIR."
         )
     return manager
 

@@ -67,5 +67,6 @@ def find_gpu(name: str) -> Gpu:
     if size and float(size.group(1)) > 0:
         return Gpu(name, float(size.group(1)))
     raise PacaError(
-        f"There is no GPU {name!r}{suggestion(typed, GPUS)}. Give a size such as 80GB, or one of: {', '.join(GPUS)}."
+        f"There is no GPU {name!r}{suggestion(typed, GPUS) or '.'} Give a size such as 80GB, or one of: "
+        f"{', '.join(GPUS)}."
     )

@@ -47,7 +47,7 @@ LOSSES: dict[str, Loss] = {
 def find_loss(name: str) -> Loss:
     """Find a loss by its name in `LOSSES`."""
     if name not in LOSSES:
-        raise PacaError(f"There is no loss {name!r}{suggestion(name, LOSSES)}. Known: {', '.join(LOSSES)}.")
+        raise PacaError(f"There is no loss {name!r}{suggestion(name, LOSSES) or '.'} Known: {', '.join(LOSSES)}.")
     return LOSSES[name]
 
 

@@ -21,8 +21,8 @@ def find_method(name: str) -> Method:
     if name in known:
         return Method(name, f"PEFT's {name}", name)
     raise PacaError(
-        f"There is no method {name!r}{suggestion(name, [*PLANNED, *known])}. Known: {', '.join(PLANNED)}, and PEFT's "
-        "other methods by their names."
+        f"There is no method {name!r}{suggestion(name, [*PLANNED, *known]) or '.'} Known: {', '.join(PLANNED)}, and "
+        "PEFT's other methods by their names."
     )
 
 

@@ -65,7 +65,7 @@ def find_optimizer(name: str) -> Optimizer:
     known = ALIASES.get(name, name)
     if known not in OPTIMIZERS:
         raise PacaError(
-            f"The optimizer {name!r} cannot be planned{suggestion(name, [*OPTIMIZERS, *ALIASES])}. "
+            f"The optimizer {name!r} cannot be planned{suggestion(name, [*OPTIMIZERS, *ALIASES]) or '.'} "
             f"Known: {', '.join(OPTIMIZERS)}."
         )
     return OPTIMIZERS[known]

@@ -110,7 +110,7 @@ def find_recipe(name: str) -> Path:
     is_bare = Path(name).name == name
     near = (suggestion(bare, shipped) if is_bare else "") or near_files(Path(name))
     raise PacaError(
-        f"There is no recipe file {name!r}{near}. Give a path, or one of the recipes that come with paca: "
+        f"There is no recipe file {name!r}{near or '.'} Give a path, or one of the recipes that come with paca: "
         f"{', '.join(sorted(shipped)) or 'none found'}."
     )
 
