@@ -29,7 +29,7 @@ def test_the_columns_of_each_kind():
     assert {column.key for column in COLUMNS if column.learnt} == set(OVER_SEEDS)
     assert {column.key for column in COLUMNS if column.timed} == set(IN_TURNS)
     assert {column.key for column in COLUMNS if column.best and not column.error} == set(EXACT)
-    crownless = {"rank", "trained_parameters", "rate", "merge_ms", "latency_ms", "merged_latency_ms"}
+    crownless = {"rank", "steps", "trained_parameters", "rate", "merge_ms", "latency_ms", "merged_latency_ms"}
     assert {column.key for column in COLUMNS if column.best is None} == crownless
 
 

@@ -83,7 +83,7 @@ def test_the_second_turn_sees_the_first_and_the_temperature_is_the_category_s(ad
 
     def generate(model, tokenizer, inputs, sampling):
         seen.append((tokenizer.decode(inputs["input_ids"][0]), sampling))
-        return " said "
+        return " said ", False
 
     monkeypatch.setattr(answering, "generate", generate)
     assert run(adapter, bench, tmp_path / "out", "--limit", "1") == 0

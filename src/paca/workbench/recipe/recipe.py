@@ -22,7 +22,6 @@ from paca.workbench.methods.registry import method_problems
 from paca.workbench.methods.section import MethodSection
 from paca.workbench.models.section import ModelSection, model_problems
 from paca.workbench.recipe.data_files import file_problems
-from paca.workbench.recipe.layer_names import layer_problems
 from paca.workbench.recipe.stopping import StoppingSection, stopping_defaults, stopping_problems
 from paca.workbench.recipe.tasks import IMAGES, PREFERENCE, TEXT, TRAINING_PROBLEMS, training_problems
 from paca.workbench.vision.section import ImagesSection, images_problems
@@ -228,6 +227,8 @@ def _build_recipe(content: Mapping[str, Any], problems: list[str], with_files: b
         wrong = method_problems(method.name, method.config) if method else []
     problems += wrong
     if problems and with_files and model and method and not wrong:
+        from paca.workbench.recipe.layer_names import layer_problems  # torch and transformers, for a recipe gone wrong
+
         problems += layer_problems(content.get("task", TEXT), model, method)
     if problems and with_files and data and images and not found:
         problems += file_problems(content.get("task", TEXT), data, images)
