@@ -22,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmark import add_numbers, add_threads_and_json, benchmark, describe, make_parser, print_table, surroundings
 from methods import METHODS, Method, choose_methods
 from paca.profiling.steps import TrainingStep, quartiles
+from paca.workbench.base.options import positive
 from step import prepare
 from timing import FLOOR, FLOOR_AGAIN, time_in_turns
 
@@ -84,17 +85,25 @@ def launches(step: TrainingStep) -> Launches:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser(__file__, __doc__, methods=METHODS)
-    parser.add_argument("--layers", type=int, nargs="+", default=[28, 56], help="adapted layers (default: 28 56)")
+    parser.add_argument("--layers", type=whole_blocks, nargs="+", default=[28, 56], help="(default: 28 56)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="beside the floor (default: all)")
     add_numbers(parser, rank=(16, "of every method"), tokens=(4, "of a step"), steps=(25, "timed, of each method"))
     return add_threads_and_json(parser)
 
 
+def whole_blocks(text: str) -> int:
+    """Read a number of adapted layers; an `ArgumentTypeError` if they are no whole blocks."""
+    layers = positive(text)
+    if layers % LAYERS_A_BLOCK:
+        raise argparse.ArgumentTypeError(f"{text} layers are no whole blocks: write a multiple of {LAYERS_A_BLOCK}.")
+    return layers
+
+
 def narrow_llama(layers: int) -> LlamaForCausalLM:
-    """A Llama 32 wide, of so many linear layers without the head; the last block's share is rounded up."""
+    """A Llama 32 wide, of so many linear layers without the head."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=-(-layers // LAYERS_A_BLOCK), vocab_size=64))
+    return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=layers // LAYERS_A_BLOCK, vocab_size=64))
 
 
 def measure(methods: list[Method], layers: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:

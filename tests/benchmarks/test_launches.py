@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from launches import KernelCounter, Launches, launches, main, narrow_llama
+from launches import KernelCounter, Launches, build_parser, launches, main, narrow_llama
 from methods import METHODS
 from step import prepare
 
@@ -37,3 +37,9 @@ def test_the_benchmark_itself(tmp_path, capsys):
     assert found["paca"]["total"] == 44
     assert found["floor again"]["total"] == 0
     assert "| paca | 44 | 6.29 | 28 | 14 | 2 |" in capsys.readouterr().out
+
+
+def test_layers_that_are_no_whole_blocks_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--layers", "30"])
+    assert "30 layers are no whole blocks: write a multiple of 7." in capsys.readouterr().err

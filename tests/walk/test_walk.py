@@ -18,6 +18,7 @@ import pytest
 from tests.paths import ROOT
 from tests.walk.pages import PAGES, Command, commands
 from tests.walk.scene import prepare, yaml_block
+from tests.workbench.compare.inside import Inside
 from tests.workbench.evaluation.judge_server import Judge, serving
 
 from paca.workbench.cli.main import VERBS, main
@@ -127,16 +128,6 @@ def scene(tmp_path_factory):
     for name in ("first", "second", "instruct", "preferred"):
         shutil.copytree(mine, here / "outputs" / name)
     return here
-
-
-class Inside(worker.InProcessWorker):
-    """A process of its own takes seconds to start."""
-
-    def __init__(self, recipe, unrelated=None, gpu=None):
-        super().__init__(recipe, unrelated)
-
-    def close(self):
-        pass
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import json
 import re
 
 import pytest
+from tests.workbench.compare.inside import Inside
 from tests.workbench.tiny import recipe_content, save_model, write_recipe, write_text
 
 from paca.workbench.base.options import size
@@ -11,16 +12,6 @@ from paca.workbench.compare import worker
 from paca.workbench.compare.choice import choose_methods
 from paca.workbench.compare.rates import read_rates
 from paca.workbench.methods.catalogue import FLOORS
-
-
-class Inside(worker.InProcessWorker):
-    """A child process takes seconds to start."""
-
-    def __init__(self, recipe, unrelated=None, gpu=None):
-        super().__init__(recipe, unrelated)
-
-    def close(self):
-        pass
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Columns that lie side by side are read and written as one block, several times as fast as one by one.
+"""Columns that lie side by side are read and written as one block.
 
 In a row-major weight each row of such a block is one run of memory, of a few cache lines in place of one per column.
 """

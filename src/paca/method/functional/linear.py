@@ -191,7 +191,7 @@ def require_frozen(weight: Tensor | None) -> None:
     Raises:
         PacaError: If it does, and gradients are being computed.
     """
-    with plainly():  # or a weight in the layout of training would take ten times as long to answer
+    with plainly():  # the question would go through __torch_function__ of a weight in the layout of training
         is_trained = weight is not None and weight.requires_grad
     if is_trained and torch.is_grad_enabled():
         raise PacaError(
@@ -223,7 +223,7 @@ def partial_linear(
     Returns:
         Shape `(..., out)`.
     """
-    indices = tuple([update.indices for update in updates])  # lists: generators cost a small step measurably more
+    indices = tuple([update.indices for update in updates])
     scalings = tuple([update.scaling for update in updates])
     deltas = [update.delta for update in updates]
     return PartialLinear.apply(in_autocast_dtype(x), bias, loan, indices, scalings, gathered, *deltas)

@@ -174,7 +174,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         if stay is None or not stay.is_pinned_here():
             return self.compute(self.updates(), x, *args, **kwargs)
         # Within a call of a whole model all has been looked at, and the columns are in the weight.
-        if torch.is_grad_enabled() and self._is_differentiated(x, stay.updates):
+        if self._is_differentiated(x, stay.updates):
             return self._differentiated(Loan(stay.lease(), stay), stay.updates, x, *args, **kwargs)
         return self._modules["base_layer"](x, *args, **kwargs)  # type: ignore[misc]
 
@@ -349,7 +349,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         Returns:
             The lease under which they are; None if they can't be there before this layer's turn.
         """
-        own = self.__dict__  # nn.Module's assignment costs as much as a write of columns
+        own = self.__dict__  # nn.Module's own assignment looks through all its dictionaries first
         own["_for_call"] = None
         base: Any = self._modules["base_layer"]
         if not self.holds_columns() or base._state_dict_pre_hooks:
