@@ -37,7 +37,8 @@ def base_model(name: str) -> Any:
     """The base model, the same in every process."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from paca.workbench.models.load import SMOLLM2, load_model
+    from paca.workbench.models.embedded import SMOLLM2
+    from paca.workbench.models.load import load_model
 
     torch.manual_seed(0)
     if name == "smollm2":

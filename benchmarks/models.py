@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from paca import PacaError
-from paca.workbench.models.load import SMOLLM2 as SMOLLM2_INSTRUCT
+from paca.workbench.models.embedded import SMOLLM2 as SMOLLM2_INSTRUCT
 from paca.workbench.models.load import load_model
 
 SMOLLM2 = "smollm2"

@@ -18,7 +18,8 @@ from torch.nn.functional import interpolate
 from paca import PacaError
 from paca.workbench.data.prepare import encode, prepare_data, read_data
 from paca.workbench.data.section import DataSection
-from paca.workbench.models.load import SMOLLM2, load_model, load_tokenizer
+from paca.workbench.models.embedded import SMOLLM2
+from paca.workbench.models.load import load_model, load_tokenizer
 from paca.workbench.vision.batch_norm import freeze_batch_norm
 from paca.workbench.vision.models import EFFICIENTNET_LITE0, classifier_names, load_classifier, pixel_format
 from pretrained_llama import load_pretrained_llama, source_code

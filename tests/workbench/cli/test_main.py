@@ -56,6 +56,71 @@ def test_options_that_take_several_words_take_commas_and_spaces(verb):
         assert getattr(parse([verb, first, option, *words]), option.removeprefix("--")) == ["a", "b", "c"]
 
 
+SWALLOWED = {
+    # a verb and its options, of which the last swallows: the verb's first word, the option's own, and what may follow
+    "compare --methods": ("smollm2-python-reference", ["paca", "lora"], ["--seeds 2", "seed=1"]),
+    "compare --rates": ("mine.yml", ["paca=1e-3", "lora=2e-3"], ["--seeds 2", "seed=1"]),
+    "select --strategies": ("recipe file.txt", ["random", "weight"], ["--output there", "seed=1"]),
+    "plan --methods": ("smollm2-135m", ["paca", "lora(r=8)"], ["--seq 8"]),
+    "eval --tasks": ("run", ["mmlu", "perplexity"], ["--limit 3"]),
+    "eval --tasks mmlu --text": ("run", ["recipe file.txt", "data.jsonl"], ["--limit 3"]),
+}
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe file.txt").touch()
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    (tmp_path / "run" / "adapter" / "adapter_config.json").touch()
+    (tmp_path / "config.json").touch()
+
+
+@pytest.mark.parametrize("typed", SWALLOWED)
+def test_the_first_word_may_stand_behind_a_list(typed, files):
+    verb, *options = typed.split()
+    first, own, followed = SWALLOWED[typed]
+    for after in ("", *followed):
+        for words in (own, [",".join(own)]):
+            arguments = parse([verb, *options, *words, first, *after.split()])
+            named = getattr(arguments, "recipe", None) or arguments.model
+            assert (named, getattr(arguments, options[-1].removeprefix("--"))) == (first, own)
+
+
+@pytest.mark.parametrize("first", ["llama3-8b", "meta-llama/Llama-3.2-1B", "config.json", ".", "nosuch.yaml", "run"])
+def test_a_plans_model_may_stand_behind_its_methods(first, files):
+    arguments = parse(["plan", "--methods", "paca", first, "--seq", "8"])
+    assert (arguments.model, arguments.methods) == (first, ["paca"])
+
+
+def test_a_first_word_in_its_place_leaves_lists_alone(files):
+    arguments = parse(["compare", "--methods", "paca", "nosuch.yaml", "--seeds", "1", "mine.yaml"])
+    assert (arguments.recipe, arguments.methods) == ("mine.yaml", ["paca", "nosuch.yaml"])
+
+
+def test_several_adapters_may_stand_behind_the_tasks(files):
+    for words in (["--tasks", "mmlu", "run", "run/adapter"], ["run", "--tasks", "mmlu", "run/adapter"]):
+        arguments = parse(["eval", *words])
+        assert (arguments.model, arguments.more, arguments.tasks) == ("run", ["run/adapter"], ["mmlu"])
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["compare", "--methods", "paca", "lora"], "RECIPE"),
+        (["select", "--strategies", "random"], "RECIPE"),
+        (["plan", "--methods", "paca"], "MODEL"),
+        (["eval", "--tasks", "mmlu"], "MODEL_OR_ADAPTER"),
+        (["finetune", "--resume"], "RECIPE"),
+    ],
+)
+def test_a_first_word_that_is_nowhere_is_named(words, missing, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert f"the following arguments are required: {missing}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "near"),
     [

@@ -9,8 +9,9 @@ from tests.workbench.tiny import run
 
 from paca import PacaConfig
 from paca.workbench.models import embedded_columns
+from paca.workbench.models.embedded import SMOLLM2
 from paca.workbench.models.embedded_columns import columns_of_embedded
-from paca.workbench.models.load import SMOLLM2, load_model
+from paca.workbench.models.load import load_model
 
 
 @pytest.fixture

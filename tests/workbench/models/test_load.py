@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from paca import PacaConfig, PacaError
 from paca.workbench.export.verified import export
 from paca.workbench.models import load as models
-from paca.workbench.models.load import SMOLLM2, forget_gguf, load_model, load_tokenizer
+from paca.workbench.models.embedded import SMOLLM2
+from paca.workbench.models.load import forget_gguf, load_model, load_tokenizer
 from paca.workbench.vision.models import load_classifier
 
 has_smollm2 = pytest.mark.skipif(

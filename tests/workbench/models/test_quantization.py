@@ -11,7 +11,8 @@ from paca import PacaConfig, PacaError
 from paca.tuner.layers.quantized import comes_quantized
 from paca.workbench.export.verified import export
 from paca.workbench.models import quantization
-from paca.workbench.models.load import EMBEDDED, EmbeddedModel, load_model
+from paca.workbench.models.embedded import EMBEDDED, EmbeddedModel
+from paca.workbench.models.load import load_model
 from paca.workbench.models.quantization import QUANTIZATIONS, quantization_config, quantization_problems
 from paca.workbench.recipe.recipe import read_recipe, shipped_recipes
 

@@ -6,8 +6,8 @@ import pytest
 
 from paca import PacaError
 from paca.workbench.models.adapter_files import may_be_same_model
-from paca.workbench.models.embedded import EmbeddedModel
-from paca.workbench.models.load import EMBEDDED, SMOLLM2, load_model
+from paca.workbench.models.embedded import EMBEDDED, SMOLLM2, EmbeddedModel
+from paca.workbench.models.load import load_model
 from paca.workbench.training.adapted import find_adapter, find_source
 
 HUB = EMBEDDED[SMOLLM2].hub

@@ -8,6 +8,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Callable
 from typing import Any, TypeVar, get_args
 
 Options = TypeVar("Options")
@@ -22,8 +23,8 @@ def option(help: str, default: Any = dataclasses.MISSING, *, least: int | None =
         help: What `--help` says of it.
         default: Must be given on the command line when omitted.
         least: The smallest number that makes sense.
-        **declared: `group`, the heading it stands under; `positional`, whether it goes without its name; and what
-            `argparse` takes, such as `metavar`.
+        **declared: `group`, the heading it stands under; `positional`, whether it goes without its name; `known` and
+            `more`, as `first_word` takes them; and what `argparse` takes, such as `metavar`.
 
     Returns:
         The field.
@@ -46,18 +47,23 @@ def add_options(parser: argparse.ArgumentParser, cls: type[Any]) -> None:
         group = spec.metadata.get("group")
         if group not in groups:
             groups[group] = parser.add_argument_group(group)
+        if "known" in declared:
+            first_word(parser, spec.name, **declared)
+            continue
+        required = spec.default is dataclasses.MISSING
+        if not required:
+            declared["default"] = spec.default
         if spec.metadata.get("positional"):
             groups[group].add_argument(spec.name, **declared)
             continue
-        required = spec.default is dataclasses.MISSING
-        declared.update({"required": True} if required else {"default": spec.default})
+        declared["required"] = required
         groups[group].add_argument(f"--{spec.name.replace('_', '-')}", **declared)
 
 
 class Several(argparse.Action):
     """An option with one or more words, which spaces, commas or both separate; given again, it takes more.
 
-    Overrides of a recipe that stand behind them are put into `later_overrides`.
+    Overrides of a recipe that stand behind them are put into `later_overrides`, and in `lists` its name is kept.
     """
 
     def __call__(
@@ -71,11 +77,12 @@ class Several(argparse.Action):
         overrides = [word for word in values if OVERRIDE.match(word)]
         words = [part for word in values if word not in overrides for part in self.parts(word)]
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or ()), *words])
+        namespace.lists = [*getattr(namespace, "lists", []), self.dest]
         namespace.later_overrides = [*getattr(namespace, "later_overrides", []), *overrides]
 
     def parts(self, word: str) -> list[str]:
-        """Take a word apart."""
-        return split_words(word)
+        """Take a word apart, unless it names a file: that is the verb's first word."""
+        return [word] if os.path.isfile(word) else split_words(word)
 
 
 class SeveralSources(Several):
@@ -101,6 +108,51 @@ def split_words(text: str) -> list[str]:
 def several(parser: argparse.ArgumentParser, name: str, metavar: str, help: str) -> None:  # noqa: A002 - argparse's word
     """Declare an option that takes several words."""
     parser.add_argument(name, action=Several, nargs="+", default=[], metavar=metavar, help=help)
+
+
+def first_word(
+    parser: argparse.ArgumentParser,
+    name: str,
+    known: Callable[[str], bool],
+    more: str | None = None,
+    **declared: Any,
+) -> None:
+    """Declare the word that a verb takes first, such as RECIPE. `find_first_word` has to be called after parsing.
+
+    Args:
+        parser: The verb's.
+        name: Where the word is stored.
+        known: Tells whether a word can be nothing else.
+        more: Where further such words are stored, if the verb takes several.
+        **declared: What `argparse` takes.
+    """
+    # That it is missing is for `find_first_word` to say, which knows where else to look for it.
+    parser.add_argument(name, **declared).required = False
+    parser.set_defaults(first_word=(name, known, more, declared["metavar"]))
+
+
+def find_first_word(arguments: argparse.Namespace) -> None:
+    """Take a verb's first word out of the options that swallowed it; a usage error if there is none.
+
+    `paca compare --methods paca lora RECIPE` gives all three words to `--methods`, as argparse reads it. If several
+    words can be the first one, the last of them is it: it stands where the list ends.
+    """
+    if "first_word" not in arguments:
+        return
+    name, known, more, metavar = arguments.first_word
+    found = [] if getattr(arguments, name) is None else [getattr(arguments, name)]
+    for option in dict.fromkeys(getattr(arguments, "lists", ())):
+        words = getattr(arguments, option)
+        taken = [word for word in words if known(word)]
+        if not more:
+            taken = [] if found else taken[-1:]
+        setattr(arguments, option, [word for word in words if word not in taken])
+        found += taken
+    if not found:
+        arguments.parser.error(f"the following arguments are required: {metavar}")
+    setattr(arguments, name, found[0])
+    if more:
+        setattr(arguments, more, [*found[1:], *getattr(arguments, more)])
 
 
 def read_options(arguments: argparse.Namespace, cls: type[Options]) -> Options:

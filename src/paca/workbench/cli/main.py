@@ -10,6 +10,7 @@ import paca
 from paca.errors import PacaError, to_install
 from paca.workbench.base.asides import hush_imports
 from paca.workbench.base.messages import one_line, suggestion
+from paca.workbench.base.options import find_first_word
 from paca.workbench.base.waiting import signs_of_life
 from paca.workbench.cli import chat, compare, data, doctor, export, finetune, plan, recipes, select
 from paca.workbench.cli import eval as eval_verb
@@ -84,6 +85,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if later:
         arguments.overrides = [*arguments.overrides, *later]
+    find_first_word(arguments)
     return arguments
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
-from paca.workbench.base.options import positive, several
-from paca.workbench.cli.verb import Verb
+from paca.workbench.base.options import first_word, positive, several
+from paca.workbench.cli.verb import Verb, names_recipe
+from paca.workbench.models.names import names_model
+from paca.workbench.planning.shapes import find_shape
 
 EXAMPLE = """\
 example:
@@ -29,8 +31,12 @@ DTYPES = ("bfloat16", "float16", "float32")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `paca plan` takes. What is not given is taken from the recipe, if MODEL is one."""
     parser.usage = "%(prog)s MODEL [OPTION ...]"
-    parser.add_argument(
-        "model", metavar="MODEL", help="a built-in shape, a config.json, its folder, a Hub name, or a recipe"
+    first_word(
+        parser,
+        "model",
+        _names_model,
+        metavar="MODEL",
+        help="a built-in shape, a config.json, its folder, a Hub name, or a recipe",
     )
     several(parser, "--methods", "METHOD", "paca lora dora full qpaca qlora, or PEFT's")
     parser.add_argument("--gpu", metavar="GPU", help="a name such as a100-80gb, or a size such as 80GB")
@@ -56,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--png", metavar="FILE", help="draw what the memory goes into")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that the configuration brings")
+
+
+def _names_model(word: str) -> bool:
+    """Whether a word can be no method: a Hub name has a slash."""
+    return "/" in word or find_shape(word) is not None or names_model(word) or names_recipe(word)
 
 
 def run(arguments: argparse.Namespace) -> int:

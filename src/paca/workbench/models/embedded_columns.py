@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from paca.workbench.models.load import EMBEDDED, load_model
+from paca.workbench.models.embedded import EMBEDDED
+from paca.workbench.models.load import load_model
 
 
 @contextmanager

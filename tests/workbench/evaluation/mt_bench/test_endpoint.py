@@ -28,7 +28,8 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory):
     """SmolLM2 as an ordinary folder in bfloat16, which loads in a second."""
-    from paca.workbench.models.load import SMOLLM2, load_model, load_tokenizer
+    from paca.workbench.models.embedded import SMOLLM2
+    from paca.workbench.models.load import load_model, load_tokenizer
 
     folder = tmp_path_factory.mktemp("smollm2") / "model"
     load_model(SMOLLM2, "bfloat16").save_pretrained(folder)
