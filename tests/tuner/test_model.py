@@ -2,11 +2,13 @@
 
 import copy
 import logging
+import time
 import warnings
 
 import pytest
 import torch
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.error import NoMatchingPeftModuleError
 from tests.toys import KINDS, Toy, adapted, assert_pretrained, config, inputs, layers, linear, train, trained
 from torch import nn
@@ -55,6 +57,87 @@ def assert_same_as(model, twin):
         assert torch.equal(a, b)
         assert a.requires_grad == b.requires_grad
     assert hasattr(model, "peft_config") == hasattr(twin, "peft_config")
+
+
+# Switching
+
+SWITCHES = {
+    "another": [("other", False), ("third", False), ("default", False)],
+    "several": [(["default", "third"], False), (["other"], False), ([], False), ("default", False)],
+    "for inference": [("other", True), ("default", False), (["default", "other"], True)],
+}
+
+
+def three(**options):
+    model = stack(random_seed=0, init_weights=False, **options)
+    for name in ("other", "third"):
+        model.add_adapter(name, PacaConfig(r=2, target_modules=["q_proj", "v_proj"], random_seed=1, **options))
+    return model.eval()
+
+
+def pefts_own(model, names, inference_mode):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PacaLayer, "set_adapter", BaseTunerLayer.set_adapter)
+        BaseTuner.set_adapter(model.base_model, names, inference_mode=inference_mode)
+
+
+def assert_switched_as(model, twin):
+    for (name, one), other in zip(model.named_parameters(), twin.parameters(), strict=True):
+        assert one.requires_grad == other.requires_grad, name
+    for one, other in zip(model.modules(), twin.modules(), strict=True):
+        assert getattr(one, "active_adapters", None) == getattr(other, "active_adapters", None)
+        assert getattr(one, "merged_adapters", None) == getattr(other, "merged_adapters", None)
+    tokens = torch.arange(8)[None]
+    assert torch.equal(model(tokens), twin(tokens))
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["", "merged"])
+@pytest.mark.parametrize("by_hand", [False, True], ids=["", "trained by hand"])
+@pytest.mark.parametrize("options", [{}, {"modules_to_save": ["lm_head"]}], ids=["", "a head"])
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_a_switch_means_what_pefts_does(switches, options, by_hand, merged):
+    torch.manual_seed(0)
+    model = three(**options)
+    twin = copy.deepcopy(model)
+    for names, inference_mode in SWITCHES[switches]:
+        if options and isinstance(names, list) and len(names) != 1:
+            continue  # PEFT has one head at a time
+        for each in (model, twin):
+            if by_hand:
+                each.set_requires_grad(["other", "third"])
+            if merged and each.base_model.active_adapters:
+                each.merge_adapter()
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model.base_model.set_adapter(names, inference_mode=inference_mode)
+            told = len(said)
+            pefts_own(twin, names, inference_mode)
+        assert len(said) == 2 * told
+        assert_switched_as(model, twin)
+
+
+def test_two_heads_at_once_are_refused_before_anything_is_switched():
+    model = three(modules_to_save=["lm_head"])
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match="Only one adapter"):
+        model.base_model.set_adapter(["default", "other"])
+    assert_switched_as(model, before)
+
+
+def test_a_switch_among_many_adapters_takes_a_fraction_of_pefts_time():
+    model = get_peft_model(Stack(blocks=20), PacaConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    for number in range(16):
+        model.add_adapter(str(number), PacaConfig(r=2, target_modules=["q_proj", "v_proj"]))
+
+    def seconds(switch):
+        taken = []
+        for name in "123456789":
+            start = time.process_time()
+            switch(model, name, inference_mode=False)
+            taken.append(time.process_time() - start)
+        return min(taken)
+
+    assert seconds(PeftModel.set_adapter) < seconds(pefts_own) / 2
 
 
 # Targets

@@ -206,6 +206,19 @@ class PacaModel(BaseTuner):
         for name, parameter in self.unload().named_parameters():
             parameter.requires_grad_(name in self._trained_before)
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """PEFT's, by one walk over the model where nothing but adapted layers has anything to switch."""
+        modules = list(self.model.modules())
+        layers = [module for module in modules if isinstance(module, PacaLayer)]
+        if any(isinstance(module, AuxiliaryTrainingWrapper) for module in modules) or any(
+            layer.merged_adapters for layer in layers
+        ):
+            super().set_adapter(adapter_name, inference_mode=inference_mode)
+            return
+        for layer in layers:
+            layer.set_adapter(adapter_name, inference_mode=inference_mode)
+        self.active_adapter = adapter_name
+
     # The model runs
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

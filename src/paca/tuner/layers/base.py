@@ -349,7 +349,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         Returns:
             The lease under which they are; None if they can't be there before this layer's turn.
         """
-        own = self.__dict__  # nn.Module's own assignment looks through all its dictionaries first
+        own = self.__dict__  # as in `set_adapter`
         own["_for_call"] = None
         base: Any = self._modules["base_layer"]
         if not self.holds_columns() or base._state_dict_pre_hooks:
@@ -423,8 +423,20 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         self.paca_indices[adapter_name] = self.paca_indices[adapter_name].to(device)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        self._for_call = None
-        super().set_adapter(adapter_names, inference_mode=inference_mode)
+        """PEFT's, by one look at each update: a server switches among many adapters, and each layer has all of them.
+
+        Args:
+            adapter_names: The adapters that are active from now on. Their updates are trained, those of others not.
+            inference_mode: Have none trained.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        deltas: Any = self._modules["paca_delta"]
+        for name, delta in deltas._parameters.items():
+            is_trained = name in names and not inference_mode
+            if delta.requires_grad != is_trained and delta.is_leaf:  # views of FSDP1 are not
+                delta.requires_grad_(is_trained)
+        own = self.__dict__  # nn.Module's own assignment looks through all its dictionaries first
+        own["_for_call"], own["_active_adapter"] = None, names
 
     def delete_adapter(self, adapter_name: str) -> None:
         self._for_call = None
