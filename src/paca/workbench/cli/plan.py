@@ -1,17 +1,15 @@
 """`paca plan MODEL`: the peak memory and the operations of a training step per method, without weights or a GPU."""
 
 import argparse
-import contextlib
 import dataclasses
-import gc
 import json
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
+from paca.workbench.base.garbage import imports_spared
 from paca.workbench.base.options import first_word, positive, several
 from paca.workbench.cli.verb import Verb, names_recipe
 from paca.workbench.models.names import names_model
@@ -71,7 +69,7 @@ def _names_model(word: str) -> bool:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, and print the tables."""
-    with _garbage_left():
+    with imports_spared() as imported:
         from paca.workbench.planning.gpus import find_gpu
         from paca.workbench.planning.progress import PlanProgress
         from paca.workbench.planning.report import draw
@@ -79,44 +77,35 @@ def run(arguments: argparse.Namespace) -> int:
         from paca.workbench.planning.rows import make_rows
         from paca.workbench.planning.simulate import Planner
 
-    gpu = find_gpu(arguments.gpu) if arguments.gpu else None
-    searches = tuple(name for name in ("max_seq", "max_batch") if getattr(arguments, name))
-    if gpu is None and searches:
-        raise PacaError("--max-seq and --max-batch need to know what to fit into: pass --gpu 80GB, or a GPU's name.")
-    planned = planned_model(arguments.model, arguments.trust_remote_code)
-    settings = settings_of(planned, vars(arguments))
-    for warning in planned.warnings(settings[0]):
-        print(f"warning: {warning}", file=sys.stderr)
-    with warnings.catch_warnings(), PlanProgress(len(settings), len(searches)) as progress:
-        warnings.simplefilter("ignore")  # asides of libraries, which nothing can be done about here
-        planner = Planner(planned.config, progress.entered)
-        rows, refused = make_rows(planner, settings, gpu, searches, progress.say)
-    for error in refused:
-        print(f"paca plan: {error}", file=sys.stderr)
-    title = planned.title(settings[0])
-    if arguments.png:
-        draw(Path(arguments.png), title, rows, None if gpu is None else gpu.bytes)
-    if arguments.json:
-        described = None if gpu is None else dataclasses.asdict(gpu)
-        print(json.dumps({"model": arguments.model, "gpu": described, "methods": rows}, indent=2))
-    else:
-        _print_tables(title, rows, gpu)
-        for note in planner.notes():
-            print(f"note: {note}")
-        _print_advice(planner, settings, rows, gpu)
-    return 0
-
-
-@contextlib.contextmanager
-def _garbage_left() -> Iterator[None]:
-    """Collect no garbage: imports leave little, and the collector goes through all that they made many times over."""
-    collected = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collected:
-            gc.enable()
+        imported()
+        gpu = find_gpu(arguments.gpu) if arguments.gpu else None
+        searches = tuple(name for name in ("max_seq", "max_batch") if getattr(arguments, name))
+        if gpu is None and searches:
+            raise PacaError(
+                "--max-seq and --max-batch need to know what to fit into: pass --gpu 80GB, or a GPU's name."
+            )
+        planned = planned_model(arguments.model, arguments.trust_remote_code)
+        settings = settings_of(planned, vars(arguments))
+        for warning in planned.warnings(settings[0]):
+            print(f"warning: {warning}", file=sys.stderr)
+        with warnings.catch_warnings(), PlanProgress(len(settings), len(searches)) as progress:
+            warnings.simplefilter("ignore")  # asides of libraries, which nothing can be done about here
+            planner = Planner(planned.config, progress.entered)
+            rows, refused = make_rows(planner, settings, gpu, searches, progress.say)
+        for error in refused:
+            print(f"paca plan: {error}", file=sys.stderr)
+        title = planned.title(settings[0])
+        if arguments.png:
+            draw(Path(arguments.png), title, rows, None if gpu is None else gpu.bytes)
+        if arguments.json:
+            described = None if gpu is None else dataclasses.asdict(gpu)
+            print(json.dumps({"model": arguments.model, "gpu": described, "methods": rows}, indent=2))
+        else:
+            _print_tables(title, rows, gpu)
+            for note in planner.notes():
+                print(f"note: {note}")
+            _print_advice(planner, settings, rows, gpu)
+        return 0
 
 
 def _print_tables(title: str, rows: list[dict[str, Any]], gpu: Any) -> None:
