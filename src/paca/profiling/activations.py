@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves
 
 from .tracker import track
@@ -37,11 +38,14 @@ def kept_for_backward(forward: Callable[[], Any]) -> int:
 
 
 def _graph_roots(outputs: Any) -> list[Any]:
-    """List the autograd nodes of the outputs, without holding the outputs themselves."""
+    """List edges of the graph to the outputs, without holding the outputs themselves.
+
+    The node of an autograd function is its output's alone: only an edge keeps it.
+    """
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     if not tensors:
         raise TypeError(
             f"kept_for_backward: the forward pass returned {type(outputs).__name__}, in which there is no tensor, so "
             "nothing tells which graph to measure; return the loss, for example `lambda: model(**batch).loss`."
         )
-    return [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    return [get_gradient_edge(tensor) for tensor in tensors if tensor.grad_fn is not None]

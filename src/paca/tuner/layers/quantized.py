@@ -200,7 +200,11 @@ class QuantizedLinear(PacaLayer):
         better: Any = self._modules["paca_columns"]._buffers  # type: ignore[union-attr]
         names = [name for name in adapter_names if name in self.paca_delta]
         updates = zip(names, super().updates(names), strict=True)
-        return tuple(update._replace(pretrained=better.get(name)) for name, update in updates)
+        # Not by `_replace`: torch.compile of torch 2.11 can't make again what that has made.
+        return tuple(
+            ColumnUpdate(one.indices, one.delta, one.scaling, better.get(name), one.gather, one.retired)
+            for name, one in updates
+        )
 
     def holds_columns(self) -> bool:
         """Whether the matrix that the base layer multiplies with can be made here."""
