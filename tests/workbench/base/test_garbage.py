@@ -23,17 +23,21 @@ def test_what_was_imported_is_not_gone_through():
     assert len(gc.get_objects()) > before / 2
 
 
+def fail(during):
+    with imports_spared() as imported:
+        if during == "work":
+            imported()
+        raise KeyError
+
+
+@pytest.mark.parametrize("during", ["imports", "work"])
 @pytest.mark.parametrize("enabled", [True, False])
-def test_afterwards_it_collects_as_before_whatever_happened(enabled):
+def test_afterwards_it_collects_as_before_whatever_happened(enabled, during):
     if not enabled:
         gc.disable()
     try:
-        with pytest.raises(KeyError), imports_spared() as imported:
-            imported()
-            assert gc.isenabled() is enabled
-            raise KeyError
-        with pytest.raises(KeyError), imports_spared():
-            raise KeyError
+        with pytest.raises(KeyError):
+            fail(during)
         assert gc.isenabled() is enabled
         assert gc.get_freeze_count() == 0
     finally:
