@@ -29,6 +29,8 @@ from tests.toys import (
     trained,
 )
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils.parametrize import register_parametrization
 
 from paca import PacaError, PacaLayer
 
@@ -424,21 +426,61 @@ def test_mixed_batches_that_cannot_be():
 # Hooks
 
 
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_hooks_on_the_base_layer_fire_and_may_change_things(kind):
+def test_hooks_on_the_base_layer_fire_and_may_change_things(kind, gradients):
     plain, model = adapted(kind)
     seen = []
     for owner in (plain.one, layers(model)["one"].base_layer):
         owner.register_forward_pre_hook(lambda _, args: (args[0] * 2,))
         owner.register_forward_hook(lambda _, args, y: seen.append(args[0]) or y + 1)
-    y = model(inputs())
+    with torch.set_grad_enabled(gradients):
+        y = model(inputs())
     assert len(seen) == 1
     assert_close(y, reference(plain, model, inputs()))
+    if not gradients:
+        return
     wanted = torch.autograd.grad(reference(plain, model, inputs()).square().sum(), trained(model))
     y.square().sum().backward()
     torch.testing.assert_close([p.grad for p in trained(model)], list(wanted), rtol=0, atol=1e-12)
     assert "forward" not in layers(model)["one"].base_layer.__dict__
     assert_resident(model)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_hooks_on_all_modules_fire_for_the_base_layer_too(kind, gradients):
+    plain, model = adapted(kind)
+    seen = []
+    wanted = reference(plain, model, inputs())
+    handle = register_module_forward_hook(lambda module, args, y: seen.append(type(module)))
+    try:
+        with torch.set_grad_enabled(gradients):
+            assert_close(model(inputs()), wanted)
+    finally:
+        handle.remove()
+    for layer in layers(model).values():
+        assert type(layer) in seen
+        assert type(layer.base_layer) in seen
+
+
+class Doubled(nn.Module):
+    def forward(self, bias):
+        return 2 * bias
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bias_that_is_computed_is_asked_for_in_each_call(kind):
+    plain, model = adapted(kind)
+    for owner in (plain.one, layers(model)["one"].base_layer):
+        with torch.no_grad():
+            owner.bias.fill_(3)
+        register_parametrization(owner, "bias", Doubled())
+    with torch.no_grad():
+        assert_close(model(inputs()), reference(plain, model, inputs()))
+        layers(model)["one"].base_layer.parametrizations.bias.original.zero_()
+        plain.one.parametrizations.bias.original.zero_()
+        assert_close(model(inputs()), reference(plain, model, inputs()))
 
 
 def test_backward_hooks_on_the_base_layer_fire():

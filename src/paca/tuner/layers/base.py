@@ -176,6 +176,10 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         # Within a call of a whole model all has been looked at, and the columns are in the weight.
         if self._is_differentiated(x, stay.updates):
             return self._differentiated(Loan(stay.lease(), stay), stay.updates, x, *args, **kwargs)
+        return self._run_base(x, *args, **kwargs)
+
+    def _run_base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The base layer's forward, over its weight as it is now."""
         return self._modules["base_layer"](x, *args, **kwargs)  # type: ignore[misc]
 
     def compute(self, updates: tuple[ColumnUpdate, ...], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -201,7 +205,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         if not self._is_differentiated(x, updates):
             with loan as weight:
                 if weight is self.base_weight:
-                    return self.base_layer(x, *args, **kwargs)
+                    return self._run_base(x, *args, **kwargs)
         # In backward the weight has to be what it is now; and another thread's columns may be in it.
         return self._differentiated(loan, updates, x, *args, **kwargs)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D as TransposedLinear
 
 from ...method.columns.update import ColumnUpdate
 from ...method.functional.linear import partial_linear, require_frozen
 from .base import PacaLayer
+from .hooks import has_hooks
 
 
 class Linear(PacaLayer):
@@ -22,6 +24,14 @@ class Linear(PacaLayer):
 
     def _features(self) -> tuple[int, int]:
         return self.base_layer.in_features, self.base_layer.out_features
+
+    def _run_base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        base: Any = self._modules["base_layer"]
+        if args or kwargs or type(base) is not nn.Linear or has_hooks(base):
+            return base(x, *args, **kwargs)
+        # What its forward does, without the look-ups on the way there: they make up for those that came before.
+        parameters = base._parameters
+        return F.linear(x, parameters["weight"], parameters["bias"])
 
     def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
         parameters = self._modules["base_layer"]._parameters  # type: ignore[union-attr]
