@@ -30,7 +30,7 @@ class Linear(PacaLayer):
         if args or kwargs or type(base) is not nn.Linear or has_hooks(base):
             return base(x, *args, **kwargs)
         # What its forward does, without the look-ups on the way there: they make up for those that came before.
-        parameters = base._parameters
+        parameters: Any = base._parameters
         return F.linear(x, parameters["weight"], parameters["bias"])
 
     def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
