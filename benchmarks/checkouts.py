@@ -28,7 +28,7 @@ from benchmark import (
     progress,
     surroundings,
 )
-from models import SMOLLM2
+from models import CONFIG_HELP, SMOLLM2
 from paca.profiling.steps import lower_quartile
 from step import setting
 
@@ -102,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("other", type=Path, help="the folder of the other checkout")
     parser.add_argument("--settings", nargs="+", type=setting, metavar="TOKENS:RANK", default=[(256, 16)])
     parser.add_argument("--methods", nargs="+", metavar="NAME", default=["paca"], help="as in step.py (default: paca)")
-    parser.add_argument("--config", default=SMOLLM2, help="smollm2 (real weights), tiny, or a config.json")
+    parser.add_argument("--config", default=SMOLLM2, help=CONFIG_HELP)
     add_numbers(parser, steps=(21, "timed steps of each method"), repeats=(3, "times with new processes"))
     return add_threads_and_json(parser)
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from benchmark import add_numbers, add_threads_and_json, benchmark, describe, make_parser, print_table, surroundings
 from methods import METHODS
-from models import DTYPES, SMOLLM2, load_base
+from models import CONFIG_HELP, DTYPES, SMOLLM2, load_base
 from paca.profiling.steps import lower_quartile
 from timing import time_in_turns
 
@@ -34,7 +34,7 @@ _UPDATE = 0.01  # standard deviation of what starts at zero
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser(__file__, __doc__)
-    parser.add_argument("--config", default=SMOLLM2, help="smollm2 (real weights), tiny, or a config.json")
+    parser.add_argument("--config", default=SMOLLM2, help=CONFIG_HELP)
     add_numbers(parser, prompt_tokens=(32, "that are continued"), new_tokens=(64, "of an answer"))
     add_numbers(
         parser, paca_rank=(16, "of PaCA"), lora_rank=(8, "of LoRA"), rounds=(11, "timed answers of each model")

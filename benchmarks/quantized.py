@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from benchmark import add_numbers, add_threads_and_json, benchmark, describe, make_parser, surroundings
 from methods import METHODS
-from models import DTYPES, SMOLLM2, load_base
+from models import CONFIG_HELP, DTYPES, SMOLLM2, load_base
 from paca.workbench.base.markdown import table as markdown_table
 from paca.workbench.models.load import quantized_copy
 from report import Figures, figures_of, noise
@@ -43,7 +43,7 @@ class QuantizedFigures(Figures):
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser(__file__, __doc__)
-    parser.add_argument("--config", default=SMOLLM2, help="smollm2 (real weights), tiny, or a config.json")
+    parser.add_argument("--config", default=SMOLLM2, help=CONFIG_HELP)
     add_numbers(
         parser, tokens=(256, "per step"), rank=(16, "of both methods"), steps=(17, "timed steps of each method")
     )

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 import paca
 from benchmark import add_numbers, benchmark, make_parser, print_table, progress
-from models import SMOLLM2, load_base
+from models import CONFIG_HELP, SMOLLM2, load_base
 from paca import PacaConfig, PacaLayer
 from paca.profiling import track
 
@@ -55,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", action="store_true", help="count bytes in place of seconds")
     add_numbers(parser, tokens=(256, "per batch"), rank=(16, "of PaCA"), moves=(2, "with --memory"))
     add_numbers(parser, batches=(20, "that a strategy sees"), steps=(25, "of full fine-tuning"))
-    parser.add_argument("--config", default=SMOLLM2, help="smollm2, tiny, or a config.json (random weights)")
+    parser.add_argument("--config", default=SMOLLM2, help=CONFIG_HELP)
     return parser
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from benchmark import add_threads_and_json, benchmark, describe, make_parser, surroundings
 from methods import METHODS, Method, check_that_methods_differ, choose_methods
-from models import DTYPES, SMOLLM2, load_base
+from models import CONFIG_HELP, DTYPES, SMOLLM2, load_base
 from paca.profiling.steps import TrainingStep
 from paca.workbench.base.options import positive
 from report import Figures, figures_of, noise, table, with_ratios
@@ -56,9 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rank", type=positive, default=16, help="rank of every method, if --settings is not given")
     parser.add_argument("--steps", type=positive, default=17, help="timed steps of each method (default: %(default)s)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="beside the floor (default: all)")
-    parser.add_argument(
-        "--config", default=SMOLLM2, help="smollm2 (real weights), tiny, or a config.json (random weights)"
-    )
+    parser.add_argument("--config", default=SMOLLM2, help=CONFIG_HELP)
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the base model (default: %(default)s)")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     return add_threads_and_json(parser)

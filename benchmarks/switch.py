@@ -1,7 +1,7 @@
 """Time to change a model's adapter: from `set_adapter` to the first token, and per token after it.
 
     python benchmarks/switch.py                      SmolLM2-135M, rank 16, with 1, 8 and 64 adapters
-    python benchmarks/switch.py --config FOLDER --dtype bfloat16      random weights in the shape of a config.json
+    python benchmarks/switch.py --config llama3.2-1b --dtype bfloat16 --methods paca lora      random weights, 12 GB
     python benchmarks/switch.py --config tiny --adapters 1 2 --rounds 2      the benchmark itself, in seconds
 
 Each round takes another adapter and continues a prompt greedily with a key-value cache. Four ways take turns in one
@@ -17,6 +17,10 @@ process, every other round in reverse:
 `switch` is what comes between two adapters' answers. PaCA's holds `set_adapter`, the write of all columns and the way
 back, although the answer that follows writes for itself. All times are lower quartiles over the rounds. At the end the
 base weights are compared with what they were, bit for bit.
+
+Each method has a copy of the base model for itself: `--methods` names those that fit into memory beside each other.
+`--json` keeps what its file holds of other numbers of adapters in the same setting, so that they can be measured one
+at a time.
 """
 
 import argparse
@@ -24,21 +28,32 @@ import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from benchmark import add_numbers, add_threads_and_json, benchmark, describe, make_parser, print_table, surroundings
+from benchmark import (
+    add_numbers,
+    add_threads_and_json,
+    benchmark,
+    describe,
+    make_parser,
+    print_table,
+    read_results,
+    surroundings,
+)
 from generate import BASE, BASE_AGAIN, answer, timed
 from methods import METHODS
-from models import DTYPES, SMOLLM2, load_base
+from models import CONFIG_HELP, DTYPES, SMOLLM2, load_base
 from paca.profiling.steps import lower_quartile
 from timing import time_in_turns
 
 PACA, RUNS, LORA, MERGED = "paca", "paca, runs", "lora", "lora, merged"
 MODELS = {PACA: "paca", RUNS: "paca-runs-16", LORA: "lora"}  # what is put onto a copy of the base model, by way
+_SETTING = ("config", "methods", "rank", "prompt_tokens", "new_tokens", "rounds", "dtype")
 _UPDATE = 0.01  # standard deviation of what starts at zero
 _WEIGHT = "base_layer.weight"
 
@@ -60,8 +75,15 @@ class Times(NamedTuple):
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = make_parser(__file__, __doc__)
-    parser.add_argument("--config", default=SMOLLM2, help="smollm2 (real weights), tiny, or a config.json")
+    parser.add_argument("--config", default=SMOLLM2, help=CONFIG_HELP)
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 8, 64], help="how many each model has")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=MODELS.values(),
+        default=[*MODELS.values()],
+        help="what is measured (default: all)",
+    )
     add_numbers(parser, prompt_tokens=(32, "that are continued"), new_tokens=(16, "of an answer, above 1"))
     add_numbers(parser, rank=(16, "of every adapter"), rounds=(11, "timed answers of each way"))
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the base model (default: %(default)s)")
@@ -120,30 +142,33 @@ class Way(NamedTuple):
 
 def ways(models: Mapping[str, Any]) -> dict[str, Way]:
     """All ways, by name, of models that bear their adapters."""
-    lora = models[LORA]
 
     def write_and_put_back(model: Any, adapter: str) -> None:
         model.set_adapter(adapter)
         with model._enable_peft_forward_hooks():  # what an answer begins and ends with
             pass
 
-    def merge(adapter: str) -> None:
+    def merge(lora: Any, adapter: str) -> None:
         lora.set_adapter(adapter)
         lora.merge_adapter()
 
-    def merge_another(adapter: str) -> None:
+    def merge_another(lora: Any, adapter: str) -> None:
         lora.unmerge_adapter()
-        merge(adapter)
+        merge(lora, adapter)
 
     in_place = {
         name: Way(model, model.set_adapter, model.set_adapter, partial(write_and_put_back, model), lambda: None)
         for name, model in models.items()
         if name != LORA
     }
+    if LORA not in models:
+        return in_place
+    lora = models[LORA]
+    another = partial(merge_another, lora)
     return {
         **in_place,
         LORA: Way(lora, lora.set_adapter, lora.set_adapter, lora.set_adapter, lambda: None),
-        MERGED: Way(lora, merge, merge_another, merge_another, lora.unmerge_adapter),
+        MERGED: Way(lora, partial(merge, lora), another, another, lora.unmerge_adapter),
     }
 
 
@@ -201,14 +226,16 @@ def _is_of(adapter: str, name: str) -> bool:
 
 
 def pretrained(model: nn.Module, base: PreTrainedModel) -> bool:
-    """Whether all adapted weights are those of the base model, bit for bit."""
-    weights = dict(base.named_parameters())
+    """Whether all weights of the base model are what they were, bit for bit; -0 is another than 0."""
     found = {
         name.removeprefix("base_model.model.").replace(_WEIGHT, "weight"): parameter
         for name, parameter in model.named_parameters()
-        if name.endswith(_WEIGHT)
     }
-    return bool(found) and all(torch.equal(parameter, weights[name]) for name, parameter in found.items())
+    return all(torch.equal(_bits(found[name]), _bits(weight)) for name, weight in base.named_parameters())
+
+
+def _bits(weight: Tensor) -> Tensor:
+    return weight.detach().contiguous().view(torch.uint8)
 
 
 def measure(
@@ -238,28 +265,39 @@ def measure(
 @benchmark(build_parser)
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure, and print the table."""
+    setting = {name: getattr(arguments, name) for name in _SETTING}
+    results = _measured_before(arguments.json, setting)
     base = load_base(arguments.config, DTYPES[arguments.dtype], arguments.device).eval()
     base.generation_config.eos_token_id = None  # an answer that ends early would be a shorter piece of work
-    models = {name: adapt(base, method, arguments.rank) for name, method in MODELS.items()}
+    models = {
+        name: adapt(base, method, arguments.rank) for name, method in MODELS.items() if method in arguments.methods
+    }
     sizes = f"{arguments.prompt_tokens} tokens of prompt, {arguments.new_tokens} new ones"
     print(f"\n{arguments.config}, {arguments.dtype}, rank {arguments.rank}, {sizes}\n")
-    results: dict[str, Any] = {}
     for adapters in arguments.adapters:
         results[str(adapters)] = found = measure(base, models, adapters, arguments)
         print(f"{adapters} adapters; noise {found[BASE_AGAIN]['token_to_base']:.3f}")
         print_table(("way", "switch, ms", "to the first token, ms", "ms per token", f"× {BASE}"), _rows(found))
         for name in (PACA, RUNS):
-            ratio = found[MERGED]["switch_ms"] / found[name]["switch_ms"]
-            print(f"{name} switches {ratio:.1f} × as fast as LoRA is unmerged and merged")
+            if name in found and MERGED in found:
+                ratio = found[MERGED]["switch_ms"] / found[name]["switch_ms"]
+                print(f"{name} switches {ratio:.1f} × as fast as LoRA is unmerged and merged")
         print()
     held = {name: held_bytes(model, "0") for name, model in models.items()}
     print(", ".join(f"{name}: {size / 2**20:.2f} MiB an adapter" for name, size in held.items()))
     intact = {name: pretrained(model, base) for name, model in models.items()}
     print("; ".join(f"{name}: base weights {'bit-identical' if same else 'changed'}" for name, same in intact.items()))
-    setting = {name: getattr(arguments, name) for name in ("rank", "prompt_tokens", "new_tokens", "rounds", "dtype")}
-    result = {**surroundings(arguments.device), "model": arguments.config, **setting}
+    result = {**surroundings(arguments.device), **setting}
     print(f"\n{describe(result)}")
     return {**result, "adapters": results, "bytes_per_adapter": held, "base_weights_bit_identical": intact}
+
+
+def _measured_before(file: Path | None, setting: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file holds by number of adapters, if it was measured in the same setting."""
+    before = read_results(file)
+    same = all(before.get(name) == value for name, value in setting.items())
+    found: dict[str, Any] = before["adapters"] if same else {}
+    return found
 
 
 def _rows(found: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """The benchmark of switching times adapters that differ, and PaCA's leave the base weights as they were."""
 
+import copy
 import json
 
 import pytest
@@ -48,18 +49,33 @@ def test_every_way_comes_to_the_same_adapter_and_back(base):
     assert held_bytes(models[PACA], "1") == 4 * values + 8 * 2 * 7 * 16
 
 
-def test_the_base_weights_are_the_same_bits_after_a_thousand_switches_over_64_adapters(base):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_base_weights_are_the_same_bits_after_a_thousand_switches_over_64_adapters(dtype):
+    base = load_base("tiny", dtype, torch.device("cpu")).eval()
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.view(-1)[::5] = -0.0  # what a subtraction would turn into 0
     model = adapt(base, "paca", 4)
     add_adapters(model, 64)
     assert len(model.peft_config) == 64
+    before = copy.deepcopy(base)
     said = set()
     for number in range(1000):
         model.set_adapter(str(number * 7 % 64))
-        said.add(float(logits(model).sum()))
+        said.add(tuple(logits(model)[0, -1].tolist()))
         if number % 100 == 0:
-            assert pretrained(model, base)
-    assert pretrained(model, base)
+            assert pretrained(model, before)
+    assert pretrained(model, before)
     assert len(said) == 64
+
+
+@torch.no_grad()
+def test_a_zero_that_has_lost_its_sign_is_a_changed_weight(base):
+    model, before = adapt(base, "paca", 4), copy.deepcopy(base)
+    assert pretrained(model, before)
+    model.get_base_model().model.norm.weight[0] = 0.0
+    before.model.norm.weight[0] = -0.0
+    assert not pretrained(model, before)
 
 
 def test_a_run_prints_what_a_switch_takes_and_writes_its_figures(tmp_path, capsys):
@@ -76,3 +92,26 @@ def test_a_run_prints_what_a_switch_takes_and_writes_its_figures(tmp_path, capsy
     printed = capsys.readouterr().out
     assert "paca switches " in printed
     assert "paca: base weights bit-identical; " in printed
+
+
+@pytest.mark.parametrize(
+    ("methods", "found"),
+    [
+        (["paca"], [PACA]),
+        (["paca", "lora"], [PACA, LORA, MERGED]),
+        (["paca-runs-16", "lora"], [RUNS, LORA, MERGED]),
+        (["lora"], [LORA, MERGED]),
+    ],
+)
+def test_methods_can_be_measured_apart_and_numbers_of_adapters_one_after_another(methods, found, tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    words = ["--config", "tiny", "--rounds", "1", "--new-tokens", "2", "--json", str(file), "--methods", *methods]
+    assert main([*words, "--adapters", "2"]) == 0
+    two = json.loads(file.read_text())["adapters"]["2"]
+    assert main([*words, "--adapters", "3"]) == 0
+    result = json.loads(file.read_text())
+    assert result["adapters"]["2"] == two
+    assert list(result["adapters"]["3"]) == [BASE, BASE_AGAIN, *found]
+    assert ("× as fast" in capsys.readouterr().out) is (len(found) == 3)
+    assert main([*words, "--adapters", "3", "--rank", "32"]) == 0
+    assert list(json.loads(file.read_text())["adapters"]) == ["3"], "of another setting"

@@ -69,6 +69,12 @@ SHAPES: dict[str, Shape] = {
             "meta-llama/Llama-3.1-70B-Instruct",
         ),
         _llama(
+            "llama3.2-1b",
+            (2048, 8192, 16, 32, 8, 128256, 131072, True),
+            "meta-llama/Llama-3.2-1B",
+            "meta-llama/Llama-3.2-1B-Instruct",
+        ),
+        _llama(
             "smollm2-135m",
             (576, 1536, 30, 9, 3, 49152, 8192, True),
             "HuggingFaceTB/SmolLM2-135M",
