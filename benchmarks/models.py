@@ -1,8 +1,11 @@
 """The base models to measure on: SmolLM2-135M's real weights, a tiny random Llama, or any configuration."""
 
+from typing import Any
+
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from paca import PacaError
 from paca.workbench.models.embedded import SMOLLM2 as SMOLLM2_INSTRUCT
 from paca.workbench.models.load import load_model
 from paca.workbench.planning.models import find_config
@@ -35,7 +38,7 @@ def load_base(which: str, dtype: torch.dtype, device: torch.device) -> PreTraine
     if which == SMOLLM2:
         model = load_model(SMOLLM2_INSTRUCT, str(dtype).removeprefix("torch."))
     else:
-        config = tiny_config() if which == TINY else find_config(which)
+        config = tiny_config() if which == TINY else _config_of(which)
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model.config.use_cache = False
@@ -46,3 +49,10 @@ def tiny_config() -> LlamaConfig:
     """A Llama small enough to try the benchmark itself out."""
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256}
     return LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
+
+
+def _config_of(which: str) -> Any:
+    try:
+        return find_config(which)
+    except PacaError as error:
+        raise PacaError(f"--config {which} is neither {SMOLLM2!r} nor {TINY!r}. {error}") from error

@@ -196,7 +196,7 @@ def test_a_run_prints_a_table_and_writes_its_figures(tmp_path, capsys):
 
 MISTAKES = {
     "--methods lorra": "no method is called 'lorra'",
-    "--config nowhere": "there is no such file or folder",
+    "--config nowhere": "neither 'smollm2' nor 'tiny'. The model 'nowhere' is not a built-in shape (llama2-7b",
     "--steps 0": "'0' is not a whole number above zero",
     "--settings 256": "'256' is not TOKENS:RANK",
 }
