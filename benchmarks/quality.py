@@ -204,11 +204,12 @@ def _by_seed(results: dict[str, Any], task: Task, name: str, seeds: Sequence[int
 
 
 def _applicable(task: Task, variants: Sequence[str]) -> list[str]:
-    return [
-        name
-        for name in variants
-        if VARIANTS[name].optimizer in task.optimizers and VARIANTS[name].layers in task.layers
-    ]
+    return [name for name in variants if _applies(VARIANTS[name], task)]
+
+
+def _applies(variant: Variant, task: Task) -> bool:
+    known = variant.optimizer in task.optimizers and variant.layers in task.layers
+    return known and task.quantized >= variant.restored
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ Rates are chosen by the one held-out set, and methods are compared by the other,
 that happens to suit what it is judged by. A third set is of what the model knew before: how much of it is forgotten.
 """
 
+import dataclasses
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from paca import PacaError
+from paca.tuner.layers.bnb_cpu import apply_cpu_workarounds
 from paca.workbench.data.prepare import encode, prepare_data, read_data
 from paca.workbench.data.section import DataSection
 from paca.workbench.models.embedded import SMOLLM2
@@ -39,6 +41,7 @@ class Subject:
         testing: Held out, to compare methods by.
         unrelated: What the model was pretrained on, or could do before; empty where there is no such thing.
         whole: Names of modules that are trained whole, such as a new head.
+        source: The checkpoint that a quantized model was made from.
     """
 
     model: nn.Module
@@ -47,6 +50,7 @@ class Subject:
     testing: list[Batch]
     unrelated: list[Batch]
     whole: tuple[str, ...] = ()
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Task:
         layers: Which are adapted, by kind: `all`, and by what they do.
         load: Loads it, from the folder of the data and the one that is written to.
         optimizers: Which of the steppers apply.
+        quantized: Whether the model is, so that columns may be those of before.
     """
 
     name: str
@@ -68,6 +73,7 @@ class Task:
     layers: Mapping[str, str]
     load: Callable[[Path | None, Path], Subject]
     optimizers: tuple[str, ...] = ("adamw", "muon")
+    quantized: bool = False
 
 
 def batches_of(sequences: list[dict[str, list[int]]], size: int, pad: int) -> list[Batch]:
@@ -128,10 +134,22 @@ def text_subject(
     )
 
 
-def _llama_reference(_data: Path | None, cache: Path) -> Subject:
-    model, tokenizer = load_pretrained_llama(cache / "llama")
+def _reference(model: Any, tokenizer: Any) -> Subject:
     section = DataSection(train="python-reference", holdout_every=5)
     return text_subject(model, tokenizer, section, source_code()[1], length=128, size=8, blocks=64)
+
+
+def _llama_reference(_data: Path | None, cache: Path) -> Subject:
+    return _reference(*load_pretrained_llama(cache / "llama"))
+
+
+def _llama_reference_nf4(_data: Path | None, cache: Path) -> Subject:
+    folder = cache / "llama"
+    _, tokenizer = load_pretrained_llama(folder)
+    model = load_model(str(folder), "float32", "nf4")
+    for layer in model.modules():
+        apply_cpu_workarounds(layer)  # or LoRA would be trained over a wrong matrix on some CPUs
+    return dataclasses.replace(_reference(model, tokenizer), source=str(folder))
 
 
 def _llama_questions(data: Path | None, cache: Path) -> Subject:
@@ -205,6 +223,7 @@ _LLAMA = {
     "o-out": _names("o_proj", "down_proj"),
     "attention": _names("q_proj", "k_proj", "v_proj", "o_proj"),
 }
+_UPPER = rf".*\.[23]\..*\.({'|'.join(LLAMA_LAYERS)})"
 
 TASKS = {
     task.name: task
@@ -213,8 +232,16 @@ TASKS = {
             "llama-reference",
             "a small Llama of source code learns Python's reference; 200 steps of 1,024 tokens",
             200,
-            {**_LLAMA, "upper": rf".*\.[23]\..*\.({'|'.join(LLAMA_LAYERS)})"},
+            {**_LLAMA, "upper": _UPPER},
             _llama_reference,
+        ),
+        Task(
+            "llama-reference-nf4",
+            "the same Llama with its weights in NF4 learns the same",
+            200,
+            {**_LLAMA, "upper": _UPPER},
+            _llama_reference_nf4,
+            quantized=True,
         ),
         Task(
             "efficientnet-cifar",
@@ -228,7 +255,7 @@ TASKS = {
             "llama-questions",
             "the small Llama learns MMLU's questions; 200 steps of 1,024 tokens",
             200,
-            {**_LLAMA, "upper": rf".*\.[23]\..*\.({'|'.join(LLAMA_LAYERS)})"},
+            {**_LLAMA, "upper": _UPPER},
             _llama_questions,
         ),
         Task(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor, nn
+from torch import nn
 
 from paca import PacaConfig, select_connections
 from paca.profiling.steps import TrainingStep
@@ -36,6 +36,7 @@ class Variant:
         selection: PaCA's strategy; one that needs data sees the first batches of the run.
         longer: So many times the task's steps.
         by_memory: The rank is the largest whose steps peak no higher than LoRA's, and not that of as many values.
+        restored: The columns are those of before quantization; for quantized models.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Variant:
     selection: str = "random"
     longer: float = 1.0
     by_memory: bool = False
+    restored: bool = False
 
 
 LORA = "lora"
@@ -76,20 +78,38 @@ VARIANTS = {
         Variant("paca-all-longer", "paca-all, 1.15 × the steps", "paca", "all", "adamw", 8e-3, longer=1.15),
         Variant("paca-out-longer", "paca-out, 1.4 × the steps", "paca", "out", "adamw", 8e-3, longer=1.4),
         Variant("paca-all-memory", "paca-all at LoRA's peak memory", "paca", "all", "adamw", 4e-3, by_memory=True),
+        Variant(
+            "paca-all-restored",
+            "paca-all, largest columns times inputs, as they were before quantization",
+            "paca",
+            "all",
+            "adamw",
+            2e-3,
+            "weight_activation",
+            restored=True,
+        ),
     )
 }
 MAIN = tuple(VARIANTS)[:6]
 
 
-def matched(model: nn.Module, pattern: str) -> list[Tensor]:
-    """The weights of the layers that a pattern matches as PEFT does."""
-    return [module.weight for name, module in model.named_modules() if re.fullmatch(pattern, name)]
+def matched(model: nn.Module, pattern: str) -> list[tuple[int, int]]:
+    """Outputs and inputs of the layers that a pattern matches as PEFT does."""
+    layers = [module for name, module in model.named_modules() if re.fullmatch(pattern, name)]
+    return [_sides(layer) for layer in layers]
+
+
+def _sides(layer: Any) -> tuple[int, int]:
+    if isinstance(layer, nn.Linear):  # whose weight may be packed
+        return layer.out_features, layer.in_features
+    outputs, inputs, *_ = layer.weight.shape
+    return outputs, inputs
 
 
 def equal_rank(model: nn.Module, everywhere: str, here: str) -> int:
     """PaCA's rank on some layers at which it trains as many values as LoRA does on all of them."""
-    values = sum(LORA_RANK * sum(weight.shape[:2]) for weight in matched(model, everywhere))
-    return round(values / sum(weight.shape[0] for weight in matched(model, here)))
+    values = sum(LORA_RANK * sum(sides) for sides in matched(model, everywhere))
+    return round(values / sum(outputs for outputs, _ in matched(model, here)))
 
 
 def adapted(variant: Variant, task: Task, subject: Subject, seed: int) -> Any:
@@ -118,7 +138,8 @@ def with_rank(rank: int, variant: Variant, task: Task, subject: Subject, seed: i
     shared = {"target_modules": task.layers[variant.layers], "modules_to_save": list(subject.whole) or None}
     if variant.method == "lora":
         return get_peft_model(model, LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, **shared))
-    chosen = {"selection": variant.selection, "selection_batches": _SELECTION_BATCHES}
+    source = subject.source if variant.restored else None
+    chosen = {"selection": variant.selection, "selection_batches": _SELECTION_BATCHES, "column_source": source}
     model = get_peft_model(model, PacaConfig(r=rank, clamp_rank=True, random_seed=seed, **chosen, **shared))
     if find_strategy(variant.selection).data is not None:
         select_connections(model, subject.batches(seed), progress=False)
@@ -135,7 +156,7 @@ def rank_by_memory(variant: Variant, task: Task, subject: Subject) -> int:
         return step.peak().total
 
     limit = peak(VARIANTS[LORA], LORA_RANK)
-    most = min(weight.shape[1] for weight in matched(subject.model, task.layers[variant.layers]))
+    most = min(inputs for _, inputs in matched(subject.model, task.layers[variant.layers]))
     return largest_that_fits(lambda rank: peak(variant, rank) - limit, 1, most)
 
 

@@ -18,6 +18,8 @@ import pretrained_llama
 import quality
 import quality_variants
 from paca.profiling.steps import TrainingStep
+from paca.tuner.layers.quantized import QuantizedLinear
+from paca.workbench.models.load import load_model
 from quality import CHOOSING_SEED, Run
 from quality_tasks import TASKS, Subject, Task, batches_of
 from quality_variants import LORA_RANK, MAIN, VARIANTS, adapted, equal_rank, loss_over, matched, with_rank
@@ -151,8 +153,8 @@ def test_variants_train_as_many_values_and_what_they_say(name):
     subject, variant = load(None, None), VARIANTS[name]
     model = adapted(variant, TASK, subject, 0)
     trained = {key: value.numel() for key, value in model.named_parameters() if value.requires_grad}
-    wanted = sum(LORA_RANK * sum(weight.shape) for weight in matched(subject.model, LAYERS["all"]))
-    column = sum(weight.shape[0] for weight in matched(subject.model, LAYERS[variant.layers]))
+    wanted = sum(LORA_RANK * sum(sides) for sides in matched(subject.model, LAYERS["all"]))
+    column = sum(outputs for outputs, _ in matched(subject.model, LAYERS[variant.layers]))
     assert abs(sum(trained.values()) - wanted) <= column / 2
     assert all(("lora_" in key) == (variant.method == "lora") for key in trained)
     assert any("q_proj" in key for key in trained) == (variant.layers == "all")
@@ -184,6 +186,22 @@ def test_strategies_choose_other_connections_by_the_runs_own_batches():
     }
     assert len({tuple(indices.tolist()) for indices in chosen.values()}) == 4
     assert len({len(indices) for indices in chosen.values()}) == 1
+
+
+def test_columns_of_before_quantization_are_for_quantized_models(tmp_path):
+    LlamaForCausalLM(tiny_llama_config()).save_pretrained(tmp_path)
+    quantized = load_model(str(tmp_path), "float32", "nf4")
+    subject = dataclasses.replace(load(None, None), model=quantized, source=str(tmp_path))
+    model = adapted(VARIANTS["paca-all-restored"], TASK, subject, 0)
+    rank = equal_rank(quantized, LAYERS["all"], LAYERS["all"])
+    layers = [layer for layer in model.modules() if isinstance(layer, QuantizedLinear)]
+    assert {layer.r["default"] for layer in layers} == {rank}
+    assert not any(layer.trained_from("default")[1] for layer in layers)  # nothing of it is rounded
+    others = adapted(VARIANTS["paca-all"], TASK, subject, 0).modules()
+    assert all(layer.trained_from("default")[1] for layer in others if isinstance(layer, QuantizedLinear))
+    names = ["lora", "paca-all", "paca-all-restored"]
+    assert quality._applicable(TASKS["llama-reference-nf4"], names) == names
+    assert quality._applicable(TASKS["llama-reference"], names) == names[:2]
 
 
 def test_a_longer_run_takes_more_steps_of_the_same_kind():
