@@ -10,6 +10,7 @@ from paca.workbench.base.options import (
     Several,
     SeveralSources,
     add_options,
+    amount,
     option,
     read_options,
     split_words,
@@ -64,6 +65,21 @@ def test_numbers_below_the_least_are_named_as_they_are_typed():
         "max-cost = -1.0: expected at least 0",
     ]
     assert too_small(Trip("Rome")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("2000000", 2_000_000), ("2_000_000", 2_000_000), ("2e6", 2_000_000), ("0.01", 0.01), ("1", 1)],
+)
+def test_amounts_are_whole_numbers_or_shares(text, number):
+    assert amount(text) == number
+    assert type(amount(text)) is type(number)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "1.5", "many", "nan", "inf", "1%"])
+def test_what_is_no_amount_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="neither a whole number of values"):
+        amount(text)
 
 
 @pytest.mark.parametrize(

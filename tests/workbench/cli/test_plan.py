@@ -87,6 +87,37 @@ def test_a_recipes_budget_is_what_is_planned(content, tmp_path, capsys):
     assert "budget=2 is too small: one connection in each of the 2 layers is" in capsys.readouterr().err
 
 
+def test_a_model_without_a_recipe_is_planned_by_a_budget(config, capsys):
+    def trained(*words):
+        assert plan(config, *words, "--json") == 0
+        return {row["method"]: row["trained"] for row in json.loads(capsys.readouterr().out)["methods"]}
+
+    whole = trained("--rank", "3", "--methods", "paca")["paca"]
+    found = trained("--budget", str(whole + 1))
+    assert list(found) == ["paca", "full"]  # those of the methods planned by themselves that have no rank of their own
+    assert found["paca"] == whole
+    share = (whole + 1) / found["full"]
+    assert trained("--budget", f"{share:.9f}", "--methods", "paca")["paca"] == whole
+    for words, said in (
+        (("--methods", "paca,lora"), "--budget is PaCA's; lora can't have one. Leave it out, or say --rank."),
+        (("--rank", "4"), "--rank 4 and --budget 500 both say how much is trained; leave one out."),
+    ):
+        assert plan(config, "--budget", "500", *words) == 2
+        assert said in capsys.readouterr().err
+    assert plan(config, "--budget", "2", "--methods", "paca") == 2
+    assert "budget=2 is too small: one connection in each of the" in capsys.readouterr().err
+
+
+def test_a_recipes_budget_gives_way_to_one_that_is_typed(content, tmp_path, capsys):
+    content["method"] = {"name": "paca", "random_seed": 0, "r": 3, "target_modules": "all-linear"}
+    assert plan(str(write_recipe(tmp_path / "recipe.yaml", content)), "--json") == 0
+    (own,) = json.loads(capsys.readouterr().out)["methods"]
+    budget = str(2 * own["trained"])
+    assert plan(str(tmp_path / "recipe.yaml"), "--budget", budget, "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)["methods"]
+    assert row["trained"] == 2 * own["trained"]
+
+
 def test_a_named_gpu_bounds_the_time_from_below(config, capsys):
     assert plan(config, "--methods", "paca", "--gpu", "a100-80gb", "--seq", "64", "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)["methods"]

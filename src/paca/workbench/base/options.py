@@ -4,6 +4,7 @@ transformers' `HfArgumentParser` does the same, but importing it takes ten times
 """
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import os
@@ -175,6 +176,19 @@ def positive(text: str) -> int:
     if not (text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
     return int(text)
+
+
+def amount(text: str) -> int | float:
+    """Read how many values, such as `2_000_000`, or a share, such as `0.01`, as the `type` of an option."""
+    with contextlib.suppress(ValueError):
+        number = float(text)
+        if 0 < number < 1:
+            return number
+        if math.isfinite(number) and number == int(number) > 0:
+            return int(number)
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is neither a whole number of values, such as 2000000, nor a share of the model, such as 0.01"
+    )
 
 
 def size(text: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base.garbage import imports_spared
-from paca.workbench.base.options import first_word, positive, several
+from paca.workbench.base.options import amount, first_word, positive, several
 from paca.workbench.cli.verb import Verb, names_recipe
 from paca.workbench.models.names import names_model
 from paca.workbench.planning.shapes import find_shape
@@ -44,6 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pixels", type=positive, metavar="N", help="height and width of images (default: as the model)"
     )
     parser.add_argument("--rank", type=positive, metavar="N", help="of every adapter (default: 16)")
+    parser.add_argument(
+        "--budget", type=amount, metavar="N", help="for PaCA, in place of a rank: values, or a share below 1"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="of the base (default: bfloat16)")
     parser.add_argument("--autocast", action=argparse.BooleanOptionalAction, help="bfloat16 autocast in forward")
     parser.add_argument("--adapter-in-base-dtype", action="store_true", help="do not train adapters in float32")

@@ -31,7 +31,10 @@ def config_fields(method: Method, setting: TrainingSetting) -> dict[str, Any]:
     if setting.fields is not None:
         return dict(setting.fields)
     targets = setting.targets if isinstance(setting.targets, str) else list(setting.targets)
-    wanted: dict[str, Any] = {"r": setting.rank, "target_modules": targets, "random_seed": 0}
-    if setting.targets == CONVOLUTIONS:  # the first of them have fewer channels than most ranks
+    spent = {"r": setting.rank} if setting.budget is None else {"budget": setting.budget}
+    wanted: dict[str, Any] = {**spent, "target_modules": targets, "random_seed": 0}
+    if (
+        setting.targets == CONVOLUTIONS and setting.budget is None
+    ):  # the first of them have fewer channels than most ranks
         wanted["clamp_rank"] = True
     return method.config_fields(wanted)

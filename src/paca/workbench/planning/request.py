@@ -21,7 +21,10 @@ from paca.workbench.recipe.recipe import find_recipe, read_recipe, shipped_recip
 TEXT_METHODS = ("paca", "lora", "dora", "full")
 CONVOLUTION_METHODS = ("paca", "full")  # PEFT's LoRA refuses grouped convolutions at most ranks
 # Options that are fields of a setting.
-TYPED = ("batch", "pixels", "rank", "autocast", "checkpointing", "optimizer", "loss", "attention", "ranks", "lean")
+TYPED = (
+    *("batch", "pixels", "rank", "budget", "autocast", "checkpointing", "optimizer", "loss", "attention", "ranks"),
+    "lean",
+)
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,13 @@ def settings_of(planned: PlannedModel, typed: Mapping[str, Any]) -> list[Trainin
         setting = replace(setting, adapter_dtype=setting.dtype)
     find_optimizer(setting.optimizer)
     find_loss(setting.loss)
-    names = tuple(dict.fromkeys(typed.get("methods") or planned.methods))
+    names = tuple(dict.fromkeys(typed.get("methods") or _spending(planned.methods, setting)))
     if stored is not None and stored.four_bit:
         names = tuple(dict.fromkeys(QUANTIZED.get(name, name) for name in names))
     methods = [_shardable(find_method(name), setting.ranks) for name in names]
+    _require_one_measure(methods, setting, typed)
     # A recipe's own fields belong to its own method, at its own rank.
-    kept = setting.fields if typed.get("rank") is None else None
+    kept = setting.fields if typed.get("rank") is typed.get("budget") is None else None
     others = [method.name for method in methods if method.name != planned.setting.method]
     if "budget" in (kept or ()) and others:
         raise PacaError(
@@ -106,6 +110,27 @@ def settings_of(planned: PlannedModel, typed: Mapping[str, Any]) -> list[Trainin
         replace(setting, method=method.name, fields=kept if method.name == planned.setting.method else None)
         for method in methods
     ]
+
+
+def _spending(names: tuple[str, ...], setting: TrainingSetting) -> tuple[str, ...]:
+    """Without those that a budget can't be given to, where there is one."""
+    return names if setting.budget is None else tuple(name for name in names if _spends(find_method(name)))
+
+
+def _spends(method: Method) -> bool:
+    return method.peft in ("paca", None)
+
+
+def _require_one_measure(methods: list[Method], setting: TrainingSetting, typed: Mapping[str, Any]) -> None:
+    if setting.budget is None:
+        return
+    if typed.get("rank") is not None:
+        raise PacaError(
+            f"--rank {setting.rank} and --budget {setting.budget:g} both say how much is trained; leave one out."
+        )
+    others = [method.name for method in methods if not _spends(method)]
+    if others:
+        raise PacaError(f"--budget is PaCA's; {', '.join(others)} can't have one. Leave it out, or say --rank.")
 
 
 def _shardable(method: Method, ranks: int) -> Method:

@@ -33,6 +33,7 @@ class TrainingSetting:
         dequantized: Take weights that the configuration calls quantized for plain ones.
         targets: What is adapted: PEFT's `target_modules`.
         lean: Modules have the forwards that `paca.lean` gives them.
+        budget: In place of a rank: how many values PaCA trains in all, or a share of the model's below 1.
         fields: Fields of PEFT's configuration, in place of those that rank and targets make.
     """
 
@@ -54,4 +55,5 @@ class TrainingSetting:
     dequantized: bool = False
     targets: str | tuple[str, ...] = ALL_LINEAR
     lean: bool = False
+    budget: float | None = None
     fields: Mapping[str, Any] | None = None
