@@ -90,7 +90,7 @@ def test_a_report_of_operations_alone_speaks_of_nothing_else(write):
 
 def test_every_measurement_has_its_chart():
     made = {chart["id"]: chart["figure"] for chart in charts(results())}
-    wanted = "loss-step loss-time training-loss memory time pareto throughput longest operations"
+    wanted = "loss-step loss-time training-loss memory time pareto pareto-time throughput longest operations"
     assert list(made) == wanted.split()
     timed = [trace for trace in made["loss-time"]["data"] if trace.get("mode") == "lines+markers"]
     assert [trace["x"][-1] for trace in timed] == pytest.approx([20 * 0.105, 20 * 0.120]), "at the time taken in turns"
@@ -107,6 +107,24 @@ def test_every_measurement_has_its_chart():
     assert bands[0]["mode"] == "lines"
     kinds = {trace["name"]: trace["x"] for trace in made["memory"]["data"]}
     assert kinds["weights"] == [500, 510, 510]
+
+
+def test_loss_stands_against_memory_and_against_time_with_its_error():
+    found = results()
+    made = {chart["id"]: chart["figure"] for chart in charts(found)}
+    methods = {row["method"]: row for row in found["methods"]}
+    for key, place in (
+        ("pareto", lambda row: row["peak_bytes"] / 2**20),
+        ("pareto-time", lambda row: 20 * row["step_ms"] / 1000),
+    ):
+        points = {trace["name"]: trace for trace in made[key]["data"] if trace["mode"] == "markers+text"}
+        assert list(points) == ["paca", "lora"]
+        for name, trace in points.items():
+            assert trace["x"] == [pytest.approx(place(methods[name]))]
+            assert trace["error_y"]["array"] == [pytest.approx(2 * methods[name]["loss_error"])]
+    alone = charts(results([unit for unit in units() if unit["job"].get("seed", 3) == 3]))
+    (front,) = (chart["figure"] for chart in alone if chart["id"] == "pareto")
+    assert not any("error_y" in trace and trace["error_y"].get("array") for trace in front["data"])
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,8 @@ def test_the_front_holds_what_no_other_beats_in_both():
     assert pareto(some) == ["d", "a", "b"]
     assert pareto([found("a", 2.0, 10), found("b", 2.0, 10)]) == ["a"]
     assert pareto([found("a", math.nan, 10)]) == []
+    timed = [{**row, "seconds": seconds} for row, seconds in zip(some, (4, 3, 2, 1, 0), strict=True)]
+    assert pareto(timed, "seconds") == ["d", "c", "b"]
 
 
 @pytest.mark.parametrize(("error", "front"), [(0.01, ["a", "b"]), (0.5, ["a"]), (None, ["a", "b"])])

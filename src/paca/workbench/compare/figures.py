@@ -11,10 +11,13 @@ from plotly.colors import hex_to_rgb
 
 from paca.workbench.base.palette import GREY, KINDS, PHASES, method_colours
 from paca.workbench.base.pictures import smoothed
+from paca.workbench.compare.noise import margin, pareto
 from paca.workbench.methods.catalogue import FLOOR, FLOORS
 
 Row = Mapping[str, Any]
 _LINE = 18  # characters of a label's line, so that labels leave room on a phone
+_BETTER = "Down and to the left is better; no method beats those on the line in both."
+_TIME = "training_seconds"
 _FEWEST_SMOOTHED = 4  # points of a training loss that make a curve
 
 
@@ -50,8 +53,18 @@ def charts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         (
             "pareto",
             "Memory against loss",
-            "Down and to the left is better; no method beats those on the line in both.",
-            _scatter(rows, results["pareto"]),
+            f"{_BETTER} Bars are two standard errors over the seeds.",
+            _scatter(rows, "peak_bytes", "MiB at the peak of a step", 2**20),
+        ),
+        (
+            "pareto-time",
+            "Time against loss",
+            f"{_BETTER} Seconds are of all steps, at the time that they took in turns.",
+            _scatter(
+                [{**row, _TIME: _training_seconds(row, results["recipe"]["training"])} for row in timed],
+                _TIME,
+                "seconds of training",
+            ),
         ),
         ("throughput", "Throughput as the batch grows", "Until memory is full.", _throughput(rows)),
         ("longest", "Longest sequence", "One sequence per step, within the memory limit.", _longest(rows)),
@@ -100,6 +113,12 @@ def _seconds_per_step(row: Row, training: Mapping[str, Any]) -> float:
     """Seconds of an optimizer step, all of its batches counted, as timed in turns with the others'."""
     more = (training.get("gradient_accumulation_steps") or 1) - 1
     return float(row["step_ms"] + more * (row["forward_ms"] + row["backward_ms"])) / 1000
+
+
+def _training_seconds(row: Row, training: Mapping[str, Any]) -> float | None:
+    """Seconds of all steps that a method was trained for, as timed in turns; None where it was not trained."""
+    curves = row.get("curves") or []
+    return curves[0][-1]["step"] * _seconds_per_step(row, training) if curves else None
 
 
 def _curves(rows: Sequence[Row], title: str, place: Callable[[Row, int], float]) -> go.Figure:
@@ -228,36 +247,37 @@ def _bars(title: str, rows: Sequence[Row]) -> go.Figure:
     return figure
 
 
-def _scatter(rows: Sequence[Row], front: Sequence[str]) -> go.Figure:
-    figure = _figure("MiB at the peak of a step", "held-out loss", hovermode="closest", showlegend=False)
+def _scatter(rows: Sequence[Row], cost: str, title: str, unit: float = 1) -> go.Figure:
+    """Held-out loss against a cost, a key of the rows, and the front of those that no other method beats in both."""
+    figure = _figure(title, "held-out loss", hovermode="closest", showlegend=False)
     found = {
         row["method"]: row
         for row in rows
-        if row["method"] not in FLOORS and row.get("loss") is not None and row.get("peak_bytes") is not None
+        if row["method"] not in FLOORS and row.get("loss") is not None and row.get(cost) is not None
     }
-    tints = colours(rows)
-    line = [found[name] for name in front if name in found]
-    if len(line) > 1:
+    tints, front = colours(rows), pareto(found.values(), cost)
+    if len(front) > 1:
         figure.add_scatter(
-            x=[row["peak_bytes"] / 2**20 for row in line],
-            y=[row["loss"] for row in line],
+            x=[found[name][cost] / unit for name in front],
+            y=[found[name]["loss"] for name in front],
             mode="lines",
             line={"color": GREY, "dash": "dot", "shape": "hv"},
             hoverinfo="skip",
         )
-    places = [row["peak_bytes"] for row in found.values()]
+    places = [row[cost] for row in found.values()]
     for name, row in found.items():
-        left = 2 * row["peak_bytes"] <= min(places) + max(places)
+        left = 2 * row[cost] <= min(places) + max(places)
+        reach = margin(row["loss_error"])
         figure.add_scatter(
-            x=[row["peak_bytes"] / 2**20],
+            x=[row[cost] / unit],
             y=[row["loss"]],
-            error_y={"array": [row["loss_spread"]], "thickness": 1.5, "width": 4} if row["loss_spread"] else None,
+            error_y={"array": [reach], "thickness": 1.5, "width": 4} if reach else None,
             mode="markers+text",
             name=shown_label(name),
             text=[shown_label(name)],
             textposition="top right" if left else "top left",
             marker={"color": tints[name], "size": 14, "symbol": "circle" if name in front else "circle-open"},
-            hovertemplate=f"{shown_label(name)}<br>%{{x:,.1f}} MiB<br>loss %{{y:.4f}}<extra></extra>",
+            hovertemplate=f"{shown_label(name)}<br>%{{x:,.1f}} {title.split()[0]}<br>loss %{{y:.4f}}<extra></extra>",
             cliponaxis=False,
         )
     figure.update_xaxes(rangemode="normal")

@@ -36,10 +36,10 @@ def apart(column: Column, one: Row, other: Row, noise: float | None = None) -> b
     errors = [row.get(column.error, 0.0) if column.error else 0.0 for row in (one, other)]
     if None in errors or column.format(values[0]) == column.format(values[1]):
         return False
-    margin = _ERRORS * math.hypot(*errors)
+    within = _ERRORS * math.hypot(*errors)
     if column.timed and noise is not None:
-        margin = max(margin, abs(noise - 1) * min(values))
-    return bool(abs(values[0] - values[1]) > margin)
+        within = max(within, abs(noise - 1) * min(values))
+    return bool(abs(values[0] - values[1]) > within)
 
 
 def best(rows: Iterable[Row], noise: float | None = None) -> dict[str, list[str]]:
@@ -74,15 +74,22 @@ def _learned(row: Row) -> bool:
     return before is None or change(before, row["loss"], ".4f") == IMPROVED
 
 
-def pareto(rows: Iterable[Row]) -> list[str]:
-    """Find the methods that no other beats in both peak memory and held-out loss.
+def pareto(rows: Iterable[Row], cost: str = "peak_bytes") -> list[str]:
+    """Find the methods that no other beats in both a cost and held-out loss.
 
-    Rows that lack either are passed over; names are ordered from the least memory to the most. A loss that is lower by
-    no more than noise is not worth more memory; of one seed, every difference counts.
+    Rows that lack either are passed over; names are ordered from the lowest cost to the highest. A loss that is lower
+    by no more than noise is not worth a higher cost; of one seed, every difference counts.
+
+    Args:
+        rows: Of the methods.
+        cost: The key of what should be low as well: `peak_bytes`, say.
+
+    Returns:
+        Their names.
     """
-    points = [row for row in rows if _is_number(row.get("loss")) and _is_number(row.get("peak_bytes"))]
+    points = [row for row in rows if _is_number(row.get("loss")) and _is_number(row.get(cost))]
     front: list[Row] = []
-    for row in sorted(points, key=lambda row: (row["peak_bytes"], row["loss"])):
+    for row in sorted(points, key=lambda row: (row[cost], row["loss"])):
         if not front or (row["loss"] < front[-1]["loss"] and _more_than_noise(row, front[-1])):
             front.append(row)
     return [row["method"] for row in front]
@@ -91,6 +98,11 @@ def pareto(rows: Iterable[Row]) -> list[str]:
 def _more_than_noise(one: Row, other: Row) -> bool:
     single_seed = None in (one.get("loss_error", 0.0), other.get("loss_error", 0.0))
     return single_seed or apart(_LOSS, one, other)
+
+
+def margin(error: float | None) -> float | None:
+    """How far from a mean its error bar reaches: as far as `apart` takes for noise; None of a single seed."""
+    return None if error is None else _ERRORS * error
 
 
 def _is_number(value: Any) -> bool:
