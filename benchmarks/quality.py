@@ -209,7 +209,7 @@ def _applicable(task: Task, variants: Sequence[str]) -> list[str]:
 
 def _applies(variant: Variant, task: Task) -> bool:
     known = variant.optimizer in task.optimizers and variant.layers in task.layers
-    return known and task.quantized >= variant.restored
+    return known and variant.restored <= task.quantized and variant.norms <= task.norms
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -65,6 +65,7 @@ class Task:
         load: Loads it, from the folder of the data and the one that is written to.
         optimizers: Which of the steppers apply.
         quantized: Whether the model is, so that columns may be those of before.
+        norms: Whether it has norms that can be trained.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Task:
     load: Callable[[Path | None, Path], Subject]
     optimizers: tuple[str, ...] = ("adamw", "muon")
     quantized: bool = False
+    norms: bool = True
 
 
 def batches_of(sequences: list[dict[str, list[int]]], size: int, pad: int) -> list[Batch]:
@@ -250,6 +252,7 @@ TASKS = {
             {"all": _names("conv_pw", "conv_pwl"), "out": _names("conv_pwl")},
             _efficientnet_cifar,
             optimizers=("adamw",),
+            norms=False,  # batch normalisation is frozen
         ),
         Task(
             "llama-questions",

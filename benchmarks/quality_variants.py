@@ -37,6 +37,7 @@ class Variant:
         longer: So many times the task's steps.
         by_memory: The rank is the largest whose steps peak no higher than LoRA's, and not that of as many values.
         restored: The columns are those of before quantization; for quantized models.
+        norms: The weights of all norms are trained as well, within the same number of values for PaCA.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Variant:
     longer: float = 1.0
     by_memory: bool = False
     restored: bool = False
+    norms: bool = False
 
 
 LORA = "lora"
@@ -75,9 +77,25 @@ VARIANTS = {
             2e-3,
             "weight_activation",
         ),
+        Variant("lora-norms", "LoRA r 8, all linear layers, and norms", "lora", "all", "adamw", 4e-3, norms=True),
+        Variant("paca-norms", "PaCA, all linear layers, and norms", "paca", "all", "adamw", 8e-3, norms=True),
+        Variant("paca-out-norms", "paca-out, and norms", "paca", "out", "adamw", 8e-3, norms=True),
         Variant("paca-all-longer", "paca-all, 1.15 × the steps", "paca", "all", "adamw", 8e-3, longer=1.15),
+        Variant(
+            "paca-norms-longer", "paca-norms, 1.15 × the steps", "paca", "all", "adamw", 8e-3, longer=1.15, norms=True
+        ),
         Variant("paca-out-longer", "paca-out, 1.4 × the steps", "paca", "out", "adamw", 8e-3, longer=1.4),
         Variant("paca-all-memory", "paca-all at LoRA's peak memory", "paca", "all", "adamw", 4e-3, by_memory=True),
+        Variant(
+            "paca-norms-memory",
+            "paca-norms at LoRA's peak memory",
+            "paca",
+            "all",
+            "adamw",
+            4e-3,
+            by_memory=True,
+            norms=True,
+        ),
         Variant(
             "paca-all-restored",
             "paca-all, largest columns times inputs, as they were before quantization",
@@ -106,9 +124,18 @@ def _sides(layer: Any) -> tuple[int, int]:
     return outputs, inputs
 
 
-def equal_rank(model: nn.Module, everywhere: str, here: str) -> int:
-    """PaCA's rank on some layers at which it trains as many values as LoRA does on all of them."""
-    values = sum(LORA_RANK * sum(sides) for sides in matched(model, everywhere))
+def norms(model: nn.Module) -> dict[str, nn.Module]:
+    """The normalisation layers that have a weight, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith("Norm") and getattr(module, "weight", None) is not None
+    }
+
+
+def equal_rank(model: nn.Module, everywhere: str, here: str, aside: int = 0) -> int:
+    """PaCA's rank on some layers at which it trains as many values as LoRA does on all of them, `aside` among them."""
+    values = sum(LORA_RANK * sum(sides) for sides in matched(model, everywhere)) - aside
     return round(values / sum(outputs for outputs, _ in matched(model, here)))
 
 
@@ -127,7 +154,9 @@ def adapted(variant: Variant, task: Task, subject: Subject, seed: int) -> Any:
     if variant.by_memory:
         rank = rank_by_memory(variant, task, subject)
     else:
-        rank = equal_rank(subject.model, task.layers["all"], task.layers[variant.layers])
+        trained = norms(subject.model).values() if variant.norms else ()
+        aside = sum(value.numel() for norm in trained for value in norm.parameters())
+        rank = equal_rank(subject.model, task.layers["all"], task.layers[variant.layers], aside)
     return with_rank(rank, variant, task, subject, seed)
 
 
@@ -135,7 +164,8 @@ def with_rank(rank: int, variant: Variant, task: Task, subject: Subject, seed: i
     """The same with PaCA at a rank of one's own; LoRA has its own always."""
     torch.manual_seed(seed)
     model = copy.deepcopy(subject.model)
-    shared = {"target_modules": task.layers[variant.layers], "modules_to_save": list(subject.whole) or None}
+    whole = [*subject.whole, *(norms(model) if variant.norms else ())]
+    shared = {"target_modules": task.layers[variant.layers], "modules_to_save": whole or None}
     if variant.method == "lora":
         return get_peft_model(model, LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, **shared))
     source = subject.source if variant.restored else None

@@ -47,7 +47,7 @@ def make_optimizer(model: nn.Module, name: str, rate: float, others: float) -> S
         It.
     """
     trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    aside = [value for name, value in trained if "modules_to_save" in name or "embed" in name or value.dim() < 2]
+    aside = [value for name, value in trained if _is_aside(name, value)]
     kept = {id(value) for value in aside}
     adapter = [value for _, value in trained if id(value) not in kept]
     if name == "muon":
@@ -56,6 +56,12 @@ def make_optimizer(model: nn.Module, name: str, rate: float, others: float) -> S
         step = torch.optim.AdamW(adapter, lr=rate, weight_decay=0.0, fused=True)
     rest = [torch.optim.AdamW(aside, lr=others, weight_decay=0.0, fused=True)] if aside else []
     return Stepper([step, *rest])
+
+
+def _is_aside(name: str, value: Any) -> bool:
+    if "modules_to_save" in name:
+        return "norm" not in name  # which is trained with the adapter, at its rate; else it is a head
+    return "embed" in name or value.dim() < 2
 
 
 def linear_decay(steps: int) -> Callable[[int], float]:

@@ -148,6 +148,23 @@ def test_all_rates_come_first_and_then_seed_by_seed(task):
     ]
 
 
+@pytest.mark.parametrize("name", ["lora-norms", "paca-norms"])
+def test_norms_are_trained_at_the_adapters_rate_within_the_same_number_of_values(name):
+    subject = load(None, None)
+    model = adapted(VARIANTS[name], TASK, subject, 0)
+    trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    (group,) = make_optimizer(model, "adamw", 0.5, others=0.25).optimizers[0].param_groups
+    found = {id(value) for value in group["params"]}
+    assert {key for key, value in trained.items() if id(value) in found} == set(trained)
+    norms = quality_variants.norms(subject.model)
+    assert len(norms) == len([key for key in trained if "modules_to_save" in key]) == 5
+    wanted = sum(LORA_RANK * sum(sides) for sides in matched(subject.model, LAYERS["all"]))
+    column = sum(outputs for outputs, _ in matched(subject.model, LAYERS["all"]))
+    if name == "paca-norms":
+        assert abs(sum(value.numel() for value in trained.values()) - wanted) <= column / 2
+    assert not quality._applies(VARIANTS[name], TASKS["efficientnet-cifar"])
+
+
 @pytest.mark.parametrize("name", MAIN)
 def test_variants_train_as_many_values_and_what_they_say(name):
     subject, variant = load(None, None), VARIANTS[name]
