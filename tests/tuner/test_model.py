@@ -21,7 +21,7 @@ class Block(nn.Module):
     def __init__(self, kind="Linear"):
         super().__init__()
         self.q_proj, self.v_proj = linear(kind, 8, 8), linear(kind, 8, 8)
-        self.norm = nn.LayerNorm(8)
+        self.norm = nn.LayerNorm(8, elementwise_affine=False)  # nothing in it can be trained
 
     def forward(self, x):
         return self.norm(x + self.v_proj(torch.tanh(self.q_proj(x))))
@@ -396,7 +396,7 @@ REFUSALS = {
         {"rank_pattern": {"layers.2.v_proj": 20}},
         r"r=20 does not fit layers\.2\.v_proj",
     ),
-    "a norm": (
+    "a norm without a weight": (
         nothing,
         {"target_modules": ["q_proj", "norm"]},
         r"Target module layers\.0\.norm \(LayerNorm\) is not supported\. PaCA adapts "

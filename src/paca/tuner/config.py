@@ -57,6 +57,8 @@ class PacaConfig(PeftConfig):
             is too large is an error.
         alpha_pattern: Other `paca_alpha` for some layers: `{name or regular expression: alpha}`.
         bias: Which biases are trained as well: `"none"`, `"all"`, or `"paca_only"`, those of the adapted layers.
+        train_norms: Train the weights of all norms as well, each whole whatever the rank (LayerNorm, RMSNorm and their
+            like; not batch normalisation). Once the model is known they stand in `target_modules`.
         modules_to_save: Further modules that are trained whole and saved with the adapter, a new head for instance.
         random_seed: Seed of the connections. Each layer derives its own from its name, so the choice does not depend
             on machine or module order. None draws from torch's global generator. The chosen indices are saved
@@ -100,6 +102,7 @@ class PacaConfig(PeftConfig):
     clamp_rank: bool = False
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     bias: str = "none"
+    train_norms: bool = False
     modules_to_save: list[str] | None = None
     random_seed: int | None = None
     selection: str = "random"

@@ -29,7 +29,7 @@ from .layers.attention import Attention
 from .layers.base import PacaLayer, columns_in
 from .layers.bnb_cpu import apply_cpu_workarounds
 from .layers.experts import Experts, add_experts_adapter, targeted_parameters
-from .layers.find import adapter_layers, paca_layers, shared_places
+from .layers.find import adapter_layers, choosable_layers, paca_layers, shared_places
 from .layers.kinds import layer_kind
 from .layers.quantized import QuantizedLinear, unpacked_sizes
 from .layers.unquantized import unquantize
@@ -74,6 +74,10 @@ class PacaModel(BaseTuner):
         """The layers of an adapter, by the names that they, or their expert weights, have in the base model."""
         return adapter_layers(self.model, adapter_name)
 
+    def choosable_layers(self, adapter_name: str) -> dict[str, PacaLayer]:
+        """The same, without those whose connections are all trained."""
+        return choosable_layers(self.model, adapter_name)
+
     # Adapters are made
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -104,7 +108,8 @@ class PacaModel(BaseTuner):
                 _take_connections(layers.values(), adapter_name, twin)
             else:
                 has_its_own = waits or config._being_loaded or is_plain_random(config)
-                self._set_connections(adapter_name, {} if has_its_own else select(config, layers, adapter_name))
+                choosable = choosable_layers(model, adapter_name)
+                self._set_connections(adapter_name, {} if has_its_own else select(config, choosable, adapter_name))
         except Exception:
             self._undo_injection(adapter_name)
             raise
@@ -360,14 +365,16 @@ def _new_layer(target: nn.Module, adapter_name: str, quantization: dict[str, Any
 
 
 def _add_adapter(layer: PacaLayer, name: str, adapter_name: str, config: PacaConfig) -> None:
-    rank = rank_of(config, name)
-    if config.clamp_rank and rank > layer.in_features:
+    rank, alpha = rank_of(config, name), alpha_of(config, name)
+    if layer.trained_whole:
+        rank, alpha = layer.in_features, alpha * layer.in_features / rank  # scaled as the other layers are
+    elif config.clamp_rank and rank > layer.in_features:
         logger.warning("clamp_rank: r=%d of %s is capped at its %d connections", rank, name, layer.in_features)
         rank = whole_runs(config, rank, layer.in_features)
     layer.update_layer(
         adapter_name,
         r=rank,
-        paca_alpha=alpha_of(config, name),
+        paca_alpha=alpha,
         seed=layer_seed(config.random_seed, name),
         init_weights=config.init_weights,
     )

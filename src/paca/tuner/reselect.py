@@ -46,7 +46,7 @@ def reselect(
         raise PacaError(
             f"reselect: adapter {adapter_name!r} has connections that stay; pass PacaConfig(reselect_every=20), say."
         )
-    layers = tuner.adapter_layers(adapter_name)
+    layers = tuner.choosable_layers(adapter_name)
     scores = tuner.selection_scores.get(adapter_name)
     if scores is None and needs_data(config):
         raise PacaError(

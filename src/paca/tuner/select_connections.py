@@ -56,7 +56,7 @@ def select_connections(
     """
     tuner = tuner_of(model, adapter_name)
     config = tuner.peft_config[adapter_name]
-    layers = tuner.adapter_layers(adapter_name)
+    layers = tuner.choosable_layers(adapter_name)
     trained = [name for name, layer in layers.items() if layer.paca_delta[adapter_name].detach().any()]
     if trained and config.init_weights:
         raise PacaError(

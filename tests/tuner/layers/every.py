@@ -12,7 +12,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 from torch.func import functional_call
 from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
-from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm, Gemma3TextScaledWordEmbedding
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.pytorch_utils import Conv1D
 
@@ -57,7 +57,7 @@ class Kind:
     make: Callable[[], nn.Module]
     inputs: Callable[[], tuple[torch.Tensor, ...]]
     add: Callable[..., torch.Tensor]  # (weight, index, update): the weight with one connection's update added
-    kept: int  # numbers kept for backward per connection
+    kept: int  # numbers kept for backward per connection; none where all are trained, whatever the rank
     options: dict[str, Any] = field(default_factory=dict)  # of the configuration
     call: Callable[..., Any] = simply
 
@@ -78,6 +78,11 @@ def on_filters(count):
         return weight.index_add(0, torch.arange(index * count, (index + 1) * count), update[:, None])
 
     return add
+
+
+def on_all(weight, index, update):
+    """The update of the one connection is that of the whole weight."""
+    return weight + update
 
 
 def conv(kind, groups=1, **options):
@@ -121,6 +126,8 @@ KINDS = {
     "Embedding, scaled by a tensor": Kind(
         lambda: Gemma3TextScaledWordEmbedding(10, WIDTH, 0, 3.0), lambda: (IDS,), on(0), 0
     ),
+    "LayerNorm": Kind(lambda: nn.LayerNorm(WIDTH), vectors, on_all, 0),
+    "Gemma3RMSNorm": Kind(lambda: Gemma3RMSNorm(WIDTH), vectors, on_all, 0),
     "MultiheadAttention": Kind(attention(), vectors, on(1), 2 * ROWS * LENGTH, call=first),
     "MultiheadAttention, across": Kind(
         attention(add_zero_attn=True), query_and_memory, on(1), ROWS * (2 * LENGTH + LENGTH + 1), call=first
@@ -133,6 +140,8 @@ KINDS = {
         {"target_modules": [], "target_parameters": ["layer.gate_up_proj", "layer.down_proj"]},
     ),
 }
+
+NORMS = ("LayerNorm", "Gemma3RMSNorm")  # trained over a copy of their weight
 
 
 class Net(nn.Module):

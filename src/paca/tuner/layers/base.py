@@ -62,6 +62,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
     connection_dim: ClassVar[int]  # the dimension of the base weight that counts connections
     delta_dim: ClassVar[int] = 1  # the dimension of `paca_delta` that does
     reads_features_last: ClassVar[bool] = False  # whether the input is (..., in) and a product with the weight
+    trained_whole: ClassVar[bool] = False  # whether all connections are trained, whatever the rank
     converts_to_lora: ClassVar[bool] = True  # PEFT's conversion is one of matrices that a layer multiplies with
     weight_name = "weight"  # the base layer's parameter that holds the columns
     weight_dims: ClassVar[tuple[int, ...]] = (2,)  # how many dimensions it may have

@@ -34,6 +34,12 @@ def adapter_layers(model: nn.Module, adapter_name: str) -> dict[str, PacaLayer]:
     return found
 
 
+def choosable_layers(model: nn.Module, adapter_name: str) -> dict[str, PacaLayer]:
+    """`adapter_layers`, without those whose connections are all trained, so that there is nothing to choose."""
+    found = adapter_layers(model, adapter_name)
+    return {name: layer for name, layer in found.items() if not layer.trained_whole}
+
+
 def shared_places(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
     """Where the modules stand that have more than one place in the model, by their id."""
     places: dict[int, list[tuple[nn.Module, str]]] = {}

@@ -13,6 +13,7 @@ from .base import PacaLayer
 from .conv import CONVOLUTIONS, Convolution
 from .embedding import Embedding
 from .linear import Conv1DLinear, Linear, TransposedLinear
+from .norm import Norm, is_norm
 from .quantized import QuantizedLinear, comes_quantized
 from .tensor_parallel import TensorParallelLinear
 
@@ -60,6 +61,7 @@ LAYER_KINDS = (
         Attention,
         "an input feature",
     ),
+    LayerKind("norms", is_norm, Norm, "the whole weight"),
     LayerKind("torch.nn.Embedding", lambda module: isinstance(module, nn.Embedding), Embedding, "a token"),
 )
 

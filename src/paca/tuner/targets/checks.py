@@ -11,6 +11,7 @@ from torch import nn
 from ..config import PacaConfig
 from ..layers.base import PacaLayer
 from ..layers.kinds import LAYER_KINDS, layer_kind
+from ..layers.norm import is_norm
 from ..layers.quantized import QuantizedLinear
 from ..selection.given import given_for, indices_problem, read_given
 from ..selection.groups import group_layers, same_input_groups
@@ -25,7 +26,9 @@ def base_of(module: nn.Module) -> Any:
 def adaptable_names(modules: Mapping[str, nn.Module]) -> str:
     """The last names of the layers that can be adapted, separated by commas, for a message."""
     found = {
-        name.removesuffix(".base_layer").rsplit(".", 1)[-1] for name, module in modules.items() if layer_kind(module)
+        name.removesuffix(".base_layer").rsplit(".", 1)[-1]
+        for name, module in modules.items()
+        if layer_kind(module) and not is_norm(module)
     }
     return ", ".join(sorted(name for name in found if not name.isdigit())) or "none"
 
@@ -93,7 +96,7 @@ def target_problems(
         # A quantized weight's own shape says nothing: its numbers lie packed in bytes.
         quantized = issubclass(kind.layer_class, QuantizedLinear)
         shape = (base.out_features, base.in_features) if quantized else weight.shape
-        if ranks[name] > connections(module) and not clamp_rank:
+        if ranks[name] > connections(module) and not (clamp_rank or kind.layer_class.trained_whole):
             problems.append(rank_problem(name, ranks[name], connections(module), shape))
         parent = name.rpartition(".")[0]
         reader = weight_reader(model, name)
@@ -140,6 +143,12 @@ def connections(module: nn.Module) -> int:
     """How many connections a layer has, adapted already or not."""
     kind: Any = layer_kind(base_of(module))
     return kind.layer_class.connections(base_of(module))
+
+
+def is_trained_whole(module: nn.Module) -> bool:
+    """Whether a layer of this kind trains all of its connections, whatever the rank."""
+    kind: Any = layer_kind(base_of(module))
+    return bool(kind.layer_class.trained_whole)
 
 
 def layer_problems(config: PacaConfig, sizes: Mapping[str, int], ranks: Mapping[str, int]) -> list[str]:

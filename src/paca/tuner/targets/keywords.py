@@ -19,6 +19,7 @@ from ..config import PacaConfig
 from ..layers.embedding import Embedding
 from ..layers.experts import expert_parameters, router_names, short_names
 from ..layers.kinds import layer_kind
+from ..layers.norm import Norm, is_norm
 from .checks import WHOLE_READER, base_of, memory_of, tied_owners, weight_reader
 from .experts import experts_left_out
 from .mlp_out import layers_by_shape, mlp_output_experts, mlp_outputs
@@ -132,7 +133,7 @@ def _adaptable(model: nn.Module) -> Iterator[tuple[str, Any]]:
         kind = layer_kind(base)
         if kind is None or name.startswith(inside) or weight_reader(model, name) == WHOLE_READER:
             continue
-        if not issubclass(kind.layer_class, Embedding):
+        if not issubclass(kind.layer_class, (Embedding, Norm)):
             yield name, base
 
 
@@ -156,7 +157,8 @@ def _last_layer(model: nn.Module, child: str) -> list[str]:
     part = getattr(model, child, None)
     if not isinstance(part, nn.Module):
         return []
-    return [f"{child}.{name}".rstrip(".") for name, module in part.named_modules() if layer_kind(module)][-1:]
+    layers = (name for name, module in part.named_modules() if layer_kind(module) and not is_norm(module))
+    return [f"{child}.{name}".rstrip(".") for name in layers][-1:]
 
 
 def _say_what_is_adapted(found: dict[str, nn.Module], experts: list[str], left: dict[str, list[str]]) -> None:

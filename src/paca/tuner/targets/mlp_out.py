@@ -16,6 +16,7 @@ from torch import nn
 from ..layers.embedding import Embedding
 from ..layers.experts import expert_parameters
 from ..layers.kinds import layer_kind
+from ..layers.norm import Norm
 from .checks import base_of, weight_reader
 
 _GATED = 2  # gate and up may be one layer of twice the width
@@ -68,7 +69,7 @@ def _is_projection(base: nn.Module) -> bool:
     kind = layer_kind(base)
     return (
         kind is not None
-        and not issubclass(kind.layer_class, Embedding)
+        and not issubclass(kind.layer_class, (Embedding, Norm))
         and not isinstance(base, nn.MultiheadAttention)
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import warnings
 from collections.abc import Mapping
@@ -19,9 +20,18 @@ from ..layers.kinds import layer_kind
 from ..layers.quantized import QuantizedLinear
 from ..messages import near_names, not_found, raise_together, unmatched_names
 from .budget import spend_budget
-from .checks import adaptable_names, base_of, connections, layer_problems, target_problems, with_parts
+from .checks import (
+    adaptable_names,
+    base_of,
+    connections,
+    is_trained_whole,
+    layer_problems,
+    target_problems,
+    with_parts,
+)
 from .experts import parameter_problems
 from .keywords import WORDS, expand_targets
+from .norms import norm_names
 
 
 class NothingTargetedError(PacaError, NoMatchingPeftModuleError):
@@ -51,6 +61,8 @@ def resolve_targets(model: nn.Module, config: PacaConfig, state_dict: Mapping[st
     if state_dict is None:
         targets = _matching(config, modules)
         _check_names(config, modules, targets)
+        if config.train_norms:
+            targets = _with_norms(config, modules, targets)
     else:
         saved = {key.rsplit(".paca_", 1)[0].removeprefix("_orig_mod.") for key in state_dict}
         targets = {name: module for name, module in modules.items() if name.removeprefix("_orig_mod.") in saved}
@@ -88,6 +100,20 @@ def _matching(config: PacaConfig, modules: Mapping[str, nn.Module]) -> dict[str,
         if found and not isinstance(found, _ExcludedModule):
             targets[name] = module
     return targets
+
+
+def _with_norms(
+    config: PacaConfig, modules: Mapping[str, nn.Module], targets: Mapping[str, nn.Module]
+) -> dict[str, nn.Module]:
+    """The targets and the norms, all of which the configuration names then, so that its file says what was trained."""
+    names = norm_names(modules, config)
+    only_norms = copy.copy(config)
+    # By their last names, for PEFT takes a whole one at its word, whatever layers_to_transform says.
+    only_norms.target_modules = {name.rpartition(".")[2] for name in names}  # type: ignore[assignment]
+    norms = {name: module for name, module in _matching(only_norms, modules).items() if name in names}
+    found = {**targets, **norms}
+    config.target_modules, config.train_norms = set(found), False  # type: ignore[assignment]
+    return found
 
 
 def _check_names(config: PacaConfig, modules: Mapping[str, nn.Module], targets: Mapping[str, nn.Module]) -> None:
@@ -133,7 +159,7 @@ def _reasons(model: nn.Module, config: PacaConfig, targets: Mapping[str, nn.Modu
     # A file brings its connections and their number along, and what follows takes layers that can be adapted.
     if problems or config._being_loaded:
         return problems
-    sizes = {name: connections(module) for name, module in targets.items()}
+    sizes = {name: connections(module) for name, module in targets.items() if not is_trained_whole(module)}
     ranks = {name: whole_runs(config, ranks[name], size) for name, size in sizes.items()}
     return [
         *layer_problems(config, sizes, ranks),
