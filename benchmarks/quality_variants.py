@@ -12,6 +12,7 @@ from torch import nn
 
 from paca import PacaConfig, select_connections
 from paca.profiling.steps import TrainingStep
+from paca.tuner.layers.norm import is_norm
 from paca.tuner.selection.registry import find_strategy
 from paca.workbench.base.search import largest_that_fits
 from quality_tasks import Batch, Subject, Task
@@ -125,12 +126,8 @@ def _sides(layer: Any) -> tuple[int, int]:
 
 
 def norms(model: nn.Module) -> dict[str, nn.Module]:
-    """The normalisation layers that have a weight, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module).__name__.endswith("Norm") and getattr(module, "weight", None) is not None
-    }
+    """The norms that `train_norms` has PaCA train, by name."""
+    return {name: module for name, module in model.named_modules() if is_norm(module)}
 
 
 def equal_rank(model: nn.Module, everywhere: str, here: str, aside: int = 0) -> int:
@@ -164,10 +161,12 @@ def with_rank(rank: int, variant: Variant, task: Task, subject: Subject, seed: i
     """The same with PaCA at a rank of one's own; LoRA has its own always."""
     torch.manual_seed(seed)
     model = copy.deepcopy(subject.model)
-    whole = [*subject.whole, *(norms(model) if variant.norms else ())]
-    shared = {"target_modules": task.layers[variant.layers], "modules_to_save": whole or None}
+    shared = {"target_modules": task.layers[variant.layers]}
     if variant.method == "lora":
-        return get_peft_model(model, LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, **shared))
+        whole = [*subject.whole, *(norms(model) if variant.norms else ())]
+        config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, modules_to_save=whole or None, **shared)
+        return get_peft_model(model, config)
+    shared |= {"modules_to_save": list(subject.whole) or None, "train_norms": variant.norms}
     source = subject.source if variant.restored else None
     chosen = {"selection": variant.selection, "selection_batches": _SELECTION_BATCHES, "column_source": source}
     model = get_peft_model(model, PacaConfig(r=rank, clamp_rank=True, random_seed=seed, **chosen, **shared))

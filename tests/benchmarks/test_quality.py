@@ -157,7 +157,7 @@ def test_norms_are_trained_at_the_adapters_rate_within_the_same_number_of_values
     found = {id(value) for value in group["params"]}
     assert {key for key, value in trained.items() if id(value) in found} == set(trained)
     norms = quality_variants.norms(subject.model)
-    assert len(norms) == len([key for key in trained if "modules_to_save" in key]) == 5
+    assert len(norms) == len([key for key in trained if "norm" in key]) == 5
     wanted = sum(LORA_RANK * sum(sides) for sides in matched(subject.model, LAYERS["all"]))
     column = sum(outputs for outputs, _ in matched(subject.model, LAYERS["all"]))
     if name == "paca-norms":

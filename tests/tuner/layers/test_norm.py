@@ -144,6 +144,14 @@ def test_they_are_scaled_as_the_other_layers_are():
     assert {layer.scaling["default"] for layer in model.base_model.adapter_layers("default").values()} == {1.5}
 
 
+def test_biases_of_norms_are_trained_with_those_of_the_other_layers():
+    model = get_peft_model(Net(nn.LayerNorm(8)), config(bias="paca_only"))
+    model(X).square().sum().backward()
+    found = {name.rpartition("model.")[2]: value for name, value in model.named_parameters() if value.requires_grad}
+    assert {name for name in found if name.endswith("bias")} == {"linear.base_layer.bias", "norm.base_layer.bias"}
+    assert all(value.grad.any() for value in found.values())
+
+
 def test_a_budget_counts_them():
     plain = tiny_llama()
     values = sum(module.weight.numel() for module in plain.modules() if is_norm(module))
