@@ -69,7 +69,7 @@ def call_over(base: nn.Module, name: str, weight: Tensor, *args: Any, **kwargs: 
     if "forward" in base.__dict__:  # a function of others, over this very module
         return torch.func.functional_call(base, {name: weight}, args, kwargs)
     # A parametrization has put a property into a class of its own.
-    plain = next(cls for cls in type(base).__mro__ if not isinstance(vars(cls).get(name), property))
+    plain: Any = next(cls for cls in type(base).__mro__ if not isinstance(vars(cls).get(name), property))
     other = plain.__new__(plain)
     other.__dict__ = {**base.__dict__, "_parameters": {**base._parameters, name: weight}}
     other.__dict__.pop(name, None)  # where FSDP1 has put its parameters
