@@ -151,8 +151,8 @@ def adapted(variant: Variant, task: Task, subject: Subject, seed: int) -> Any:
     if variant.by_memory:
         rank = rank_by_memory(variant, task, subject)
     else:
-        trained = norms(subject.model).values() if variant.norms else ()
-        aside = sum(value.numel() for norm in trained for value in norm.parameters())
+        trained: Any = norms(subject.model).values() if variant.norms else ()
+        aside = sum(norm.weight.numel() for norm in trained)
         rank = equal_rank(subject.model, task.layers["all"], task.layers[variant.layers], aside)
     return with_rank(rank, variant, task, subject, seed)
 

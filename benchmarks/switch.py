@@ -1,7 +1,7 @@
 """Time to change a model's adapter: from `set_adapter` to the first token, and per token after it.
 
     python benchmarks/switch.py                      SmolLM2-135M, rank 16, with 1, 8 and 64 adapters
-    python benchmarks/switch.py --config llama3.2-1b --dtype bfloat16 --methods paca lora      random weights, 12 GB
+    python benchmarks/switch.py --config llama3.2-1b --dtype bfloat16 --methods paca lora      random weights
     python benchmarks/switch.py --config tiny --adapters 1 2 --rounds 2      the benchmark itself, in seconds
 
 Each round takes another adapter and continues a prompt greedily with a key-value cache. Four ways take turns in one

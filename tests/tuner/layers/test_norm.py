@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tests.toys import tiny_llama_config
+from timm.layers import BatchNormAct2d, LayerNorm2d
 from torch import nn
 from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -95,7 +96,9 @@ def test_a_norm_of_16_bits_is_trained_in_float32(make):
     ("module", "is_one"),
     [
         *((make(), True) for make in NORMS.values()),
+        (LayerNorm2d(8), True),
         (nn.BatchNorm1d(8), False),
+        (BatchNormAct2d(8), False),
         (nn.InstanceNorm1d(8, affine=True), False),
         (nn.LayerNorm(8, elementwise_affine=False), False),
         (nn.LayerNorm((4, 8)), False),
@@ -239,7 +242,7 @@ def test_compiled():
     y.sum().backward()
     grad = model.get_base_model().norm.paca_delta["default"].grad.clone()
     model.zero_grad()
-    compiled = torch.compile(model, backend="aot_eager")
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     again = compiled(X)
     torch.testing.assert_close(again, y)
     again.sum().backward()

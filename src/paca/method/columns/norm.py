@@ -33,8 +33,16 @@ class NormColumns(Columns):
         Returns:
             Shape `(n,)`, in the dtype of `w₀`, in memory of its own.
         """
+        if torch.compiler.is_compiling():  # whose weights hold their pretrained values
+            return _sum(weight, updates)
         with _LOCK:
-            total = Stay(Lease(), self, weight, ()).private_copy() if memory_of(weight) in _INSIDE else weight.detach()
-            for update in updates:
-                total = torch.add(total, update.delta[0].to(total.device), alpha=update.scaling)
-        return total.to(weight.dtype)
+            if memory_of(weight) in _INSIDE:
+                weight = Stay(Lease(), self, weight, ()).private_copy()
+            return _sum(weight, updates)
+
+
+def _sum(weight: Tensor, updates: Sequence[ColumnUpdate]) -> Tensor:
+    total = weight.detach()
+    for update in updates:
+        total = torch.add(total, update.delta[0].to(total.device), alpha=update.scaling)
+    return total.to(weight.dtype)

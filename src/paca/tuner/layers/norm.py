@@ -19,15 +19,15 @@ from ...method.columns.update import ColumnUpdate
 from .base import PacaLayer
 from .hooks import call_over
 
-_NAMES = ("Norm", "LayerNormalization")
-_BY_STATISTICS = (nn.modules.batchnorm._NormBase,)  # of a batch, or running ones: not of their input alone
+_PYTORCHS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)  # subclasses have other names, such as timm's LayerNorm2d
+_BY_STATISTICS = nn.modules.batchnorm._NormBase  # of a batch, or running ones: not of their input alone
 
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises its input and multiplies with a weight of one value per channel."""
     weight = module._parameters.get("weight")
     return (
-        type(module).__name__.endswith(_NAMES)
+        (isinstance(module, _PYTORCHS) or type(module).__name__.endswith("Norm"))
         and not isinstance(module, _BY_STATISTICS)
         and weight is not None
         and weight.dim() == 1

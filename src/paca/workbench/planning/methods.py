@@ -33,8 +33,7 @@ def config_fields(method: Method, setting: TrainingSetting) -> dict[str, Any]:
     targets = setting.targets if isinstance(setting.targets, str) else list(setting.targets)
     spent = {"r": setting.rank} if setting.budget is None else {"budget": setting.budget}
     wanted: dict[str, Any] = {**spent, "target_modules": targets, "random_seed": 0}
-    if (
-        setting.targets == CONVOLUTIONS and setting.budget is None
-    ):  # the first of them have fewer channels than most ranks
+    # The first convolutions have fewer channels than most ranks; a budget minds them by itself.
+    if setting.targets == CONVOLUTIONS and setting.budget is None:
         wanted["clamp_rank"] = True
     return method.config_fields(wanted)

@@ -22,8 +22,8 @@ TEXT_METHODS = ("paca", "lora", "dora", "full")
 CONVOLUTION_METHODS = ("paca", "full")  # PEFT's LoRA refuses grouped convolutions at most ranks
 # Options that are fields of a setting.
 TYPED = (
-    *("batch", "pixels", "rank", "budget", "autocast", "checkpointing", "optimizer", "loss", "attention", "ranks"),
-    "lean",
+    *("batch", "pixels", "rank", "budget", "autocast", "checkpointing"),
+    *("optimizer", "loss", "attention", "ranks", "lean"),
 )
 
 
