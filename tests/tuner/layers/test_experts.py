@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 import transformers
-from packaging.version import Version
 from peft import PeftModel, get_peft_model
 from tests.toys import trained
 from torch.func import functional_call
@@ -48,8 +47,6 @@ EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 @pytest.fixture(autouse=True)
 def _fallback(request, monkeypatch):
     parameters = getattr(getattr(request.node, "callspec", None), "params", {})
-    if parameters.get("implementation") in ("grouped_mm", "fallback") and Version(torch.__version__) < Version("2.9"):
-        pytest.skip("transformers' grouped_mm needs torch 2.9")
     if parameters.get("implementation") == "fallback":
         monkeypatch.setattr(transformers.integrations.moe, "_can_use_grouped_mm", lambda *_: False)
 

@@ -152,11 +152,8 @@ def test_a_comparison_and_a_plan_step_with_it(content, tmp_path, capsys):
     assert muon["operations"]["optimizer"] > adamw["operations"]["optimizer"]
 
 
-def test_what_does_nothing_or_is_not_there(content, tmp_path, monkeypatch):
+def test_what_does_nothing(content, tmp_path):
     content["training"] |= {"optim": "muon", "optim_args": "momentum=0.5"}
     file = write_recipe(tmp_path / "recipe.yaml", content)
     with pytest.raises(PacaError, match=r"training\.optim_args = 'momentum=0.5' does nothing with muon; leave it out"):
-        read_recipe(file)
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(PacaError, match=r"training\.optim = 'muon' needs torch\.optim\.Muon.*'torch>=2\.9'"):
         read_recipe(file)

@@ -235,7 +235,7 @@ def has_twin(weight: Any) -> bool:
         return _USE_COUNT(storage._cdata) > 2  # the weight, and `storage` itself
 
 
-_USE_COUNT: Any = getattr(torch._C, "_storage_Use_Count", lambda _: 0)
+_USE_COUNT: Any = torch._C._storage_Use_Count  # type: ignore[attr-defined]
 
 
 def _in_backward() -> bool:

@@ -36,11 +36,8 @@ def _last(name: str) -> str:
 def _rewrites(base: nn.Module, name: str) -> bool:
     """Whether PEFT puts something else in the place of a name in `target_modules`."""
     from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 
-    try:
-        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-    except ImportError:  # transformers 4, whose experts still have such names
-        return False
     config: Any = LoraConfig(target_modules=[name])
     try:
         convert_peft_config_for_transformers(config, base, None)

@@ -33,19 +33,9 @@ def own_key_problems(training: Mapping[str, Any]) -> list[str]:
 
 
 def _muon_problems(training: Mapping[str, Any]) -> list[str]:
-    if training.get("optim") != MUON:
+    if training.get("optim") != MUON or not training.get("optim_args"):
         return []
-    import torch
-
-    problems = []
-    if not hasattr(torch.optim, "Muon"):
-        problems.append(
-            f"training.optim = {MUON!r} needs torch.optim.Muon, and torch {torch.__version__} has none: pip install "
-            "'torch>=2.9'"
-        )
-    if training.get("optim_args"):
-        problems.append(f"training.optim_args = {training['optim_args']!r} does nothing with {MUON}; leave it out")
-    return problems
+    return [f"training.optim_args = {training['optim_args']!r} does nothing with {MUON}; leave it out"]
 
 
 def usual_arguments(training: Mapping[str, Any]) -> dict[str, Any]:
