@@ -5,8 +5,10 @@
 
 On a GPU a small step waits for the host: each operator that is not a view or an allocation is a kernel to launch.
 The models are so small that arithmetic costs next to nothing. Operators are counted exactly, on whatever device, and
-given beyond the frozen floor's, by phase of the step; a fused optimizer step is one. Host time is that of the whole
-step beyond the floor's on one thread, lower quartiles of steps taken in turns, the floor twice.
+given beyond the frozen floor's, by phase of the step; a fused optimizer step is one. Where Triton is installed, a row
+"paca, one kernel" has what a GPU launches, where one kernel puts the columns into all weights and one puts them back.
+Triton's interpreter runs these here, so that this row has no time. Host time is that of the whole step beyond the
+floor's on one thread, lower quartiles of steps taken in turns, the floor twice.
 """
 
 import argparse
@@ -16,10 +18,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmark import add_numbers, add_threads_and_json, benchmark, describe, make_parser, print_table, surroundings
+from interpreter import KERNELS, has_triton, interpreted
 from methods import METHODS, Method, choose_methods
 from paca.profiling.steps import TrainingStep, quartiles
 from paca.workbench.base.options import positive
@@ -27,6 +30,7 @@ from step import prepare
 from timing import FLOOR, FLOOR_AGAIN, time_in_turns
 
 LAYERS_A_BLOCK = 7
+ONE_KERNEL = "paca, one kernel"
 _ALLOCATIONS = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}
 _VIEWS = {"_unsafe_view", "detach", "lift_fresh", "_reshape_alias"}  # that don't say so of themselves
 _MARKS = {"_record_function_enter_new", "_record_function_exit"}  # for a profiler
@@ -50,7 +54,10 @@ class Launches(NamedTuple):
 
 
 class KernelCounter(TorchDispatchMode):
-    """Counts the operators that are dispatched while it is entered, without views and allocations."""
+    """Counts the operators that are dispatched while it is entered, without views and allocations.
+
+    A kernel of Triton's is one as well, whatever its interpreter dispatches.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,6 +68,23 @@ class KernelCounter(TorchDispatchMode):
         if not func.is_view and name not in _ALLOCATIONS | _VIEWS | _MARKS:
             self.counts[name] += 1
         return func(*args, **(kwargs or {}))
+
+    def __enter__(self) -> "KernelCounter":
+        self._kernels: Any = sys.modules.get(KERNELS)
+        if self._kernels is not None:
+            self._launch = self._kernels.launch
+            self._kernels.launch = self._count_kernel
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        if self._kernels is not None:
+            self._kernels.launch = self._launch
+        super().__exit__(*error)
+
+    def _count_kernel(self, kernel: Any, *arguments: Any) -> None:
+        self.counts[kernel.__name__] += 1
+        with _disable_current_modes():
+            self._launch(kernel, *arguments)
 
 
 def counted(run: Callable[[], Any]) -> tuple[Counter[str], Any]:
@@ -106,23 +130,26 @@ def narrow_llama(layers: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=layers // LAYERS_A_BLOCK, vocab_size=64))
 
 
-def measure(methods: list[Method], layers: int, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+def measure(methods: list[Method], layers: int, arguments: argparse.Namespace) -> dict[str, dict[str, float | None]]:
     """All figures at one depth, by name of the method."""
     steps = prepare(narrow_llama(layers), methods, arguments.tokens, arguments.rank)
     times = time_in_turns({name: step.run for name, step in steps.items()}, arguments.steps, f"{layers} layers")
     seconds = {name: quartiles(taken)["total"] for name, taken in times.items()}
     found = {name: launches(step) for name, step in steps.items()}
+    if "paca" in steps and has_triton():
+        with interpreted():
+            found[ONE_KERNEL] = launches(steps["paca"])
     return {
         name: {
-            **found[name].beyond(found[FLOOR])._asdict(),
-            "total": found[name].beyond(found[FLOOR]).total,
-            "host_us_a_layer": 1e6 * (seconds[name] - seconds[FLOOR]) / layers,
+            **count.beyond(found[FLOOR])._asdict(),
+            "total": count.beyond(found[FLOOR]).total,
+            "host_us_a_layer": 1e6 * (seconds[name] - seconds[FLOOR]) / layers if name in seconds else None,
         }
-        for name in steps
+        for name, count in found.items()
     }
 
 
-def print_figures(figures: Mapping[str, Mapping[str, float]], layers: int) -> None:
+def print_figures(figures: Mapping[str, Mapping[str, float | None]], layers: int) -> None:
     """The table of one depth."""
     print(f"\n{layers} adapted layers\n")
     columns = ("method", "launches beyond the floor", "a layer", "forward", "backward", "optimizer", "host µs a layer")
@@ -132,7 +159,7 @@ def print_figures(figures: Mapping[str, Mapping[str, float]], layers: int) -> No
             f"{row['total']:.0f}",
             f"{row['total'] / layers:.2f}",
             *(f"{row[phase]:.0f}" for phase in Launches._fields),
-            f"{row['host_us_a_layer']:.1f}",
+            "" if row["host_us_a_layer"] is None else f"{row['host_us_a_layer']:.1f}",
         )
         for name, row in figures.items()
         if name != FLOOR

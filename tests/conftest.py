@@ -38,3 +38,14 @@ def compiler():
     torch.compiler.reset()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture
+def kernels_on_cpu():
+    """Triton's kernels, run by its interpreter."""
+    from interpreter import has_triton, interpreted
+
+    if not has_triton():
+        pytest.skip("Triton is not installed")
+    with interpreted():
+        yield

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from interpreter import has_triton
 from launches import KernelCounter, Launches, build_parser, launches, main, narrow_llama
 from methods import METHODS
 from step import prepare
@@ -28,6 +29,15 @@ def test_launches_of_each_adapted_layer(layers):
     assert launches(steps["paca"]).total < launches(steps["lora"]).total
 
 
+@pytest.mark.parametrize(("layers", "budget"), [(28, 76), (56, 132)])
+def test_one_kernel_for_all_layers_keeps_to_the_budget(kernels_on_cpu, layers, budget):
+    """A layer gathers its input's columns and multiplies; two kernels move the columns of all layers."""
+    steps = prepare(narrow_llama(layers), [METHODS[name] for name in ("floor", "paca")], tokens=4, rank=16)
+    found = launches(steps["paca"]).beyond(launches(steps["floor"]))
+    assert found == Launches(layers + 1, layers + 1, 2)
+    assert found.total <= budget
+
+
 def test_the_benchmark_itself(tmp_path, capsys):
     words = ["--layers", "7", "--methods", "paca", "--steps", "1", "--json", str(tmp_path / "found.json")]
     threads = torch.get_num_threads()
@@ -36,7 +46,10 @@ def test_the_benchmark_itself(tmp_path, capsys):
     found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["layers"]["7"]
     assert found["paca"]["total"] == 44
     assert found["floor again"]["total"] == 0
-    assert "| paca | 44 | 6.29 | 28 | 14 | 2 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| paca | 44 | 6.29 | 28 | 14 | 2 |" in printed
+    if has_triton():
+        assert "| paca, one kernel | 18 | 2.57 | 8 | 8 | 2 |  |" in printed
 
 
 def test_layers_that_are_no_whole_blocks_are_refused(capsys):

@@ -186,7 +186,7 @@ def held(folder):
         torch.optim.SGD(trained(model), lr=0.1).step()
         lease = Lease()
         down.lend_for_call(lease)
-    return sizes, len(lease.stays[0].kept[0][1]), traffic.total
+    return sizes, len(lease.stays[0].held.kept[0][1]), traffic.total
 
 
 def refused(folder):

@@ -7,9 +7,6 @@ class Held:
     def __init__(self, weight):
         self.weight = weight
 
-    def matrix(self, dtype):
-        return self
-
     def __enter__(self):
         return self.weight
 

@@ -59,3 +59,12 @@ def put(rows: Tensor, where: Where, values: Tensor) -> None:
         rows[where].copy_(values)
     else:
         rows.index_copy_(0, where, values)
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal bit for bit; NaN equals NaN."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
+        return False
+    if torch.equal(one, other):
+        return True
+    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))

@@ -121,12 +121,7 @@ class MatrixLoan:
         self.columns = columns
         self.updates = updates
         self.versions = versions(updates)
-        self.dtype = torch.float32
-
-    def matrix(self, dtype: torch.dtype) -> MatrixLoan:
-        """The same, for a product in another dtype."""
-        self.dtype = dtype
-        return self
+        self.dtype = torch.float32  # of the product
 
     def __enter__(self) -> Tensor:
         if versions(self.updates) != self.versions:

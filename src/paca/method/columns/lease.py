@@ -16,16 +16,18 @@ in the weight for one product.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Condition, RLock, get_ident
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .block import Block, Where, put, take
+from .block import Block, Where, put, same_bits, take
+from .together import KERNEL_DEVICES, kernels_for
 from .update import ColumnUpdate, adapted_columns, connection_union, same_updates
 
 View = Callable[[Tensor], Tensor] | None
@@ -35,7 +37,8 @@ plainly = torch._C.DisableTorchFunctionSubclass  # a context in which a weight o
 # Taken for the moment of a write or a count, never during a product. Reentrant, since a lease may end wherever memory
 # is allocated: the garbage collector frees graphs that are part of a cycle.
 _LOCK = RLock()
-_UNPINNED = Condition(_LOCK)  # told whenever a thread is through with columns
+_UNPINNED = Condition(_LOCK)  # told whenever a thread is through with columns that others wait for
+_WAITING: list[int] = []  # the threads that do
 PATIENCE = 600.0  # seconds for which a thread waits for the calls of others
 
 # The memory that holds columns now. One table for the process, because models may have weights in common, and only the
@@ -59,6 +62,9 @@ class Layout(Protocol):
     def read(self, rows: Tensor, where: Where, retired: bool = False) -> Tensor:
         """Copies of some columns."""
 
+    def memory_for(self, rows: Tensor, where: Where) -> Tensor:
+        """Memory for copies of some columns."""
+
     def keep_buffer(self, kept: list[tuple[Where, Tensor]]) -> None:
         """Keep the memory of copies that are not needed any more."""
 
@@ -75,10 +81,11 @@ class Lease:
     As a context it pins them: no other thread may take them out meanwhile.
     """
 
-    __slots__ = ("__weakref__", "_retracts", "callers", "stays")
+    __slots__ = ("__weakref__", "_gathers", "_retracts", "callers", "stays")
 
     def __init__(self) -> None:
         self.stays: list[Stay] = []
+        self._gathers = False  # whether columns are put in later, all together
         self.callers: dict[int, int] = {}  # how often each thread has pinned the columns
         self._retracts = False  # whether the columns come out when nobody pins them any more
         # Not in __del__: while that waits for the lock, another thread could take up the lease once more.
@@ -93,12 +100,30 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         me = get_ident()
         with _LOCK:
-            self.callers[me] -= 1
-            if not self.callers[me]:
-                del self.callers[me]
+            left = self.callers.pop(me) - 1
+            if left:
+                self.callers[me] = left
+            elif _WAITING:
                 _UNPINNED.notify_all()
             if self._retracts:
                 self.retract()
+
+    def add(self, stay: Stay) -> None:
+        """Make a weight's columns a part of the lease, and put them in; within `together`, at its end."""
+        self.stays.append(stay)
+        if not self._gathers:
+            stay.put_in()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Have columns that are added within put in at its end, those of all weights in one go."""
+        self._gathers = True
+        with _LOCK:
+            try:
+                yield
+            finally:
+                self._gathers = False
+            _put_in_together(self.stays)
 
     def retract(self) -> None:
         """Take the columns out although somebody holds the lease; a backward pass may put them in again.
@@ -112,10 +137,47 @@ class Lease:
                     stay.retract()
 
 
+def _put_in_together(stays: list[Stay]) -> None:
+    """Put in the columns of many weights: those that a kernel writes in one go, the others one after the other."""
+    groups: dict[Any, list[tuple[Stay, Held]]] = {}
+    places: set[tuple[int, int]] = set()
+    alone = []
+    for stay in stays:
+        held = stay.held_by_kernel()
+        if held is None or held.place in places or not clear(held.place):
+            alone.append(stay)
+        else:
+            places.add(held.place)
+            groups.setdefault(held.part.kernels, []).append((stay, held))
+    for kernels, group in groups.items():
+        kernels.put_in([held.part for _, held in group])
+        for stay, held in group:
+            stay.hold(held)
+    for stay in alone:
+        stay.put_in()
+
+
 def _put_back(stays: list[Stay]) -> None:
     with _LOCK:
+        groups: dict[Any, list[tuple[Stay, Held]]] = {}
         for stay in stays:
-            stay.put_back()
+            if stay.held is not None and stay.held.part is not None:
+                groups.setdefault(stay.held.part.kernels, []).append((stay, stay.held))
+            else:
+                stay.put_back()
+        for kernels, group in groups.items():
+            kernels.put_back([held.part for _, held in group])
+            for stay, _ in group:
+                stay.let_go()
+
+
+class Held(NamedTuple):
+    """What some memory holds in place of its pretrained values."""
+
+    place: tuple[int, int]  # see `memory_of`
+    rows: Tensor  # the memory, connections first
+    kept: list[tuple[Where, Tensor]]  # what was written over: connections, pretrained values
+    part: Any = None  # the share of the kernel that moves them, if one does
 
 
 class Stay:
@@ -129,7 +191,7 @@ class Stay:
         fixed: Their values, if they have been computed already.
     """
 
-    __slots__ = ("callers", "columns", "fixed", "kept", "lease", "place", "rows", "updates", "weight", "written")
+    __slots__ = ("callers", "columns", "fixed", "held", "lease", "updates", "weight", "written")
 
     def __init__(
         self,
@@ -144,9 +206,7 @@ class Stay:
         self.columns = columns
         self.weight = weight
         self.updates = updates
-        self.place: tuple[int, int] | None = None  # the memory that holds the columns; None while they are out
-        self.rows: Any = None  # that memory, connections first
-        self.kept: list[tuple[Where, Tensor]] = []  # what was written over: connections, pretrained values
+        self.held: Held | None = None  # None while the columns are out
         self.written: list[Tensor] | None = None  # what was in the weight, if the columns have been retracted
         self.fixed = fixed
 
@@ -163,10 +223,35 @@ class Stay:
         if place in _INSIDE and not clear(place):
             return False
         rows = self.columns.rows(self.weight)
-        self.kept = self._write(rows)
-        self.rows, self.place, self.written = rows, place, None
-        _INSIDE[place] = self
+        self.hold(Held(place, rows, self._write(rows)))
         return True
+
+    def held_by_kernel(self) -> Held | None:
+        """What the weight will hold once a kernel has put its columns in; None if none can."""
+        if self.weight.device.type not in KERNEL_DEVICES or len(self.updates) != 1:
+            return None
+        if self.columns.merged or self.fixed is not None or self.written is not None:
+            return None
+        (update,) = self.columns.parts(self.weight, self.updates)
+        rows = self.columns.rows(self.weight)
+        kernels = None if update.retired else kernels_for(rows, update)
+        if kernels is None:
+            return None
+        kept = self.columns.memory_for(rows, update.indices)
+        part = kernels.part(rows, update, self.columns.delta_dim, kept)
+        return Held(memory_of(self.weight), rows, [(update.indices, kept)], part)
+
+    def hold(self, held: Held) -> None:
+        """From now on the columns are in."""
+        self.held, self.written = held, None
+        _INSIDE[held.place] = self
+
+    def let_go(self) -> None:
+        """From now on they are out; nothing happens if they are: the garbage collector ends leases at any moment."""
+        held, self.held = self.held, None
+        if held is not None:
+            del _INSIDE[held.place]
+            self.columns.keep_buffer(held.kept)
 
     def _write(self, rows: Tensor) -> list[tuple[Where, Tensor]]:
         """Write the columns into a weight that is pretrained; returns what was written over."""
@@ -200,28 +285,24 @@ class Stay:
 
     def put_back(self) -> None:
         """Copy the pretrained values back."""
-        place, rows, kept = self.place, self.rows, self.kept
-        if place is not None:
-            # In this order, since the garbage collector may end the lease at any of these lines.
-            self.place, self.rows, self.kept = None, None, []
-            _copy_back(rows, kept)
-            del _INSIDE[place]
-            self.columns.keep_buffer(kept)
+        if self.held is not None:
+            _copy_back(self.held.rows, self.held.kept)
+            self.let_go()
 
     def retract(self) -> None:
         """Copy the pretrained values back, and remember what was there, in case a backward pass needs it again."""
-        if self.place is not None:
+        if self.held is not None:
             self.written = self.read() or None
             self.put_back()
 
     def read(self) -> list[Tensor]:
         """What is in the weight where something was written over."""
-        rows, kept = self.rows, self.kept
-        return [take(rows, where) for where, _ in kept]
+        held = self.held
+        return [] if held is None else [take(held.rows, where) for where, _ in held.kept]
 
     def is_pinned_here(self) -> bool:
         """Whether a call of this thread has the columns in the weight, so that nobody takes them out."""
-        return self.place is not None and get_ident() in self.callers
+        return self.held is not None and get_ident() in self.callers
 
     def is_pinned_elsewhere(self) -> bool:
         """Whether another thread computes with the columns."""
@@ -230,13 +311,12 @@ class Stay:
 
     def is_current(self) -> bool:
         """Whether the weight holds what the updates of now would write."""
-        if self.place is None:
-            return False
-        if not self.kept:
-            return True
-        (where, pretrained), (indices, updates) = self.kept[-1], self._groups()[-1]
-        values = adapted_columns(pretrained.to(self.rows.device), indices, updates, self.columns.delta_dim)
-        return same_bits(values, take(self.rows, where))
+        held = self.held
+        if held is None or not held.kept:
+            return held is not None
+        (where, pretrained), (indices, updates) = held.kept[-1], self._groups()[-1]
+        values = adapted_columns(pretrained.to(held.rows.device), indices, updates, self.columns.delta_dim)
+        return same_bits(values, take(held.rows, where))
 
     def private_copy(self) -> Tensor:
         """A copy of the weight with these columns, while the weight itself holds another thread's."""
@@ -244,8 +324,8 @@ class Stay:
             copy: Tensor = self.weight.detach().clone()
         rows = self.columns.rows(copy)
         inside = _INSIDE.get(memory_of(self.weight))
-        if inside is not None:
-            _copy_back(rows, inside.kept)
+        if inside is not None and inside.held is not None:
+            _copy_back(rows, inside.held.kept)
         self._write(rows)
         return copy
 
@@ -253,7 +333,8 @@ class Stay:
 class Loan:
     """Columns for the products of one layer in one forward pass, and for those of its backward.
 
-    As a context it has the columns in the weight, and yields the weight.
+    As a context it has the columns in the weight, and yields the weight. Whoever multiplies sets `dtype`, that of the
+    product, before: a weight of another kind is made in it.
 
     Args:
         lease: Holds the columns in the weight from forward to backward.
@@ -261,7 +342,7 @@ class Loan:
         view: Makes what is multiplied with out of the weight: some rows of it, say.
     """
 
-    __slots__ = ("_pinned", "_view", "lease", "stay")
+    __slots__ = ("_pinned", "_view", "dtype", "lease", "stay")
 
     def __init__(self, lease: Lease | None, stay: Stay, view: View = None) -> None:
         self.lease = lease
@@ -273,26 +354,19 @@ class Loan:
         """Another loan of the same columns, for a product with a view of the weight."""
         return self if self.lease is None else Loan(self.lease, self.stay, _both(self._view, view))
 
-    def matrix(self, dtype: torch.dtype) -> Loan:
-        """The same; a weight of another kind would be made in this dtype."""
-        return self
-
-    def __enter__(self) -> Tensor:
-        weight = self._adapted()
+    def __enter__(self) -> Tensor:  # with little code, like `__exit__`: both are on the path of every product
+        stay, me = self.stay, get_ident()
+        weight = stay.weight
+        if stay.held is None or me not in stay.callers:  # else part of a call that has pinned them
+            if self.lease is None:
+                raise RuntimeError(CHANGED)
+            with _LOCK:
+                if stay.held is not None or stay.put_in():
+                    stay.callers[me] = stay.callers.get(me, 0) + 1
+                    self._pinned = True
+                else:
+                    weight = stay.private_copy()
         return weight if self._view is None else self._view(weight)
-
-    def _adapted(self) -> Tensor:
-        stay, lease = self.stay, self.lease
-        if stay.is_pinned_here():
-            return stay.weight  # part of a call that has pinned them
-        if lease is None:
-            raise RuntimeError(CHANGED)
-        with _LOCK:
-            if stay.place is None and not stay.put_in():
-                return stay.private_copy()
-            lease.__enter__()
-        self._pinned = True
-        return stay.weight
 
     def __exit__(self, error: object = None, *_: object) -> None:
         if self._pinned and self.lease is not None:
@@ -342,14 +416,11 @@ class MomentaryLoan:
         self.fixed: list[Tensor] = [] if fixed is None else fixed
         self._view = view
         self._loan: Loan | None = None
+        self.dtype: torch.dtype | None = None  # as that of a `Loan`
 
     def viewed(self, view: Callable[[Tensor], Tensor]) -> MomentaryLoan:
         """Another loan of the same columns, for a product with a view of the weight."""
         return MomentaryLoan(self.columns, self.weight, self.updates, _both(self._view, view), self.fixed)
-
-    def matrix(self, dtype: torch.dtype) -> MomentaryLoan:
-        """The same; a weight of another kind would be made in this dtype."""
-        return self
 
     def __enter__(self) -> Tensor:
         lease = Lease()
@@ -357,7 +428,7 @@ class MomentaryLoan:
         lease.stays.append(stay)
         self._loan = Loan(lease, stay, self._view)
         weight = self._loan.__enter__()
-        if not self.fixed and stay.place is not None:
+        if not self.fixed and stay.held is not None:
             self.fixed += stay.read()
         return weight
 
@@ -413,7 +484,12 @@ def make_pretrained(weight: Any) -> None:
         return inside is None or not inside.is_pinned_elsewhere() or inside.is_pinned_here()
 
     with _LOCK:
-        if not _UNPINNED.wait_for(is_free, PATIENCE):
+        _WAITING.append(get_ident())
+        try:
+            is_through = _UNPINNED.wait_for(is_free, PATIENCE)
+        finally:
+            _WAITING.remove(get_ident())
+        if not is_through:
             raise RuntimeError(
                 f"Another thread has been computing with an adapted weight for {PATIENCE:.0f} s, so that its "
                 "pretrained values cannot be read. Let its call end first: a state dict, a copy or a merge needs them."
@@ -455,15 +531,6 @@ def _count_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 
 register_optimizer_step_post_hook(_count_steps)
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal bit for bit; NaN equals NaN."""
-    if one.shape != other.shape or one.dtype != other.dtype or one.device != other.device:
-        return False
-    if torch.equal(one, other):
-        return True
-    return torch.equal(one.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8))
 
 
 def _copy_back(rows: Tensor, kept: list[tuple[Where, Tensor]]) -> None:

@@ -51,17 +51,29 @@ class Columns:
         Returns:
             Shape `(n, …)`.
         """
-        if retired:
-            return take(rows, where).cpu()
+        return take(rows, where).cpu() if retired else take(rows, where, self.memory_for(rows, where))
+
+    def memory_for(self, rows: Tensor, where: Where) -> Tensor:
+        """Memory for copies of some columns: that of the last copies, if it fits.
+
+        Args:
+            rows: The weight's memory, connections first.
+            where: `n` of them.
+
+        Returns:
+            Shape `(n, …)`; any values.
+        """
         buffer, self.buffer = self.buffer, None  # nobody else gets it meanwhile
-        count = where.stop - where.start if isinstance(where, slice) else len(where)
-        fits = (
+        shape = (where.stop - where.start if isinstance(where, slice) else where.shape[0], *rows.shape[1:])
+        if (
             buffer is not None
-            and buffer.shape == (count, *rows.shape[1:])
-            and (buffer.dtype, buffer.device) == (rows.dtype, rows.device)
+            and buffer.shape == shape
+            and buffer.dtype == rows.dtype
+            and buffer.device == rows.device
             and buffer.is_inference() <= torch.is_inference_mode_enabled()
-        )
-        return take(rows, where, buffer if fits else None)
+        ):
+            return buffer
+        return rows.new_empty(shape)
 
     def keep_buffer(self, kept: list[tuple[Where, Tensor]]) -> None:
         """Keep the memory of copies that are not needed any more, for the next `read`."""
@@ -97,7 +109,7 @@ class Columns:
                 return Loan(holder, stay)  # within a call that has pinned them
             with _LOCK:
                 # Within backward a checkpointed forward is computed again, over what it was computed over at first.
-                if stay.place is not None and (_in_backward() or stay.is_current()):
+                if stay.held is not None and (_in_backward() or stay.is_current()):
                     return Loan(holder, stay)
         if lies_in_shared_memory(weight):
             return None  # other processes look at it, whenever they like
@@ -111,8 +123,7 @@ class Columns:
                 lay_out_row_major(weight)
             holder = lease or Lease()
             stay = self.last = Stay(holder, self, weight, updates)
-            holder.stays.append(stay)
-            stay.put_in()
+            holder.add(stay)
         return Loan(holder, stay)
 
     def is_in(self, weight: Any) -> bool:

@@ -98,7 +98,7 @@ class PartialConvolution(torch.autograd.Function):
         if isinstance(loan, Tensor):
             y = convolution_op(x, loan, bias, *geometry, list(indices), list(deltas), list(scalings))
         else:
-            with loan.matrix(x.dtype) as weight:
+            with loan as weight:
                 y = _convolve(x, weight, bias, geometry)
         parts = [
             connection_part(index, shape, geometry.groups) if needed else None
@@ -123,7 +123,7 @@ class PartialConvolution(torch.autograd.Function):
                 weight, updates = operands
                 grad_x = convolution_input_gradient_op(grad_output, x, weight, *ctx.geometry, *updates)
             else:
-                with ctx.loan.matrix(grad_output.dtype) as weight:
+                with ctx.loan as weight:
                     grad_x = _backward(grad_output, x, weight.to(grad_output.dtype), ctx.geometry, 0)
             grad_x = grad_x.to(x_dtype)
         if ctx.loan is not None:

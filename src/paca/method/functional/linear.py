@@ -47,6 +47,8 @@ class PartialLinear(torch.autograd.Function):
     Forward is the frozen layer's own GEMM (paper, eq. 7), and so is the input gradient (eq. 8). What is kept for
     backward is `X[..., I]`, `r` of the `in` channels, and the loan, which has the columns in `W` for both GEMMs.
     Compiled code has operators in place of these products, and the weight in place of the loan.
+
+    Small steps wait for this code, in each layer and both ways. So it calls few functions of its own.
     """
 
     @staticmethod
@@ -57,20 +59,25 @@ class PartialLinear(torch.autograd.Function):
         loan: Any,  # of W, (out, in); compiled: W itself
         indices: tuple[Tensor, ...],  # one (r,) per adapter
         scalings: tuple[float, ...],
-        gathered: tuple[Tensor | None, ...],  # the slices X[..., I] that were gathered before, (..., r) each
+        gathered: tuple[Tensor | None, ...],  # the slices X[..., I] that were gathered before, (..., r) each, or None
         *deltas: Tensor,  # one (out, r) per adapter
     ) -> Tensor:
         if isinstance(loan, Tensor):
             y = linear_op(x, loan, bias, list(indices), list(deltas), list(scalings))
         else:
-            with loan.matrix(x.dtype) as weight, plainly():
-                y = no_view(F.linear(x, weight, bias))
+            loan.dtype = x.dtype
+            with loan as weight, plainly():
+                y = F.linear(x, weight, bias)
+            if y._is_view():
+                y = no_view(y)
         # Autocast runs the GEMM in y's dtype; the slices are kept in it too, as autocast's own graph would.
-        needed = ctx.needs_input_grad[6:]
-        slices = [
-            _cast(x.index_select(-1, index) if before is None else before, y.dtype) if n else None
-            for index, before, n in zip(indices, gathered or (None,) * len(indices), needed, strict=True)
-        ]
+        dtype, slices = y.dtype, []
+        for index, before, needed in zip(indices, gathered, ctx.needs_input_grad[6:], strict=True):
+            part = None
+            if needed:
+                part = x.index_select(-1, index) if before is None else before
+                part = part if part.dtype == dtype else part.to(dtype)
+            slices.append(part)
         keep_for_backward(ctx, slices, loan, indices, deltas, scalings)
         ctx.dtypes = (x.dtype, None if bias is None else bias.dtype, [delta.dtype for delta in deltas])
         return y
@@ -84,6 +91,7 @@ class PartialLinear(torch.autograd.Function):
 
 def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
     x_dtype, bias_dtype, delta_dtypes = ctx.dtypes
+    loan, dtype = ctx.loan, grad_output.dtype
     slices, operands = kept_for_backward(ctx)
     grad_x = grad_bias = None
     if ctx.needs_input_grad[0]:  # ∇X = ∇Y W
@@ -91,39 +99,35 @@ def _gradients(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
             weight, updates = operands
             grad_x = linear_input_gradient_op(grad_output, weight, *updates)
         else:
-            with ctx.loan.matrix(grad_output.dtype) as weight, plainly():
-                grad_x = grad_output @ _cast(weight, grad_output.dtype)
-        grad_x = _cast(grad_x, x_dtype)
+            loan.dtype = dtype
+            with loan as weight, plainly():
+                grad_x = grad_output @ (weight if weight.dtype == dtype else weight.to(dtype))
+        grad_x = grad_x if dtype == x_dtype else grad_x.to(x_dtype)
         del weight
-    if ctx.loan is not None:
-        ctx.loan.finish()
+    if loan is not None:
+        loan.finish()
     grad_tokens = grad_output.reshape(-1, grad_output.shape[-1])
     if ctx.needs_input_grad[1]:
-        grad_bias = _cast(grad_tokens.sum(0), bias_dtype)
-    grad_deltas = [
-        None if x_slice is None else _delta_gradient(grad_tokens, x_slice, scaling, dtype)
-        for x_slice, scaling, dtype in zip(slices, ctx.scalings, delta_dtypes, strict=True)
-    ]
+        grad_bias = grad_tokens.sum(0).to(bias_dtype)
+    grad_deltas = []
+    for x_slice, scaling, delta_dtype in zip(slices, ctx.scalings, delta_dtypes, strict=True):
+        grad = None
+        if x_slice is not None:  # ∇Δ = s · ∇W[:, I]
+            grad = column_gradient(grad_tokens, x_slice.reshape(-1, x_slice.shape[-1]))
+            grad = grad if dtype == delta_dtype else grad.to(delta_dtype)
+            grad = grad if scaling == 1 else grad * scaling
+        grad_deltas.append(grad)
     return grad_x, grad_bias, None, None, None, None, *grad_deltas
 
 
 _gradients_once = once_differentiable(_gradients)
 
 
-def _delta_gradient(grad_tokens: Tensor, x_slice: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
-    grad = _cast(column_gradient(grad_tokens, x_slice.reshape(-1, x_slice.shape[-1])), dtype)
-    return grad if scaling == 1 else grad * scaling  # ∇Δ = s · ∇W[:, I]
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor if tensor.dtype == dtype else tensor.to(dtype)
-
-
 def in_autocast_dtype(x: Tensor) -> Tensor:
     """An input in the dtype that autocast computes in, if it is on."""
     device = x.device.type
     if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
-        return _cast(x, torch.get_autocast_dtype(device))
+        return x.to(torch.get_autocast_dtype(device))
     return x
 
 
@@ -223,7 +227,6 @@ def partial_linear(
     Returns:
         Shape `(..., out)`.
     """
-    indices = tuple([update.indices for update in updates])
-    scalings = tuple([update.scaling for update in updates])
-    deltas = [update.delta for update in updates]
+    indices, deltas, scalings, *_ = zip(*updates, strict=True) if updates else ((), (), ())
+    gathered = gathered or (None,) * len(indices)
     return PartialLinear.apply(in_autocast_dtype(x), bias, loan, indices, scalings, gathered, *deltas)

@@ -32,6 +32,7 @@ from ...method.columns.sharded import (
 )
 from ...method.columns.shared_gather import SharedGather
 from ...method.columns.update import ColumnUpdate
+from ...method.functional.linear import require_frozen
 from ..selection import random_connections
 from .additive import additive, mixed_batch
 from .connection_dict import ConnectionDict
@@ -175,8 +176,9 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         if stay is None or not stay.is_pinned_here():
             return self.compute(self.updates(), x, *args, **kwargs)
         # Within a call of a whole model all has been looked at, and the columns are in the weight.
-        if self._is_differentiated(x, stay.updates):
-            return self._differentiated(Loan(stay.lease(), stay), stay.updates, x, *args, **kwargs)
+        updates = stay.updates
+        if self._is_differentiated(x, updates):
+            return self._differentiated(Loan(stay.lease(), stay), updates, x, *args, **kwargs)
         return self._run_base(x, *args, **kwargs)
 
     def _run_base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -199,6 +201,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
             return additive(self, updates, x, *args, **kwargs)
         if torch.compiler.is_compiling():
             weight, updates = self.base_weight, () if self.merged_adapters else updates
+            require_frozen(weight)
             return call_in_place_of(self.base_layer, lambda x: self._multiply(x, weight, updates), x, *args, **kwargs)
         loan = self.lend(updates)
         if loan is None:
@@ -207,6 +210,7 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
             with loan as weight:
                 if weight is self.base_weight:
                     return self._run_base(x, *args, **kwargs)
+        require_frozen(self.base_weight)
         # In backward the weight has to be what it is now; and another thread's columns may be in it.
         return self._differentiated(loan, updates, x, *args, **kwargs)
 
@@ -357,10 +361,10 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
         own = self.__dict__  # as in `set_adapter`
         own["_for_call"] = None
         base: Any = self._modules["base_layer"]
-        if not self.holds_columns() or base._state_dict_pre_hooks:
+        if base._state_dict_pre_hooks or not self.holds_columns():
             return None
-        updates = self.updates()
-        if self._waits_for_values(updates):
+        weight, updates = self.base_weight, self.updates()
+        if weight.requires_grad or self._waits_for_values(updates):
             return None
         loan = self.lend(updates, lease)
         if not isinstance(loan, Loan):
@@ -379,12 +383,10 @@ class PacaLayer(nn.Module, BaseTunerLayer):  # in this order, or fully_shard cou
     def _is_differentiated(self, x: Tensor, updates: tuple[ColumnUpdate, ...]) -> bool:
         if not torch.is_grad_enabled():
             return False
+        if x.requires_grad or [update for update in updates if update.delta.requires_grad]:
+            return True
         bias = self._modules["base_layer"]._parameters.get("bias")  # type: ignore[union-attr]
-        return (
-            x.requires_grad
-            or bool([update for update in updates if update.delta.requires_grad])
-            or (bias is not None and bias.requires_grad)
-        )
+        return bias is not None and bias.requires_grad
 
     # Adapters.
 
@@ -737,7 +739,7 @@ def columns_in(layers: tuple[PacaLayer, ...]) -> Iterator[None]:
     lease = Lease()
     leases = {id(lease): lease.__enter__()}
     try:
-        with plainly():
+        with plainly(), lease.together():
             for layer in layers:
                 other = layer.lend_for_call(lease)
                 if other is not None and id(other) not in leases:

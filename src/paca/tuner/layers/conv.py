@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ...method.columns.resident import Columns, DepthwiseColumns
 from ...method.columns.update import ColumnUpdate
 from ...method.functional.convolution import Geometry, conv_update, is_depthwise, partial_conv
-from ...method.functional.linear import require_frozen
 from .base import PacaLayer
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -128,7 +127,6 @@ class Convolution(PacaLayer):
     def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
         x, geometry = self._padded(x)
         weight, bias = (self.base_layer._parameters[name] for name in ("weight", "bias"))
-        require_frozen(weight)
         return partial_conv(x, bias, loan, weight.shape, geometry, updates)
 
     def _additive(self, x: Tensor, update: ColumnUpdate) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ...method.columns.update import ColumnUpdate
 from ...method.functional.embedding import embedding_update, partial_embedding
-from ...method.functional.linear import require_frozen
 from .base import PacaLayer
 from .quantized import comes_quantized
 
@@ -54,7 +53,6 @@ class Embedding(PacaLayer):
 
     def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
         base = self.base_layer
-        require_frozen(base._parameters["weight"])
         if not isinstance(loan, Tensor):
             updates = tuple(update for update in updates if not update.retired)
         return self._scaled(partial_embedding(x, loan, base.padding_idx, base.scale_grad_by_freq, updates))

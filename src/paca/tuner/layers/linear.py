@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D as TransposedLinear
 
 from ...method.columns.update import ColumnUpdate
-from ...method.functional.linear import partial_linear, require_frozen
+from ...method.functional.linear import partial_linear
 from .base import PacaLayer
 from .hooks import has_hooks
 
@@ -34,9 +34,8 @@ class Linear(PacaLayer):
         return F.linear(x, parameters["weight"], parameters["bias"])
 
     def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
-        parameters = self._modules["base_layer"]._parameters  # type: ignore[union-attr]
-        require_frozen(parameters["weight"])
-        return linear_over(x, parameters["bias"], loan, updates)
+        bias = self._modules["base_layer"]._parameters["bias"]  # type: ignore[union-attr]
+        return linear_over(x, bias, loan, updates)
 
 
 class Conv1DLinear(PacaLayer):
@@ -51,7 +50,6 @@ class Conv1DLinear(PacaLayer):
         return connections, length
 
     def _multiply(self, x: Tensor, loan: Any, updates: tuple[ColumnUpdate, ...]) -> Tensor:
-        require_frozen(self.base_layer._parameters["weight"])
         matrix = loan.t() if isinstance(loan, Tensor) else loan.viewed(Tensor.t)
         return linear_over(x, self.base_layer._parameters["bias"], matrix, updates)
 
@@ -68,7 +66,7 @@ def linear_over(x: Tensor, bias: Tensor | None, loan: Any, updates: tuple[Column
     Returns:
         Shape `(..., out)`.
     """
-    if isinstance(loan, Tensor):
+    if isinstance(loan, Tensor) or (len(updates) == 1 and updates[0].gather is None):
         return partial_linear(x, bias, loan, updates)
     trained = [update for update in updates if not update.retired]
     return partial_linear(x, bias, loan, trained, _gather_together(x, trained))
