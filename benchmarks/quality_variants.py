@@ -16,7 +16,7 @@ from paca.tuner.layers.norm import is_norm
 from paca.tuner.selection.registry import find_strategy
 from paca.workbench.base.search import largest_that_fits
 from quality_tasks import Batch, Subject, Task
-from stepping import linear_decay, make_optimizer
+from stepping import WARMUP, linear_decay, make_optimizer
 
 LORA_RANK = 8
 _HEAD_RATE = 2e-3
@@ -37,6 +37,8 @@ class Variant:
         selection: PaCA's strategy; one that needs data sees the first batches of the run.
         longer: So many times the task's steps.
         by_memory: The rank is the largest whose steps peak no higher than LoRA's, and not that of as many values.
+        warmup: The share of the steps over which the rate rises.
+        decay: AdamW's weight decay: toward the pretrained columns, for LoRA of its factors.
         restored: The columns are those of before quantization; for quantized models.
         norms: The weights of all norms are trained as well, within the same number of values for PaCA.
     """
@@ -50,6 +52,8 @@ class Variant:
     selection: str = "random"
     longer: float = 1.0
     by_memory: bool = False
+    warmup: float = WARMUP
+    decay: float = 0.0
     restored: bool = False
     norms: bool = False
 
@@ -87,6 +91,22 @@ VARIANTS = {
         ),
         Variant("paca-out-longer", "paca-out, 1.4 × the steps", "paca", "out", "adamw", 8e-3, longer=1.4),
         Variant("paca-all-memory", "paca-all at LoRA's peak memory", "paca", "all", "adamw", 4e-3, by_memory=True),
+        Variant(
+            "paca-all-memory-half",
+            "paca-all-memory, half of the steps",
+            "paca",
+            "all",
+            "adamw",
+            8e-3,
+            longer=0.5,
+            by_memory=True,
+        ),
+        Variant("lora-warm", "LoRA r 8, rising over a fifth of the steps", "lora", "all", "adamw", 8e-3, warmup=0.2),
+        Variant(
+            "paca-all-warm", "paca-all, rising over a fifth of the steps", "paca", "all", "adamw", 8e-3, warmup=0.2
+        ),
+        Variant("lora-decay", "LoRA r 8, weight decay 0.1", "lora", "all", "adamw", 8e-3, decay=0.1),
+        Variant("paca-all-decay", "paca-all, weight decay 0.1", "paca", "all", "adamw", 8e-3, decay=0.1),
         Variant(
             "paca-norms-memory",
             "paca-norms at LoRA's peak memory",
@@ -177,6 +197,16 @@ def with_rank(rank: int, variant: Variant, task: Task, subject: Subject, seed: i
 
 def rank_by_memory(variant: Variant, task: Task, subject: Subject) -> int:
     """The largest rank at which a training step has no more live bytes at its peak than LoRA's has."""
+    key = (task.name, variant.layers, variant.norms)
+    if key not in _RANKS_BY_MEMORY:
+        _RANKS_BY_MEMORY[key] = _search_rank_by_memory(variant, task, subject)
+    return _RANKS_BY_MEMORY[key]
+
+
+_RANKS_BY_MEMORY: dict[tuple[str, str, bool], int] = {}  # finding one takes a dozen steps
+
+
+def _search_rank_by_memory(variant: Variant, task: Task, subject: Subject) -> int:
     batch = next(subject.batches(0))
 
     def peak(of: Variant, rank: int) -> int:
@@ -219,9 +249,9 @@ def run_once(variant: Variant, task: Task, subject: Subject, rate: float, seed: 
         Held-out loss, the loss on what the model knew, trained values, and processor seconds of a step.
     """
     model = adapted(variant, task, subject, seed)
-    stepper = make_optimizer(model, variant.optimizer, rate, others=_HEAD_RATE)
+    stepper = make_optimizer(model, variant.optimizer, rate, others=_HEAD_RATE, decay=variant.decay)
     steps = round(variant.longer * task.steps)
-    schedule, batches, training = linear_decay(steps), subject.batches(seed), []
+    schedule, batches, training = linear_decay(steps, variant.warmup), subject.batches(seed), []
     model.train()
     spent = 0.0
     for number in range(steps):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 OPTIMIZERS = ("adamw", "muon")
-_WARMUP = 0.05
+WARMUP = 0.05
 
 
 class Stepper:
@@ -34,7 +34,7 @@ class Stepper:
             optimizer.zero_grad(set_to_none=True)
 
 
-def make_optimizer(model: nn.Module, name: str, rate: float, others: float) -> Stepper:
+def make_optimizer(model: nn.Module, name: str, rate: float, others: float, decay: float = 0.0) -> Stepper:
     """Make what steps a model.
 
     Args:
@@ -42,6 +42,7 @@ def make_optimizer(model: nn.Module, name: str, rate: float, others: float) -> S
         name: `adamw`, or `muon`: orthogonalized momentum, scaled so that AdamW's rates suit it.
         rate: Of the adapter; of all matrices but the embeddings where there is none.
         others: AdamW's rate of what else is trained, such as a new head: the same whatever steps the adapter.
+        decay: The adapter's weight decay.
 
     Returns:
         It.
@@ -51,9 +52,9 @@ def make_optimizer(model: nn.Module, name: str, rate: float, others: float) -> S
     kept = {id(value) for value in aside}
     adapter = [value for _, value in trained if id(value) not in kept]
     if name == "muon":
-        step: Any = torch.optim.Muon(adapter, lr=rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        step: Any = torch.optim.Muon(adapter, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
     else:
-        step = torch.optim.AdamW(adapter, lr=rate, weight_decay=0.0, fused=True)
+        step = torch.optim.AdamW(adapter, lr=rate, weight_decay=decay, fused=True)
     rest = [torch.optim.AdamW(aside, lr=others, weight_decay=0.0, fused=True)] if aside else []
     return Stepper([step, *rest])
 
@@ -64,7 +65,7 @@ def _is_aside(name: str, value: Any) -> bool:
     return "embed" in name or value.dim() < 2
 
 
-def linear_decay(steps: int) -> Callable[[int], float]:
-    """Rise over the first twentieth of the steps, then fall linearly to zero; a share of the rate by step."""
-    warmup = max(1, round(_WARMUP * steps))
+def linear_decay(steps: int, rising: float = WARMUP) -> Callable[[int], float]:
+    """Rise over a share of the steps, then fall linearly to zero; a share of the rate by step."""
+    warmup = max(1, round(rising * steps))
     return lambda number: min((number + 1) / warmup, (steps - number) / (steps - warmup + 1))
