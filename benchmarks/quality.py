@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py --json quality.json                      all tasks, five seeds; hours on a CPU
     python benchmarks/quality.py --json quality.json --tasks llama-reference --variants lora paca-out
+    python benchmarks/quality.py --json quality.json --rate-shares 1 0.5 0.25       what is forgotten on the way, too
     python benchmarks/quality.py --json quality.json --show               only the tables of what was run
 
 Each variant's learning rate is searched on held-out data of its own, with a seed of its own: the grid doubles or
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 from scipy import stats
 
 from benchmark import benchmark, make_parser, print_table, read_results, surroundings, write_results
@@ -97,13 +99,27 @@ def search(results: dict[str, Any], task: Task, variant: Variant) -> Search:
     return Search(losses, wanted)
 
 
-def next_run(results: dict[str, Any], task: Task, variants: Sequence[str], seeds: Sequence[int]) -> Run | None:
-    """The next run of a task: all rates first, then seed by seed, so that what is there can be compared."""
+def next_run(
+    results: dict[str, Any], task: Task, variants: Sequence[str], seeds: Sequence[int], shares: Sequence[float] = (1,)
+) -> Run | None:
+    """The next run of a task: all rates first, then seed by seed, so that what is there can be compared.
+
+    Args:
+        results: What was run, by key.
+        task: What is learned.
+        variants: In order.
+        seeds: In order.
+        shares: Of the best rate, that seeds are trained at.
+
+    Returns:
+        It; None if all is there.
+    """
     searches = {name: search(results, task, VARIANTS[name]) for name in variants}
     for name, found in searches.items():
         if found.next_rate is not None:
             return Run(task.name, name, found.next_rate, CHOOSING_SEED)
-    runs = (Run(task.name, name, found.best, seed) for seed in seeds for name, found in searches.items())
+    rates = [(name, share * found.best) for share in shares for name, found in searches.items()]
+    runs = (Run(task.name, name, rate, seed) for seed in seeds for name, rate in rates)
     return next((run for run in runs if run.key not in results), None)
 
 
@@ -195,11 +211,66 @@ def rows(
         )
 
 
-def _by_seed(results: dict[str, Any], task: Task, name: str, seeds: Sequence[int]) -> dict[int, dict[str, Any]]:
+_FORGETTING_COLUMNS = (
+    "variant",
+    "learning rate",
+    "loss, mean",
+    "unrelated text",
+    "to LoRA's at the same loss, % ± 95 %",
+)
+
+
+def forgetting_rows(
+    results: dict[str, Any], task: Task, variants: Sequence[str], seeds: Sequence[int], shares: Sequence[float]
+) -> Iterator[Sequence[str]]:
+    """How much is forgotten for what is learned: a gentler rate buys less of both.
+
+    LoRA's loss on unrelated text is interpolated, seed by seed, between those of its own rates, to the loss that the
+    other variant ended at. Where that is lower than any of LoRA's, it is compared with LoRA at its lowest.
+
+    Args:
+        results: What was run, by key.
+        task: What was learned.
+        variants: In order.
+        seeds: In order.
+        shares: Of each variant's best rate.
+
+    Yields:
+        Sequence[str]: A row.
+    """
+    lora = [_by_seed(results, task, LORA, seeds, share) for share in sorted(shares, reverse=True)]
+    for name in variants:
+        for share in shares:
+            runs = _by_seed(results, task, name, seeds, share)
+            if not runs or any(run["unrelated"] is None for run in runs.values()):
+                continue
+            unrelated = {seed: run["unrelated"] for seed, run in runs.items()}
+            there = {seed: _forgotten_at(run["loss"], seed, lora) for seed, run in runs.items()}
+            known = {seed: value for seed, value in there.items() if value is not None}
+            yield (
+                name,
+                f"{share * search(results, task, VARIANTS[name]).best:g}",
+                f"{statistics.mean(run['loss'] for run in runs.values()):.4f}",
+                f"{statistics.mean(unrelated.values()):.4f}",
+                "" if name == LORA else paired(unrelated, known),
+            )
+
+
+def _forgotten_at(loss: float, seed: int, rates: list[dict[int, dict[str, Any]]]) -> float | None:
+    runs = sorted((runs[seed]["loss"], runs[seed]["unrelated"]) for runs in rates if seed in runs)
+    if len(runs) < 2 or loss > runs[-1][0]:
+        return None
+    losses, unrelated = zip(*runs, strict=True)
+    return float(numpy.interp(loss, losses, unrelated))
+
+
+def _by_seed(
+    results: dict[str, Any], task: Task, name: str, seeds: Sequence[int], share: float = 1
+) -> dict[int, dict[str, Any]]:
     found = search(results, task, VARIANTS[name])
     if not found.losses:
         return {}
-    keys = {seed: Run(task.name, name, found.best, seed).key for seed in seeds}
+    keys = {seed: Run(task.name, name, share * found.best, seed).key for seed in seeds}
     return {seed: results[key] for seed, key in keys.items() if key in results}
 
 
@@ -218,6 +289,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(MAIN), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--rate-shares",
+        nargs="+",
+        type=float,
+        default=[1.0],
+        metavar="SHARE",
+        help="train with every seed at these shares of the best rate; several give a table of what is forgotten",
+    )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="has cifar10.npz, mmlu/ and oasst/")
     parser.add_argument("--cache", type=Path, default=Path("outputs/quality"), metavar="FOLDER")
     parser.add_argument("--json", type=Path, metavar="FILE", help="results so far; read, and added to")
@@ -242,7 +321,7 @@ def run_missing(arguments: argparse.Namespace, task: Task, results: dict[str, An
     subject: Subject | None = None
     variants = _applicable(task, arguments.variants)
     for done in range(most):
-        run = next_run(results, task, variants, arguments.seeds)
+        run = next_run(results, task, variants, arguments.seeds, arguments.rate_shares)
         if run is None:
             return done
         print(run.key, file=sys.stderr, flush=True)
@@ -268,6 +347,10 @@ def main(arguments: argparse.Namespace) -> None:
             print_table(_COLUMNS, rows(results, task, variants, arguments.seeds), text=["losses by seed"])
             print()
             print_table(_SEARCH_COLUMNS, searched, text=_SEARCH_COLUMNS[-1:])
+            if len(arguments.rate_shares) > 1:
+                print()
+                told = forgetting_rows(results, task, variants, arguments.seeds, arguments.rate_shares)
+                print_table(_FORGETTING_COLUMNS, told)
 
 
 if __name__ == "__main__":

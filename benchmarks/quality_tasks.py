@@ -223,6 +223,7 @@ _LLAMA = {
     "all": _names(*LLAMA_LAYERS),
     "out": _names("down_proj"),
     "o-out": _names("o_proj", "down_proj"),
+    "mlp": _names("gate_proj", "up_proj", "down_proj"),
     "attention": _names("q_proj", "k_proj", "v_proj", "o_proj"),
 }
 _UPPER = rf".*\.[23]\..*\.({'|'.join(LLAMA_LAYERS)})"

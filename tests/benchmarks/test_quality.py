@@ -121,12 +121,41 @@ def test_a_stopped_benchmark_goes_on_where_it_was(task, tmp_path, capsys):
 
 def test_the_page_has_the_tables_of_the_committed_results(capsys):
     root = Path(quality.__file__).parent.parent
-    quality.main(["--json", str(root / "benchmarks" / "results" / "quality.json"), "--show", "--variants", *VARIANTS])
+    file = root / "benchmarks" / "results" / "quality.json"
+    quality.main(["--json", str(file), "--show", "--rate-shares", "1", "0.5", "0.25", "--variants", *VARIANTS])
     rows = {line for line in capsys.readouterr().out.splitlines() if line.startswith("|")}
     page = (root / "docs" / "evidence.md").read_text(encoding="utf-8").partition("<!-- end of results -->")[0]
     told = {line for line in page.splitlines() if line.startswith("|")}
     assert len(told) > 5
     assert told <= rows
+
+
+def test_what_is_forgotten_is_compared_at_the_same_loss():
+    rate = VARIANTS["lora"].rate
+    done = losses_by_rate({rate: 1.0, rate / 2: 2.0, rate * 2: 2.0})
+    done |= losses_by_rate({0.004: 1.0, 0.002: 2.0, 0.008: 2.0}, "paca-all-memory")
+    points = {("lora", rate): (2.0, 4.0), ("lora", rate / 2): (3.0, 2.0)}
+    points |= {("paca-all-memory", 0.004): (1.0, 5.0), ("paca-all-memory", 0.002): (2.5, 1.5)}
+    for (variant, at), (loss, unrelated) in points.items():
+        done[Run("toy", variant, at, 7).key] = a_run(loss) | {"unrelated": unrelated}
+    rows = list(quality.forgetting_rows(done, TASK, ["lora", "paca-all-memory"], [7], [1, 0.5]))
+    assert [row[2:] for row in rows] == [
+        ("2.0000", "4.0000", ""),
+        ("3.0000", "2.0000", ""),
+        ("1.0000", "5.0000", "+25.00"),  # lower than LoRA got: compared with LoRA at its lowest
+        ("2.5000", "1.5000", "-50.00"),  # half-way between LoRA's two
+    ]
+    beyond = done | {Run("toy", "paca-all-memory", 0.002, 7).key: a_run(3.5)}
+    assert list(quality.forgetting_rows(beyond, TASK, ["lora", "paca-all-memory"], [7], [1, 0.5]))[-1][-1] == "–"
+
+
+def test_seeds_are_trained_at_every_share_of_the_best_rate(task, tmp_path, capsys):
+    words = ["--variants", "lora", "--seeds", "0", "--rate-shares", "1", "0.5"]
+    run(tmp_path / "quality.json", *words)
+    runs = json.loads((tmp_path / "quality.json").read_text())["runs"]
+    best = quality.search(runs, TASK, VARIANTS["lora"]).best
+    assert {Run("toy", "lora", best * share, 0).key for share in (1, 0.5)} <= runs.keys()
+    assert "to LoRA's at the same loss" in capsys.readouterr().out
 
 
 def test_all_rates_come_first_and_then_seed_by_seed(task):
@@ -219,6 +248,16 @@ def test_columns_of_before_quantization_are_for_quantized_models(tmp_path):
     names = ["lora", "paca-all", "paca-all-restored"]
     assert quality._applicable(TASKS["llama-reference-nf4"], names) == names
     assert quality._applicable(TASKS["llama-reference"], names) == names[:2]
+
+
+def test_warm_up_and_weight_decay_reach_the_steps():
+    subject, task = load(None, None), dataclasses.replace(TASK, steps=10)
+    plain, warm, decay = (
+        quality_variants.run_once(VARIANTS[name], task, subject, 0.1, 0, choosing=False)["loss"]
+        for name in ("paca-all", "paca-all-warm", "paca-all-decay")
+    )
+    assert len({plain, warm, decay}) == 3
+    assert linear_decay(10, rising=0.2)(0) == 0.5
 
 
 def test_a_longer_run_takes_more_steps_of_the_same_kind():
