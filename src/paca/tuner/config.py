@@ -44,9 +44,9 @@ class PacaConfig(PeftConfig):
         paca_alpha: Updates are scaled by `paca_alpha / r`, which acts as a multiplier of the learning rate. None
             means the rank, also where `rank_pattern` says another one: no scaling.
         target_modules: Names of the layers to adapt (each matches whole names or their ends), a regular expression,
-            `"all-linear"`, `"all-weights"` (convolutions, attention modules and experts as well, heads never), or
-            `"mlp-out"`: the layers that project out of an MLP, such as a Llama's `down_proj`. None means the usual
-            ones of a known architecture.
+            `"all-linear"`, `"all-weights"` (convolutions, attention modules and experts as well, heads never), `"mlp"`
+            (the layers of MLPs) or `"mlp-out"`: those that project out of an MLP, such as a Llama's `down_proj`. None
+            means the usual ones of a known architecture.
         target_parameters: Names of fused expert weights to adapt, such as `"mlp.experts.down_proj"` (each matches
             whole names or their ends); a connection is an input feature, the same ones for every expert.
         exclude_modules: Names, or a regular expression, of layers to leave out.

@@ -1,6 +1,6 @@
 """Which layers the words of `target_modules` stand for, and what is said of the others.
 
-`"all-linear"` and `"all-weights"` are here; `mlp_out` tells the layers of `"mlp-out"`.
+`"all-linear"` and `"all-weights"` are here; `mlp` tells the layers of `"mlp"` and `"mlp-out"`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from ..layers.kinds import layer_kind
 from ..layers.norm import Norm, is_norm
 from .checks import WHOLE_READER, base_of, memory_of, tied_owners, weight_reader
 from .experts import experts_left_out
-from .mlp_out import layers_by_shape, mlp_output_experts, mlp_outputs
+from .mlp import layers_by_shape, mlp_layers, mlp_output_experts, mlp_outputs
 
 logger = logging.getLogger(__name__)
 
 ALL_LINEAR = "all-linear"
 ALL_WEIGHTS = "all-weights"
+MLP = "mlp"
 MLP_OUT = "mlp-out"
-WORDS = (ALL_LINEAR, ALL_WEIGHTS, MLP_OUT)
+MLP_WORDS = (MLP, MLP_OUT)
+WORDS = (ALL_LINEAR, ALL_WEIGHTS, *MLP_WORDS)
 
 # What models that do not tell their head by a method call it; the last layer within is meant.
 HEADS = ("classifier", "aux_classifier", "fc", "head", "heads", "score", "lm_head")
@@ -42,27 +44,30 @@ def expand_targets(model: nn.Module, config: PacaConfig) -> None:
         _expand_all_linear(model, config)
     elif word == ALL_WEIGHTS:
         _expand_all_weights(model, config)
-    elif word == MLP_OUT:
-        expand_mlp_out(model, config)
+    elif word in MLP_WORDS:
+        expand_mlp(model, config)
 
 
-def expand_mlp_out(model: nn.Module, config: Any) -> None:
-    """Have a configuration, PaCA's or another method's, name the layers and experts that `"mlp-out"` stands for."""
+def expand_mlp(model: nn.Module, config: Any) -> None:
+    """Have a configuration, PaCA's or another method's, name what its word, `"mlp"` or `"mlp-out"`, stands for."""
+    whole = config.target_modules.lower() == MLP
     heads, tied = head_names(model), tied_owners(model)
-    found = [name for name in mlp_outputs(model) if name not in heads and not _is_tied(model, name, tied)]
+    layers = mlp_layers(model) if whole else mlp_outputs(model)
+    found = [name for name in layers if name not in heads and not _is_tied(model, name, tied)]
     free = hasattr(config, "target_parameters") and config.target_parameters is None
-    experts = mlp_output_experts(model) if free else []
+    of_experts = expert_parameters if whole else mlp_output_experts
+    experts = list(of_experts(model)) if free else []
     if not found and not experts:
         raise PacaError(
-            f"target_modules='mlp-out': no layer of {type(model).__name__} projects out of an MLP, which is a layer "
-            "that gives back the width which the layer before it has widened. Its layers are "
+            f"target_modules={config.target_modules!r}: no layer of {type(model).__name__} projects out of an MLP, "
+            "which is a layer that gives back the width which the layer before it has widened. Its layers are "
             f"{layers_by_shape(model)}; name those to adapt, or pass 'all-linear'."
         )
-    config.target_modules = set(found)
+    word, config.target_modules = config.target_modules, set(found)
     if experts:
         config.target_parameters = short_names(experts)
     shown = first_few(sorted({name.rpartition(".")[2] for name in [*found, *experts]}))
-    logger.info("target_modules='mlp-out' adapts %d layers (%s)", len(found) + len(experts), shown)
+    logger.info("target_modules=%r adapts %d layers (%s)", word, len(found) + len(experts), shown)
 
 
 def _is_tied(model: nn.Module, name: str, tied: Mapping[tuple[str, int], list[str]]) -> bool:
