@@ -5,6 +5,7 @@ that happens to suit what it is judged by. A third set is of what the model knew
 """
 
 import dataclasses
+import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -155,13 +156,24 @@ def _llama_reference_nf4(_data: Path | None, cache: Path) -> Subject:
 
 
 def _llama_questions(data: Path | None, cache: Path) -> Subject:
-    model, tokenizer = load_pretrained_llama(cache / "llama")
     folder = _needed(data, "mmlu")
-    texts = cache / "questions.txt"
-    lines = [file.read_text(encoding="utf-8", errors="replace") for file in sorted((folder / "test").glob("*.csv"))]
-    texts.parent.mkdir(parents=True, exist_ok=True)
-    texts.write_text("\n".join(lines), encoding="utf-8")
-    section = DataSection(train=str(texts), holdout_every=20)
+    files = [file.read_text(encoding="utf-8", errors="replace") for file in sorted((folder / "test").glob("*.csv"))]
+    return _llama_text(cache, "questions", files, holdout_every=20)
+
+
+def _llama_conversations(data: Path | None, cache: Path) -> Subject:
+    files = [_needed(data, "oasst") / "chat.jsonl", _needed(data, "instruct") / "train.jsonl"]
+    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    turns = ["\n".join(f"{turn['role']}: {turn['content']}" for turn in row["messages"]) for row in rows]
+    return _llama_text(cache, "conversations", turns, holdout_every=8)
+
+
+def _llama_text(cache: Path, name: str, texts: list[str], holdout_every: int) -> Subject:
+    model, tokenizer = load_pretrained_llama(cache / "llama")
+    file = cache / f"{name}.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(texts), encoding="utf-8")
+    section = DataSection(train=str(file), holdout_every=holdout_every)
     return text_subject(model, tokenizer, section, source_code()[1], length=128, size=8, blocks=64)
 
 
@@ -261,6 +273,13 @@ TASKS = {
             200,
             {**_LLAMA, "upper": _UPPER},
             _llama_questions,
+        ),
+        Task(
+            "llama-conversations",
+            "the small Llama learns conversations of Open Assistant and Self-Instruct; 200 steps of 1,024 tokens",
+            200,
+            {**_LLAMA, "upper": _UPPER},
+            _llama_conversations,
         ),
         Task(
             "smollm2-reference",
