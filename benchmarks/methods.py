@@ -80,12 +80,21 @@ def use_shira(model: PreTrainedModel, rank: int) -> nn.Module:
     return get_peft_model(model, ShiraConfig(r=rank, target_modules="all-linear", random_seed=0))
 
 
-def use_outputs(model: PreTrainedModel, rank: int) -> nn.Module:
-    """As many values as PaCA trains at this rank in all linear layers, in the MLPs' output projections alone."""
-    head = model.get_output_embeddings()
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
-    budget = rank * sum(layer.out_features for layer in layers)
-    return get_peft_model(model, PacaConfig(budget=budget, target_modules="mlp-out", random_seed=0))
+def equal_values(name: str, description: str, **options: Any) -> Method:
+    """This package on other layers than all, where it trains as many values as it does in all at a rank."""
+
+    def use(model: PreTrainedModel, rank: int) -> nn.Module:
+        head = model.get_output_embeddings()
+        layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module is not head]
+        budget = rank * sum(layer.out_features for layer in layers)
+        return get_peft_model(model, PacaConfig(budget=budget, random_seed=0, **options))
+
+    return Method(name, description, use, by_default=False)
+
+
+def use_half_lora(model: PreTrainedModel, rank: int) -> nn.Module:
+    """LoRA of half the rank, which trains about as many values as PaCA does."""
+    return COMPARED["lora"].put_on(model, AdapterSetting(max(1, rank // 2)))
 
 
 def use_swap(model: PreTrainedModel, rank: int) -> nn.Module:
@@ -111,7 +120,15 @@ METHODS: dict[str, Method] = {
         variant("paca-runs-8", "the same, connections in runs of 8", run_length=8),
         variant("paca-runs-16", "the same, connections in runs of 16", run_length=16),
         variant("paca-aligned", "the same, one set for layers that read one input", aligned=True),
-        Method("paca-mlp-out", "the same number of values in the MLPs' outputs alone", use_outputs, by_default=False),
+        equal_values("paca-mlp-out", "as many values in the MLPs' outputs alone", target_modules="mlp-out"),
+        equal_values("paca-mlp", "as many values in the MLPs alone", target_modules="mlp"),
+        equal_values(
+            "paca-mlp-norms",
+            "as many values in the MLPs, and the norms",
+            target_modules="mlp",
+            train_norms=True,
+        ),
+        Method("lora-half", "LoRA of half the rank: about as many values as PaCA", use_half_lora, by_default=False),
         *map(compared, ("lora", "lora-base-dtype", "lora-fa", "miss")),
         Method("shira", "PEFT's SHiRA; trains as many values as LoRA at this rank", use_shira),
         *map(compared, ("dora", "moslora")),
