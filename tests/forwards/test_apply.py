@@ -29,6 +29,7 @@ FAMILIES = {
     "gemma2": {"Gemma2Attention": 2, "Gemma2MLP": 2, "Gemma2RMSNorm": 9},
     "phi3": {"Phi3ForCausalLM": 1, "Phi3MLP": 2, "Phi3RMSNorm": 5, "Dropout": 4},
     "olmo2": {"Olmo2ForCausalLM": 1, "Olmo2MLP": 2, "Olmo2RMSNorm": 9},
+    "cohere": {"CohereMLP": 2, "CohereLayerNorm": 3},
     "gpt2": {"NewGELUActivation": 2, "Dropout": 7},
 }
 IDS = torch.randint(3, 96, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -282,6 +283,16 @@ def test_compiled_as_one_graph(method):
     torch.compiler.reset()
     compiled = torch.compile(lean, backend="aot_eager", fullgraph=method is None)
     for mine, theirs in zip(step(compiled), wanted, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor(compiler):
+    model, lean, _ = both(tiny("llama", num_hidden_layers=1), loss=False)
+    config = paca.PacaConfig(r=4, target_modules="all-linear", random_seed=0)
+    lean, model = (peft.get_peft_model(one, copy.deepcopy(config)) for one in (lean, model))
+    compiled = torch.compile(lean)
+    for mine, theirs in zip(step(compiled), step(model), strict=True):
         torch.testing.assert_close(mine, theirs)
 
 

@@ -112,12 +112,12 @@ def _timm_swiglu(module: Any, plain: Forward, x: Tensor) -> Tensor:
     return module.drop2(module.fc2(hidden))
 
 
-def _norm(eps: str, **options: Any) -> Forward:
+def _norm(compute: Callable[..., Tensor], eps: str, **options: Any) -> Forward:
     def forward(module: Any, plain: Forward, x: Tensor) -> Tensor:
         # The plain ones compute in float32 whatever they are given, and so lose what float64 is used for.
-        if x.dtype == torch.float64 or not _wanted(x, module.weight):
+        if x.dtype == torch.float64 or module.weight.dim() != 1 or not _wanted(x, module.weight):
             return plain(x)
-        return lean.rms_norm(x, module.weight, getattr(module, eps), **options)
+        return compute(x, module.weight, getattr(module, eps), **options)
 
     return forward
 
@@ -208,21 +208,28 @@ FORMS: tuple[Form, ...] = (
         _ROW,
         f"{_LLAMA}:LlamaRMSNorm",
         _does("075c8d198279"),
-        _in_place_of_plain(_norm("variance_epsilon")),
+        _in_place_of_plain(_norm(lean.rms_norm, "variance_epsilon")),
     ),
     Form(
         "RMSNorm, rounded last",
         _ROW,
         "transformers.models.olmo2.modeling_olmo2:Olmo2RMSNorm",
         _does("2c29d28177de"),
-        _in_place_of_plain(_norm("variance_epsilon", rounds_first=False)),
+        _in_place_of_plain(_norm(lean.rms_norm, "variance_epsilon", rounds_first=False)),
     ),
     Form(
         "RMSNorm, weight around zero",
         _ROW,
         "transformers.models.gemma.modeling_gemma:GemmaRMSNorm",
         _does("1c7671602322", methods=("forward", "_norm")),
-        _in_place_of_plain(_norm("eps", offset=1.0, rounds_first=False)),
+        _in_place_of_plain(_norm(lean.rms_norm, "eps", offset=1.0, rounds_first=False)),
+    ),
+    Form(
+        "LayerNorm of several operations",
+        _ROW,
+        "transformers.models.cohere.modeling_cohere:CohereLayerNorm",
+        _does("fae322666ee3"),
+        _in_place_of_plain(_norm(lean.layer_norm, "variance_epsilon")),
     ),
     Form(
         "rotary embeddings",

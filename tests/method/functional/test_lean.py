@@ -32,10 +32,22 @@ def plain_norm(x, weight, eps, offset=0.0, rounds_first=True):
     return (normed * (offset + weight.to(wide.dtype))).to(x.dtype)
 
 
+def plain_layer_norm(x, weight, eps):
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean = wide.mean(-1, keepdim=True)
+    variance = (wide - mean).pow(2).mean(-1, keepdim=True)
+    return (weight.to(wide.dtype) * ((wide - mean) * torch.rsqrt(variance + eps))).to(x.dtype)
+
+
+def styled(**options):
+    return partial(lean.rms_norm, **options), partial(plain_norm, **options)
+
+
 NORMS = {
-    "rounded first": {},
-    "rounded last": {"rounds_first": False},
-    "around zero": {"offset": 1.0, "rounds_first": False},
+    "rounded first": styled(),
+    "rounded last": styled(rounds_first=False),
+    "around zero": styled(offset=1.0, rounds_first=False),
+    "centered": (lean.layer_norm, plain_layer_norm),
 }
 
 
@@ -111,10 +123,10 @@ def test_an_elementwise_function_passes_gradcheck():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("style", NORMS)
 def test_a_norm_equals_the_plain_one_within_a_rounding(style, dtype):
-    options = NORMS[style]
+    mine, theirs = NORMS[style]
     x, weight = randn(*SHAPE, dtype=dtype), randn(8, dtype=dtype)
-    y, grad_x, grad_weight = gradients(lambda x, w: lean.rms_norm(x, w, 1e-6, **options), x, weight)
-    y0, grad_x0, grad_weight0 = gradients(lambda x, w: plain_norm(x, w, 1e-6, **options), x, weight)
+    y, grad_x, grad_weight = gradients(lambda x, w: mine(x, w, 1e-6), x, weight)
+    y0, grad_x0, grad_weight0 = gradients(lambda x, w: theirs(x, w, 1e-6), x, weight)
     assert torch.equal(y, y0)
     torch.testing.assert_close(grad_x, grad_x0)
     torch.testing.assert_close(grad_weight, grad_weight0)
@@ -124,7 +136,7 @@ def test_a_norm_equals_the_plain_one_within_a_rounding(style, dtype):
 @pytest.mark.parametrize("shape", [(2, 3), (4,), (2, 1, 5)])
 def test_norms_pass_gradcheck(style, shape):
     x, weight = randn(*shape, dtype=torch.float64), randn(shape[-1], dtype=torch.float64)
-    assert gradcheck(lambda x, w: lean.rms_norm(x, w, 1e-6, **NORMS[style]), (x, weight))
+    assert gradcheck(lambda x, w: NORMS[style][0](x, w, 1e-6), (x, weight))
 
 
 FIRST_ORDER = {
@@ -214,8 +226,17 @@ def test_what_is_kept(name):
     assert plain == most if most is not None else plain > 2 * least
 
 
-def test_a_norm_keeps_its_input_in_its_own_dtype_and_a_number_per_row():
+@pytest.mark.parametrize("style", NORMS)
+def test_a_norm_keeps_its_input_in_its_own_dtype_and_a_number_per_row(style):
+    mine, theirs = NORMS[style]
     x, weight = randn(*SHAPE, dtype=torch.bfloat16), torch.ones(8, dtype=torch.bfloat16)
     rows = N // 8 * 4
-    assert kept_for_backward(lambda: lean.rms_norm(2 * x, weight, 1e-6)) == 2 * N + rows
-    assert kept_for_backward(lambda: plain_norm(2 * x, weight, 1e-6)) == 4 * N + rows
+    assert kept_for_backward(lambda: mine(2 * x, weight, 1e-6)) == 2 * N + rows
+    assert kept_for_backward(lambda: theirs(2 * x, weight, 1e-6)) >= 4 * N + rows
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pytorchs_layer_norm_keeps_as_little(dtype):
+    x, norm = randn(*SHAPE, dtype=dtype), torch.nn.LayerNorm(8, dtype=dtype)
+    statistics = 2 * N // 8 * dtype.itemsize
+    assert kept_for_backward(lambda: norm(2 * x)) == N * dtype.itemsize + statistics

@@ -101,18 +101,21 @@ class _Elementwise(torch.autograd.Function):
         return ctx.activation.gradient(grad, x), None
 
 
-class _RmsNorm(torch.autograd.Function):
+class _Norm(torch.autograd.Function):
     """`Y = (w + offset) ⊙ X ρ`. Keeps `X` in its own dtype, and `ρ`; autograd keeps a float32 copy of `X`.
 
     `rounds_first` says whether `X ρ` is rounded to the input's dtype before the weight is multiplied in, or after.
+    With `centers` the mean is taken off `X` first, and off its gradient last.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, rounds_first: bool) -> Tensor:
-        wide = _wide(x)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, rounds_first: bool, centers: bool
+    ) -> Tensor:
+        wide = _centered(_wide(x)) if centers else _wide(x)
         rho = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight, rho)
-        ctx.offset, ctx.rounds_first = offset, rounds_first
+        ctx.offset, ctx.rounds_first, ctx.centers = offset, rounds_first, centers
         normed = wide * rho
         if rounds_first:
             return weight * normed.to(x.dtype)
@@ -122,7 +125,7 @@ class _RmsNorm(torch.autograd.Function):
     @_first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, weight, rho = ctx.saved_tensors
-        wide = _wide(x)
+        wide = _centered(_wide(x)) if ctx.centers else _wide(x)
         above = grad if ctx.rounds_first else _wide(grad)
         grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:  # ∇w = Σ ∇Y ⊙ X ρ
@@ -131,13 +134,18 @@ class _RmsNorm(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # with N = ∇Y ⊙ w: ∇X = ρ N − ρ³ X · mean(N ⊙ X)
             grad_normed = _wide(above * _scale(weight, ctx.offset))
             pull = rho.pow(3) * (grad_normed * wide).mean(-1, keepdim=True)
-            grad_x = torch.addcmul(grad_normed * rho, wide, pull, value=-1).to(x.dtype)
-        return grad_x, grad_weight, None, None, None
+            grad_x = torch.addcmul(grad_normed * rho, wide, pull, value=-1)
+            grad_x = (_centered(grad_x) if ctx.centers else grad_x).to(x.dtype)
+        return grad_x, grad_weight, None, None, None, None
 
 
 def _wide(x: Tensor) -> Tensor:
     """In float32, unless it is float64."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _centered(x: Tensor) -> Tensor:
+    return x - x.mean(-1, keepdim=True)
 
 
 def _scale(weight: Tensor, offset: float) -> Tensor:
@@ -223,7 +231,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0, rounds_
     Returns:
         Shape `(..., n)`.
     """
-    result: Tensor = _RmsNorm.apply(x, weight, eps, offset, rounds_first)
+    result: Tensor = _Norm.apply(x, weight, eps, offset, rounds_first, False)
+    return result
+
+
+def layer_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`w ⊙ (X − mean(X)) / √(var(X) + ε)`, computed in float32 at least, keeping `X` and one statistic per row.
+
+    `F.layer_norm` keeps no more; this is for those that are written in several operations.
+
+    Args:
+        x: Shape `(..., n)`.
+        weight: Shape `(n,)`.
+        eps: ε.
+
+    Returns:
+        Shape `(..., n)`.
+    """
+    result: Tensor = _Norm.apply(x, weight, eps, 0.0, False, True)
     return result
 
 
