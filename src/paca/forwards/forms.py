@@ -117,9 +117,23 @@ def _norm(compute: Callable[..., Tensor], eps: str, **options: Any) -> Forward:
         # The plain ones compute in float32 whatever they are given, and so lose what float64 is used for.
         if x.dtype == torch.float64 or module.weight.dim() != 1 or not _wanted(x, module.weight):
             return plain(x)
-        return compute(x, module.weight, getattr(module, eps), **options)
+        value = getattr(module, eps)
+        return compute(x, module.weight, torch.finfo(torch.float32).eps if value is None else value, **options)
 
     return forward
+
+
+_norm_rounded_last = _norm(lean.rms_norm, "eps", rounds_first=False)
+
+
+def _pytorchs_rms_norm(module: Any, plain: Forward, x: Tensor) -> Tensor:
+    # On a GPU it is one kernel, which keeps as little.
+    return plain(x) if x.is_cuda else _norm_rounded_last(module, plain, x)
+
+
+def _pytorchs_rms_norm_refusal(module: Any) -> str | None:
+    one_per_channel = module.weight is not None and module.weight.dim() == 1
+    return None if one_per_channel else "it has no weight of one dimension"
 
 
 def _activation(module: Any, plain: Forward, x: Tensor) -> Tensor:
@@ -223,6 +237,14 @@ FORMS: tuple[Form, ...] = (
         "transformers.models.gemma.modeling_gemma:GemmaRMSNorm",
         _does("1c7671602322", methods=("forward", "_norm")),
         _in_place_of_plain(_norm(lean.rms_norm, "eps", offset=1.0, rounds_first=False)),
+    ),
+    Form(
+        "PyTorch's RMSNorm",
+        _ROW,
+        "torch.nn:RMSNorm",
+        lambda kind: kind is nn.RMSNorm,
+        _in_place_of_plain(_pytorchs_rms_norm),
+        _pytorchs_rms_norm_refusal,
     ),
     Form(
         "LayerNorm of several operations",
