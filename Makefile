@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo what-demo-does compare test test-lowest test-newest test-between wheel peft-tests lint format types imports docstrings docs bench clean
+.PHONY: help setup demo what-demo-does compare test test-lowest test-newest wheel peft-tests lint format types imports docstrings docs bench clean
 
 help:
 	@echo "make demo        fine-tune SmolLM2-135M on the Python language reference (no network needed after set-up)"
@@ -15,7 +15,7 @@ help:
 	@echo "make test        run every test"
 	@echo "make peft-tests  PEFT's own tests with PaCA in the place of its methods; fetches them; two to five minutes after the first time"
 	@echo "make test-lowest    the fast tests of method and tuner on the lowest versions that pyproject.toml admits"
-	@echo "make test-newest    the same on the newest ones, test-between on torch 2.11 with transformers 5.17; gigabytes each"
+	@echo "make test-newest    the same on the newest ones; gigabytes each"
 	@echo "make wheel       build the wheel, install it into a bare environment and use it there"
 	@echo "make lint        ruff; make format repairs what it can"
 	@echo "make types       mypy"
@@ -64,9 +64,6 @@ test-lowest:
 
 test-newest:
 	PYTHON=$(PYTHON) WORKERS=$(WORKERS) .ci/versions newest
-
-test-between:
-	PYTHON=$(PYTHON) WORKERS=$(WORKERS) .ci/versions between torch==2.11.0 transformers==5.17.0
 
 wheel:
 	PYTHON=$(PYTHON) .ci/wheel
