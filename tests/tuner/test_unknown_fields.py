@@ -2,9 +2,10 @@
 
 import inspect
 import json
+import re
 
 import pytest
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 
 from paca import PacaConfig, PacaError
 
@@ -18,6 +19,12 @@ from paca import PacaConfig, PacaError
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa': PaCA's is `init_weights`"),
         ({"use_dora": True}, "has no factors"),
         ({"rank": 8}, "PaCA's is `r`"),
+        ({"lora_r": 8}, "lora_r=8: PaCA's is `r`."),
+        ({"lora_rank": 8}, "PaCA's is `r`"),
+        ({"lora_target_modules": "all-linear"}, "PaCA's is `target_modules`"),
+        ({"lora_target": "all"}, "Did you mean `target_modules`?"),
+        ({"eva_config": {}}, "data choose which they are: selection='activation' or 'gradient'"),
+        ({"use_qalora": True}, "over quantized weights as they are"),
         ({"target_module": ["q_proj"]}, "Did you mean `target_modules`?"),
         ({"zzz": 1}, "Known are: "),
     ],
@@ -27,6 +34,17 @@ def test_the_word_to_use_instead(fields, expected):
         PacaConfig(r=8, **fields)
     assert expected in str(caught.value)
     assert isinstance(caught.value, TypeError)
+
+
+@pytest.mark.parametrize("name", sorted(set(LoraConfig.__dataclass_fields__) - set(PacaConfig.__dataclass_fields__)))
+def test_every_field_of_lora_s_says_what_to_do(name):
+    with pytest.raises(PacaError) as caught:
+        PacaConfig(**{name: 1})
+    assert re.search(
+        r"leave it out|PaCA's |layers in the base model|is paca_alpha|as selection_indices|is \(docs/",
+        str(caught.value),
+    )
+    assert "Known are" not in str(caught.value)
 
 
 def test_all_of_them_at_once():

@@ -12,6 +12,11 @@ from ..errors import PacaError
 
 Config = TypeVar("Config", bound=type)
 NO_FACTORS = "PaCA trains columns of the weight itself and has no factors {}; leave it out."
+FROM_DATA = (
+    "PaCA's columns start from the pretrained ones; data choose which they are: selection='activation' or 'gradient'."
+)
+QUANTIZED = "PaCA trains columns over quantized weights as they are (docs/quantized.md); leave it out."
+MEGATRON = "Megatron's layers are not adapted; transformers' tensor parallelism is (docs/distributed.md)."
 INSTEAD = {
     "lora_alpha": "PaCA's is `paca_alpha`: updates are scaled by paca_alpha / r, as LoRA's are by lora_alpha / r.",
     "alpha": "PaCA's is `paca_alpha`.",
@@ -24,7 +29,10 @@ INSTEAD = {
     "loftq_config": NO_FACTORS.format("to initialize"),
     "lora_bias": "PaCA's is `bias`: 'none', 'all' or 'paca_only'.",
     "layer_replication": "PaCA's columns are those of one layer; replicate layers in the base model first.",
-    "megatron_config": "Megatron's layers are not adapted; transformers' tensor parallelism is (docs/distributed.md).",
+    **dict.fromkeys(("eva_config", "corda_config", "lora_ga_config"), FROM_DATA),
+    **dict.fromkeys(("use_qalora", "qalora_group_size"), QUANTIZED),
+    **dict.fromkeys(("megatron_config", "megatron_core"), MEGATRON),
+    "ensure_weight_tying": "Tied weights are not adapted; leave it out.",
     "trainable_token_indices": "A token is a connection of nn.Embedding: target the embedding, and give the tokens as "
     "selection_indices.",
     "seed": "PaCA's is `random_seed`.",
@@ -57,9 +65,19 @@ def _opening(config_class: type, unknown: Mapping[str, Any]) -> str:
 
 
 def _lines(unknown: Mapping[str, Any], known: list[str]) -> list[str]:
-    lines = []
-    for name, value in unknown.items():
-        near = difflib.get_close_matches(name, known, n=1)
-        instead = INSTEAD.get(name) or (f"Did you mean `{near[0]}`?" if near else f"Known are: {', '.join(known)}.")
-        lines.append(f"{name}={value!r}: {instead}")
-    return lines
+    return [f"{name}={value!r}: {_instead(name, known)}" for name, value in unknown.items()]
+
+
+def _instead(name: str, known: list[str]) -> str:
+    """What to write in place of a field, told from its name."""
+    from peft import LoraConfig
+
+    plain = name.removeprefix("lora_")  # as in other programs' settings: lora_r, lora_target_modules
+    if name in INSTEAD or plain in INSTEAD:
+        return INSTEAD.get(name) or INSTEAD[plain]
+    if plain in known:
+        return f"PaCA's is `{plain}`."
+    if name in LoraConfig.__dataclass_fields__:
+        return "Only LoRA has it; leave it out."
+    near = difflib.get_close_matches(plain, known, n=1)
+    return f"Did you mean `{near[0]}`?" if near else f"Known are: {', '.join(known)}."
