@@ -5,7 +5,8 @@ from tests.workbench.tiny import write_recipe
 
 from paca import PacaError
 from paca.workbench.recipe.recipe import read_recipe
-from paca.workbench.training.run_folder import METRICS, RECIPE, open_run
+from paca.workbench.training.run import finetune
+from paca.workbench.training.run_folder import BEFORE, METRICS, RECIPE, cleared_if_refused, open_run
 
 
 @pytest.fixture
@@ -34,6 +35,35 @@ def test_an_unfinished_run_says_what_to_type(tmp_path, recipe):
     with pytest.raises(PacaError, match=refusal):
         open_run(tmp_path / "a", recipe)
     assert open_run(tmp_path / "a", recipe, resume=True) is False
+
+
+@pytest.mark.parametrize(
+    ("there", "error", "left"),
+    [
+        ((), PacaError, []),
+        ((), RuntimeError, [RECIPE]),
+        ((BEFORE,), PacaError, [BEFORE, RECIPE]),
+        (("checkpoint-3",), PacaError, ["checkpoint-3", RECIPE]),
+    ],
+)
+def test_a_run_that_is_refused_with_nothing_measured_leaves_nothing(tmp_path, recipe, there, error, left):
+    folder = tmp_path / "a"
+    open_run(folder, recipe)
+    for name in there:
+        (folder / name).mkdir()
+    with pytest.raises(error), cleared_if_refused(folder):
+        raise error("no such model")
+    assert sorted(path.name for path in folder.iterdir()) == left
+
+
+def test_the_mended_command_runs_after_a_refused_one(content, tmp_path):
+    def run(model):
+        words = [f"model.name={model}", "training.max_steps=1", f"output_dir={tmp_path / 'run'}"]
+        return finetune(read_recipe(write_recipe(tmp_path / "recipe.yaml", content), words), doctor=False)
+
+    with pytest.raises(PacaError, match="'org/nosuch' is not an embedded one"):
+        run("org/nosuch")
+    assert run(content["model"]["name"])["steps"] == 1
 
 
 def test_a_finished_run_is_refused_without_overwrite(tmp_path, recipe, other_recipe):

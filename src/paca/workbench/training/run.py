@@ -19,7 +19,7 @@ from paca.workbench.training.card import write_card
 from paca.workbench.training.inputs import check_inputs
 from paca.workbench.training.interruptions import failed_writes_explained
 from paca.workbench.training.memory_estimate import say_memory
-from paca.workbench.training.run_folder import ADAPTER, RECIPE, WRITER, open_run, read_metrics
+from paca.workbench.training.run_folder import ADAPTER, RECIPE, WRITER, cleared_if_refused, open_run, read_metrics
 
 # The module of each task, named and not imported: it brings libraries along. In each are
 #   prepare(recipe)                                to the raw data, and arguments of the `Trainer`
@@ -61,7 +61,7 @@ def finetune(recipe: Recipe, resume: bool = False, overwrite: bool = False, doct
 
         if on_main(opened):
             return read_metrics(folder)
-        with quiet_libraries():
+        with cleared_if_refused(folder), quiet_libraries():
             if doctor:
                 say_memory(recipe)
             metrics: dict[str, Any] = task.run(recipe, raw, arguments, folder, doctor)

@@ -1,13 +1,15 @@
 """The output folder of a run: what lies where, whether a run is in progress in it, and what may be done with it."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from paca.errors import PacaError
 from paca.workbench.base import yaml
 from paca.workbench.base.files import discard, is_ours, write_json, write_text
+from paca.workbench.base.processes import rank
 from paca.workbench.base.schema import describe_difference
 from paca.workbench.models.adapter_files import ADAPTER as ADAPTER
 from paca.workbench.recipe.recipe import Recipe
@@ -49,6 +51,17 @@ def open_run(folder: Path, recipe: Recipe, resume: bool = False, overwrite: bool
         write_json(folder / PROCESSES, processes)
     write_text(folder / RECIPE, yaml.dump(recipe.to_dict()))
     return False
+
+
+@contextlib.contextmanager
+def cleared_if_refused(folder: Path) -> Iterator[None]:
+    """Where a run is refused with nothing measured, leave no trace of it: the mended command needs no --overwrite."""
+    try:
+        yield
+    except PacaError:
+        if rank() == 0 and not (folder / BEFORE).exists() and not checkpoint_folders(folder):
+            _clear(folder)
+        raise
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
