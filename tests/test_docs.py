@@ -83,7 +83,7 @@ def test_the_table_of_versions_is_that_of_the_files():
     rows = {name: row for name, *row in cells}
     pinned = dict(re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
     project = (ROOT / "pyproject.toml").read_text()
-    for name in ("torch", "transformers", "peft", "trl", "accelerate", "datasets"):
+    for name in ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "bitsandbytes", "torchao"):
         admitted = re.search(rf'"{name}>=([\d.]+)(?:,<([\d.]+))?"', project)
         low, high = admitted.groups()
         assert rows[name][0].startswith(f"≥ {low}"), name

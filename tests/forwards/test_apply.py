@@ -80,7 +80,9 @@ def assert_left_alone(change, name, reason):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family):
     model, lean, report = both(tiny(family))
-    assert report.changed == FAMILIES[family]
+    has_loss = hasattr(F, "linear_cross_entropy")
+    expected = FAMILIES[family].items()
+    assert report.changed == {name: count for name, count in expected if has_loss or not name.endswith("ForCausalLM")}
     for mine, theirs in zip(step(lean), step(model), strict=True):
         torch.testing.assert_close(mine, theirs)
     assert kept_for_backward(lambda: step_forward(lean)) < kept_for_backward(lambda: step_forward(model))

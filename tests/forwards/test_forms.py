@@ -19,6 +19,8 @@ EXAMPLES = [pytest.param(form, id=form.name) for form in (*FORMS, LOSS)]
 def test_the_installed_version_of_each_example_is_known(form):
     if form.example.startswith("timm"):
         pytest.importorskip("timm")
+    if form is LOSS and not hasattr(torch.nn.functional, "linear_cross_entropy"):
+        pytest.skip("torch has no linear_cross_entropy")
     kind = pkgutil.resolve_name(form.example)
     assert form_of(kind, (*FORMS, LOSS)) is form
     assert form_of(type("Changed", (kind,), {"forward": lambda self, x: x}), (*FORMS, LOSS)) is None

@@ -34,7 +34,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         """Leave the bars as they are."""
-        self._bars.stop()
+        if not self._bars.disable:  # as in planning/progress.py
+            self._bars.stop()
 
     def expect(self, number: int) -> None:
         """Add units to those that are to be done."""

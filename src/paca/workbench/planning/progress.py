@@ -39,7 +39,8 @@ class PlanProgress:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Take it away."""
-        self._bar.stop()
+        if not self._bar.disable:  # a bar that isn't shown ends with an empty line in older versions of rich
+            self._bar.stop()
 
     def say(self, words: str) -> None:
         """Tell what is done next: the method, and after a comma what is searched."""
