@@ -64,11 +64,11 @@ def test_an_unknown_model_suggests_the_near_one():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("./modle", r"^There is no model folder './modle'; did you mean 'model' or 'models'\?$"),
-        ("no/such/model", r"^There is no model folder 'no/such/model'; there is no folder 'no/such' either$"),
+        ("./modle", r"^There is no model folder './modle' in '.+'; did you mean 'model' or 'models'\?$"),
+        ("no/such/model", r"^There is no model folder 'no/such/model' in '.+'; there is no folder 'no/such' either$"),
         (
             "models/mien",
-            r"there is no such folder here; did you mean 'models/mine'\?, and it could not be loaded from",
+            r"there is no such folder in '.+'; did you mean 'models/mine'\?, and it could not be loaded from",
         ),
         ("models/mine", r"^The model in 'models/mine' could not be loaded: "),
     ],

@@ -116,7 +116,8 @@ def missing_path(name: str, what: str) -> str | None:
         is_path = _looks_like_file(name)
     except HFValidationError:
         is_path = True
-    return f"There is no {what} {shown(name)}{near_files(path)}" if is_path else None
+    place = "" if path.is_absolute() else f" in {str(Path.cwd())!r}"
+    return f"There is no {what} {shown(name)}{place}{near_files(path)}" if is_path else None
 
 
 def python_reference() -> list[dict[str, str]]:

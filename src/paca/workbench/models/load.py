@@ -176,8 +176,9 @@ def load_failure(name: str, embedded: Iterable[str], error: Exception) -> str:
         return missing
     near = near_files(Path(name)) if Path(name).parent.is_dir() else ""
     return (
-        f"The model {name!r} is not an embedded one ({', '.join(embedded)}){suggestion(name, embedded)}; there is no "
-        f"such folder here{near}, and it could not be loaded from {hub_place()}{_twin(name)}: {one_line(error)}"
+        f"The model {name!r} is not an embedded one ({', '.join(embedded)}{suggestion(name, embedded)}), there is no "
+        f"such folder in {str(Path.cwd())!r}{near}, and it could not be loaded from {hub_place()}{_twin(name)}: "
+        f"{one_line(error)}"
     )
 
 
