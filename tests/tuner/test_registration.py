@@ -14,7 +14,7 @@ from paca.tuner.registration import register
 def run(script):
     """Run a script in a fresh interpreter; its standard output and error."""
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip(), done.stderr
