@@ -5,16 +5,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 from paca.method.columns import together
 
 KERNELS = "paca.method.columns.kernel"
-
-
-def has_triton() -> bool:
-    """Whether Triton is installed; PyTorch brings it along where there may be a GPU."""
-    return find_spec("triton") is not None
 
 
 @contextmanager

@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmark import add_numbers, add_threads_and_json, benchmark, describe, make_parser, print_table, surroundings
-from interpreter import KERNELS, has_triton, interpreted
+from interpreter import KERNELS, interpreted
 from methods import METHODS, Method, choose_methods
+from paca.method.columns.together import has_triton
 from paca.profiling.steps import TrainingStep, quartiles
 from paca.workbench.base.options import positive
 from step import prepare

@@ -43,7 +43,8 @@ def compiler():
 @pytest.fixture
 def kernels_on_cpu():
     """Triton's kernels, run by its interpreter."""
-    from interpreter import has_triton, interpreted
+    from interpreter import interpreted
+    from paca.method.columns.together import has_triton
 
     if not has_triton():
         pytest.skip("Triton is not installed")

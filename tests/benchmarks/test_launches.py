@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from interpreter import has_triton
 from launches import KernelCounter, Launches, build_parser, launches, main, narrow_llama
 from methods import METHODS
+from paca.method.columns.together import has_triton
 from step import prepare
 
 

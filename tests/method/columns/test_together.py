@@ -193,7 +193,7 @@ def test_kernels_that_cannot_be_compiled_are_not_used(kernels_on_cpu, monkeypatc
 
 def test_without_triton_the_operators_do_it(monkeypatch):
     monkeypatch.setattr(together, "KERNEL_DEVICES", {"cpu"})
-    monkeypatch.setattr(together, "_has_triton", lambda: False)
+    monkeypatch.setattr(together, "has_triton", lambda: False)
     assert kernels_of(a_weight(6, 12), an_update(6, [1, 4])) is None
 
 

@@ -32,7 +32,7 @@ def kernels_for(rows: Tensor, update: ColumnUpdate) -> Kernels | None:
     Returns:
         The kernels; None if there are none for it.
     """
-    if rows.device.type not in KERNEL_DEVICES or is_fake(rows) or not _has_triton():
+    if rows.device.type not in KERNEL_DEVICES or is_fake(rows) or not has_triton():
         return None
     from .kernel import agreeing_kernels
 
@@ -40,5 +40,6 @@ def kernels_for(rows: Tensor, update: ColumnUpdate) -> Kernels | None:
 
 
 @cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Whether Triton is installed; PyTorch brings it along where there may be a GPU."""
     return find_spec("triton") is not None

@@ -35,8 +35,8 @@ def column_gradient(grad_output: Tensor, x: Tensor) -> Tensor:
         Shape `(out, r)`, in the dtype of `grad_output`.
     """
     # Both orders are the same product. CPU GEMM kernels are faster at few columns when these are the rows of the
-    # result, which autograd then copies: up to twelve columns that takes a third of the time, and up to 32 (no more
-    # were tried) half to nine tenths where `out` is large; elsewhere the copy tips the scale.
+    # result, which autograd then copies: always up to twelve columns, up to 32 (no more were tried) where `out` is
+    # large; elsewhere the copy tips the scale.
     (tokens, out), rank = grad_output.shape, x.shape[1]
     if grad_output.device.type == "cpu" and (rank <= 12 or (rank <= 32 and out >= 1024 and tokens >= 64)):
         return (x.t() @ grad_output).t()
