@@ -238,7 +238,8 @@ _LLAMA = {
     "mlp": _names("gate_proj", "up_proj", "down_proj"),
     "attention": _names("q_proj", "k_proj", "v_proj", "o_proj"),
 }
-_UPPER = rf".*\.[23]\..*\.({'|'.join(LLAMA_LAYERS)})"
+_SMALL_LLAMA = {**_LLAMA, "upper": rf".*\.[23]\..*\.({'|'.join(LLAMA_LAYERS)})"}
+_SMOLLM2 = {**_LLAMA, "upper": rf".*\.(1[5-9]|2\d)\..*\.({'|'.join(LLAMA_LAYERS)})"}
 
 TASKS = {
     task.name: task
@@ -247,14 +248,14 @@ TASKS = {
             "llama-reference",
             "a small Llama of source code learns Python's reference; 200 steps of 1,024 tokens",
             200,
-            {**_LLAMA, "upper": _UPPER},
+            _SMALL_LLAMA,
             _llama_reference,
         ),
         Task(
             "llama-reference-nf4",
             "the same Llama with its weights in NF4 learns the same",
             200,
-            {**_LLAMA, "upper": _UPPER},
+            _SMALL_LLAMA,
             _llama_reference_nf4,
             quantized=True,
         ),
@@ -271,28 +272,35 @@ TASKS = {
             "llama-questions",
             "the small Llama learns MMLU's questions; 200 steps of 1,024 tokens",
             200,
-            {**_LLAMA, "upper": _UPPER},
+            _SMALL_LLAMA,
             _llama_questions,
         ),
         Task(
             "llama-conversations",
             "the small Llama learns conversations of Open Assistant and Self-Instruct; 200 steps of 1,024 tokens",
             200,
-            {**_LLAMA, "upper": _UPPER},
+            _SMALL_LLAMA,
             _llama_conversations,
         ),
         Task(
             "smollm2-reference",
             "SmolLM2-135M learns Python's reference; 40 steps of 512 tokens",
             40,
-            {**_LLAMA, "upper": rf".*\.(1[5-9]|2\d)\..*\.({'|'.join(LLAMA_LAYERS)})"},
+            _SMOLLM2,
+            _smollm2_reference,
+        ),
+        Task(
+            "smollm2-reference-longer",
+            "SmolLM2-135M learns Python's reference; 120 steps of 512 tokens",
+            120,
+            _SMOLLM2,
             _smollm2_reference,
         ),
         Task(
             "smollm2-chat",
             "SmolLM2-135M learns Open Assistant's answers; 40 steps of 2 conversations",
             40,
-            {**_LLAMA, "upper": rf".*\.(1[5-9]|2\d)\..*\.({'|'.join(LLAMA_LAYERS)})"},
+            _SMOLLM2,
             _smollm2_chat,
         ),
     )
