@@ -13,22 +13,40 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.weak import WeakIdKeyDictionary
 
-from ..columns.lease import MomentaryLoan
+from ..columns.lease import Lease, Loan, Stay
 from ..columns.resident import Columns, DepthwiseColumns
 from ..columns.update import ColumnUpdate
 
+_LIBRARY = torch.library.Library("paca", "DEF")
 _UPDATES = "Tensor[] indices, Tensor[] deltas, float[] scalings"
 _GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
+_COLUMNS: Any = WeakIdKeyDictionary()  # of each weight, since they remember where connections lie
 
 
 def _operator(name: str, arguments: str) -> Any:
-    return torch.library.custom_op(f"paca::{name}", mutates_args=(), schema=f"({arguments}, {_UPDATES}) -> Tensor")
+    # torch.library.custom_op does more in every call, for operators that are differentiated or change something.
+    def define(function: Any) -> Any:
+        _LIBRARY.define(f"{name}({arguments}, {_UPDATES}) -> Tensor")
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        return getattr(torch.ops.paca, name).default
+
+    return define
 
 
-def _adapted(columns, weight, indices, deltas, scalings) -> MomentaryLoan:
-    updates = tuple(ColumnUpdate(*parts) for parts in zip(indices, deltas, scalings, strict=True))
-    return MomentaryLoan(columns, weight, updates)
+def _fake(operator: Any) -> Any:
+    return torch.library.register_fake(operator, lib=_LIBRARY)
+
+
+def _adapted(columns, weight, indices, deltas, scalings) -> Loan:
+    known = _COLUMNS.get(weight)
+    if known is None:
+        known = _COLUMNS[weight] = columns
+    lease = Lease()
+    stay = Stay(lease, known, weight, tuple(map(ColumnUpdate, indices, deltas, scalings)))
+    lease.stays.append(stay)
+    return Loan(lease, stay)
 
 
 @_operator("linear", "Tensor x, Tensor weight, Tensor? bias")
@@ -38,7 +56,7 @@ def linear_op(x, weight, bias, indices, deltas, scalings):
         return F.linear(x, adapted.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
-@linear_op.register_fake
+@_fake(linear_op)
 def _(x, weight, bias, indices, deltas, scalings):
     return x.new_empty(*x.shape[:-1], weight.shape[0])
 
@@ -50,7 +68,7 @@ def linear_input_gradient_op(grad_output, weight, indices, deltas, scalings):
         return grad_output @ adapted.to(grad_output.dtype)
 
 
-@linear_input_gradient_op.register_fake
+@_fake(linear_input_gradient_op)
 def _(grad_output, weight, indices, deltas, scalings):
     return grad_output.new_empty(*grad_output.shape[:-1], weight.shape[1])
 
@@ -62,7 +80,7 @@ def convolution_op(x, weight, bias, stride, padding, dilation, groups, indices, 
         return _convolve(x, adapted, bias, stride, padding, dilation, groups)
 
 
-@convolution_op.register_fake
+@_fake(convolution_op)
 def _(x, weight, bias, stride, padding, dilation, groups, indices, deltas, scalings):
     return _convolve(x, weight, bias, stride, padding, dilation, groups)
 
@@ -77,7 +95,7 @@ def convolution_input_gradient_op(
         return torch.ops.aten.convolution_backward(grad_output, x, adapted.to(grad_output.dtype), *options)[0]
 
 
-@convolution_input_gradient_op.register_fake
+@_fake(convolution_input_gradient_op)
 def _(grad_output, x, weight, stride, padding, dilation, groups, indices, deltas, scalings):
     return grad_output.new_empty(x.shape)
 
@@ -89,7 +107,7 @@ def embedding_op(ids, weight, indices, deltas, scalings):
         return F.embedding(ids, adapted)
 
 
-@embedding_op.register_fake
+@_fake(embedding_op)
 def _(ids, weight, indices, deltas, scalings):
     return weight.new_empty(*ids.shape, weight.shape[1])
 
