@@ -285,7 +285,8 @@ def saved_bytes(step: TrainingStep) -> int:
 
     A tracker of operators would not do: torch runs compiled code eagerly under one.
     """
-    alive = {tensor.untyped_storage()._cdata for tensor in step.held()}
+    held = list(step.held())  # as long as this is asked, so that nothing else gets their addresses
+    alive = {tensor.untyped_storage()._cdata for tensor in held}
     found: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
