@@ -62,7 +62,7 @@ class Task:
         name: What is typed.
         description: In one line.
         steps: Of each run.
-        layers: Which are adapted, by kind: `all`, and by what they do.
+        layers: Which are adapted, by kind: `all`, and by what they do; `lower` is what adapting `upper` leaves out.
         load: Loads it, from the folder of the data and the one that is written to.
         optimizers: Which of the steppers apply.
         quantized: Whether the model is, so that columns may be those of before.
@@ -238,8 +238,19 @@ _LLAMA = {
     "mlp": _names("gate_proj", "up_proj", "down_proj"),
     "attention": _names("q_proj", "k_proj", "v_proj", "o_proj"),
 }
-_SMALL_LLAMA = {**_LLAMA, "upper": rf".*\.[23]\..*\.({'|'.join(LLAMA_LAYERS)})"}
-_SMOLLM2 = {**_LLAMA, "upper": rf".*\.(1[5-9]|2\d)\..*\.({'|'.join(LLAMA_LAYERS)})"}
+
+
+def _halves(lower: str, upper: str) -> dict[str, str]:
+    """What is in the blocks of each half, told from other modules by the name of their list."""
+    return {
+        "lower": rf".*\.layers\.({lower})\..*",
+        "upper": rf".*\.layers\.({upper})\..*\.({'|'.join(LLAMA_LAYERS)})",
+        "upper-mlp": rf".*\.layers\.({upper})\..*\.(gate_proj|up_proj|down_proj)",
+    }
+
+
+_SMALL_LLAMA = {**_LLAMA, **_halves("[01]", "[23]")}
+_SMOLLM2 = {**_LLAMA, **_halves(r"\d|1[0-4]", r"1[5-9]|2\d")}
 
 TASKS = {
     task.name: task

@@ -40,7 +40,8 @@ class Variant:
         warmup: The share of the steps over which the rate rises.
         decay: AdamW's weight decay: toward the pretrained columns, for LoRA of its factors.
         restored: The columns are those of before quantization; for quantized models.
-        norms: The weights of all norms are trained as well, within the same number of values for PaCA.
+        norms: The norms' weights are trained as well, within the same number of values for PaCA: those of all blocks,
+            or of the upper half where its layers alone are.
     """
 
     name: str
@@ -93,7 +94,32 @@ VARIANTS = {
             norms=True,
         ),
         Variant("paca-attention", "PaCA, attention's four projections", "paca", "attention", "adamw", 8e-3),
+        Variant("lora-upper", "LoRA r 16, all linear layers of the upper half", "lora", "upper", "adamw", 8e-3),
         Variant("paca-upper", "PaCA, all linear layers of the upper half", "paca", "upper", "adamw", 8e-3),
+        Variant("paca-upper-longer", "paca-upper, 2 × the steps", "paca", "upper", "adamw", 8e-3, longer=2),
+        Variant(
+            "paca-upper-memory", "paca-upper at LoRA's peak memory", "paca", "upper", "adamw", 4e-3, by_memory=True
+        ),
+        Variant("paca-upper-norms", "paca-upper, and its norms", "paca", "upper", "adamw", 1.6e-2, norms=True),
+        Variant(
+            "paca-upper-norms-longer",
+            "paca-upper-norms, 2 × the steps",
+            "paca",
+            "upper",
+            "adamw",
+            1.6e-2,
+            longer=2,
+            norms=True,
+        ),
+        Variant(
+            "paca-upper-mlp-norms",
+            "PaCA, the MLPs' three projections and the norms of the upper half",
+            "paca",
+            "upper-mlp",
+            "adamw",
+            1.6e-2,
+            norms=True,
+        ),
         Variant("paca-out-gradient", "paca-out, largest gradients", "paca", "out", "adamw", 2e-3, "gradient"),
         Variant("paca-out-weight", "paca-out, largest columns", "paca", "out", "adamw", 4e-3, "weight"),
         Variant(
@@ -168,15 +194,27 @@ def _sides(layer: Any) -> tuple[int, int]:
     return outputs, inputs
 
 
-def norms(model: nn.Module) -> dict[str, nn.Module]:
-    """The norms that `train_norms` has PaCA train, by name."""
-    return {name: module for name, module in model.named_modules() if is_norm(module)}
+def norms(model: nn.Module, without: str | None = None) -> dict[str, nn.Module]:
+    """The norms that `train_norms` has PaCA train, by name; those that a pattern matches are left out."""
+    found = {name: module for name, module in model.named_modules() if is_norm(module)}
+    return {name: module for name, module in found.items() if without is None or not re.fullmatch(without, name)}
 
 
-def equal_rank(model: nn.Module, everywhere: str, here: str, aside: int = 0) -> int:
-    """PaCA's rank on some layers at which it trains as many values as LoRA does on all of them, `aside` among them."""
+def equal_rank(model: nn.Module, everywhere: str, here: str, aside: int = 0, method: str = "paca") -> int:
+    """A method's rank on some layers at which it trains as many values as LoRA does on all of them.
+
+    Args:
+        model: Has the layers.
+        everywhere: The pattern of all of them.
+        here: The pattern of those that are adapted.
+        aside: How many values are trained beside.
+        method: `lora` or `paca`.
+
+    Returns:
+        The rank.
+    """
     values = sum(LORA_RANK * sum(sides) for sides in matched(model, everywhere)) - aside
-    return round(values / sum(outputs for outputs, _ in matched(model, here)))
+    return round(values / sum(sum(sides) if method == "lora" else sides[0] for sides in matched(model, here)))
 
 
 def adapted(variant: Variant, task: Task, subject: Subject, seed: int) -> Any:
@@ -194,22 +232,27 @@ def adapted(variant: Variant, task: Task, subject: Subject, seed: int) -> Any:
     if variant.by_memory:
         rank = rank_by_memory(variant, task, subject)
     else:
-        trained: Any = norms(subject.model).values() if variant.norms else ()
-        aside = sum(norm.weight.numel() for norm in trained)
-        rank = equal_rank(subject.model, task.layers["all"], task.layers[variant.layers], aside)
+        trained: Any = norms(subject.model, _left_out(variant, task)).values() if variant.norms else ()
+        aside = 0 if variant.method == "lora" else sum(norm.weight.numel() for norm in trained)
+        rank = equal_rank(subject.model, task.layers["all"], task.layers[variant.layers], aside, variant.method)
     return with_rank(rank, variant, task, subject, seed)
 
 
+def _left_out(variant: Variant, task: Task) -> str | None:
+    return task.layers["lower"] if variant.layers.startswith("upper") else None
+
+
 def with_rank(rank: int, variant: Variant, task: Task, subject: Subject, seed: int) -> Any:
-    """The same with PaCA at a rank of one's own; LoRA has its own always."""
+    """The same at a rank of one's own."""
     torch.manual_seed(seed)
     model = copy.deepcopy(subject.model)
     shared = {"target_modules": task.layers[variant.layers]}
     if variant.method == "lora":
         whole = [*subject.whole, *(norms(model) if variant.norms else ())]
-        config = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, modules_to_save=whole or None, **shared)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, modules_to_save=whole or None, **shared)
         return get_peft_model(model, config)
     shared |= {"modules_to_save": list(subject.whole) or None, "train_norms": variant.norms}
+    shared |= {"exclude_modules": _left_out(variant, task)} if variant.norms else {}
     source = subject.source if variant.restored else None
     chosen = {"selection": variant.selection, "selection_batches": _SELECTION_BATCHES, "column_source": source}
     model = get_peft_model(model, PacaConfig(r=rank, clamp_rank=True, random_seed=seed, **chosen, **shared))
