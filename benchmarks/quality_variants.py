@@ -96,21 +96,10 @@ VARIANTS = {
         Variant("paca-attention", "PaCA, attention's four projections", "paca", "attention", "adamw", 8e-3),
         Variant("lora-upper", "LoRA r 16, all linear layers of the upper half", "lora", "upper", "adamw", 8e-3),
         Variant("paca-upper", "PaCA, all linear layers of the upper half", "paca", "upper", "adamw", 8e-3),
-        Variant("paca-upper-longer", "paca-upper, 2 × the steps", "paca", "upper", "adamw", 8e-3, longer=2),
         Variant(
             "paca-upper-memory", "paca-upper at LoRA's peak memory", "paca", "upper", "adamw", 4e-3, by_memory=True
         ),
         Variant("paca-upper-norms", "paca-upper, and its norms", "paca", "upper", "adamw", 1.6e-2, norms=True),
-        Variant(
-            "paca-upper-norms-longer",
-            "paca-upper-norms, 2 × the steps",
-            "paca",
-            "upper",
-            "adamw",
-            1.6e-2,
-            longer=2,
-            norms=True,
-        ),
         Variant(
             "paca-upper-mlp-norms",
             "PaCA, the MLPs' three projections and the norms of the upper half",
@@ -118,6 +107,16 @@ VARIANTS = {
             "upper-mlp",
             "adamw",
             1.6e-2,
+            norms=True,
+        ),
+        Variant(
+            "paca-upper-mlp-norms-longer",
+            "paca-upper-mlp-norms, 1.8 × the steps",
+            "paca",
+            "upper-mlp",
+            "adamw",
+            1.6e-2,
+            longer=1.8,
             norms=True,
         ),
         Variant("paca-out-gradient", "paca-out, largest gradients", "paca", "out", "adamw", 2e-3, "gradient"),

@@ -28,6 +28,9 @@ _USUAL_RANK = 8
 BIAS_CHOICES = ("none", "all", "paca_only")
 
 
+UPPER_HALF = "upper-half"  # of the blocks: what `layers_to_transform` may be in place of indices
+
+
 @explain_unknown_fields
 @dataclass
 class PacaConfig(PeftConfig):
@@ -50,7 +53,8 @@ class PacaConfig(PeftConfig):
         target_parameters: Names of fused expert weights to adapt, such as `"mlp.experts.down_proj"` (each matches
             whole names or their ends); a connection is an input feature, the same ones for every expert.
         exclude_modules: Names, or a regular expression, of layers to leave out.
-        layers_to_transform: Indices of the blocks whose layers are adapted; None means all.
+        layers_to_transform: Indices of the blocks whose layers are adapted, or `"upper-half"`: the upper half of the
+            blocks and what comes after them, so that backward ends half way. None means all.
         layers_pattern: Name of the list that holds the blocks, if `layers_to_transform` does not find it.
         rank_pattern: Other ranks for some layers: `{name or regular expression: r}`.
         clamp_rank: Cap `r` at a layer's number of connections, and log which layers these are. By default a rank that
@@ -96,7 +100,7 @@ class PacaConfig(PeftConfig):
     target_modules: list[str] | str | None = None
     target_parameters: list[str] | None = None
     exclude_modules: list[str] | str | None = None
-    layers_to_transform: list[int] | int | None = None
+    layers_to_transform: list[int] | int | str | None = None
     layers_pattern: list[str] | str | None = None
     rank_pattern: dict[str, int] = field(default_factory=dict)
     clamp_rank: bool = False
@@ -242,8 +246,16 @@ def _target_problems(config: PacaConfig) -> Iterator[str]:
         yield f"column_source={config.column_source!r} is not the name of a folder or a Hub repository."
     if isinstance(config.target_parameters, str):
         yield f"target_parameters={config.target_parameters!r} is a str; pass a list: [{config.target_parameters!r}]."
-    if isinstance(config.target_modules, str) and config.layers_to_transform is not None:
-        yield "`layers_to_transform` cannot be used when `target_modules` is a str; pass a list of names."
+    blocks = config.layers_to_transform
+    if isinstance(blocks, str) and blocks != UPPER_HALF:
+        yield f"layers_to_transform={blocks!r} is unknown; pass the indices of blocks, or {UPPER_HALF!r}."
+    elif isinstance(config.target_modules, str) and blocks not in (None, UPPER_HALF):
+        yield (
+            "`layers_to_transform` cannot be used when `target_modules` is a str; pass a list of names, or "
+            f"layers_to_transform={UPPER_HALF!r}."
+        )
+    if blocks == UPPER_HALF and config.layers_pattern:
+        yield f"`layers_pattern` does nothing with layers_to_transform={UPPER_HALF!r}; leave it out."
     if isinstance(config.target_modules, str) and config.layers_pattern:
         yield "`layers_pattern` cannot be used when `target_modules` is a str; pass a list of names."
     if config.layers_pattern and config.layers_to_transform is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -14,11 +15,12 @@ from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
 
 from ...errors import PacaError
-from ..config import PacaConfig, rank_of, whole_runs
+from ..config import UPPER_HALF, PacaConfig, rank_of, whole_runs
 from ..layers.experts import targeted_parameters
 from ..layers.kinds import layer_kind
 from ..layers.quantized import QuantizedLinear
 from ..messages import near_names, not_found, raise_together, unmatched_names
+from .blocks import upper_half
 from .budget import spend_budget
 from .checks import (
     adaptable_names,
@@ -57,12 +59,17 @@ def resolve_targets(model: nn.Module, config: PacaConfig, state_dict: Mapping[st
     if config.target_modules is None:
         config.target_modules = _usual_targets(model, config)
     expand_targets(model, config)
+    half = config.layers_to_transform == UPPER_HALF
+    if half:
+        config.layers_to_transform = None  # PEFT knows indices alone
     modules = dict(model.named_modules())
     if state_dict is None:
         targets = _matching(config, modules)
         _check_names(config, modules, targets)
         if config.train_norms:
             targets = _with_norms(config, modules, targets)
+        if half:
+            targets = _in_upper_half(model, config, modules, targets)
     else:
         saved = {key.rsplit(".paca_", 1)[0].removeprefix("_orig_mod.") for key in state_dict}
         targets = {name: module for name, module in modules.items() if name.removeprefix("_orig_mod.") in saved}
@@ -112,8 +119,29 @@ def _with_norms(
     only_norms.target_modules = {name.rpartition(".")[2] for name in names}  # type: ignore[assignment]
     norms = {name: module for name, module in _matching(only_norms, modules).items() if name in names}
     found = {**targets, **norms}
-    config.target_modules, config.train_norms = set(found), False  # type: ignore[assignment]
+    config.train_norms = False
+    _name_exactly(config, modules, found)
     return found
+
+
+def _in_upper_half(
+    model: nn.Module, config: PacaConfig, modules: Mapping[str, nn.Module], targets: Mapping[str, nn.Module]
+) -> dict[str, nn.Module]:
+    """The targets of the upper half of the blocks, which the configuration names then, expert weights as well."""
+    experts = targeted_parameters(model, config.target_parameters or ())
+    upper = upper_half(model, [*targets, *experts])
+    found = {name: module for name, module in targets.items() if name in upper}
+    config.target_parameters = [name for name in experts if name in upper] or None
+    _name_exactly(config, modules, found)
+    return found
+
+
+def _name_exactly(config: PacaConfig, modules: Mapping[str, nn.Module], found: Mapping[str, nn.Module]) -> None:
+    """Have the configuration name these modules alone: PEFT takes a name for the end of a longer one as well."""
+    config.target_modules = set(found)  # type: ignore[assignment]
+    if _matching(config, modules).keys() != found.keys():
+        config.target_modules = "|".join(map(re.escape, sorted(found)))
+        config.layers_to_transform = config.layers_pattern = None
 
 
 def _check_names(config: PacaConfig, modules: Mapping[str, nn.Module], targets: Mapping[str, nn.Module]) -> None:
