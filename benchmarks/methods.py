@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import ShiraConfig, get_peft_model
+from peft import LoraConfig, ShiraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from paca import PacaConfig, PacaError
+from paca.tuner.config import UPPER_HALF
 from paca.workbench.methods.catalogue import METHODS as COMPARED
 from paca.workbench.methods.catalogue import AdapterSetting
 from paca.workbench.models.lean import quietly_lean
@@ -30,12 +31,15 @@ class Method:
         description: What exactly is measured, in one line.
         prepare: Puts the method of the given rank onto a model that it may change; returns the model to train.
         by_default: Whether it is measured where no methods are named.
+        from_ids: Its steps begin at token ids, so that backward ends at the lowest layer that is trained. Others begin
+            at embeddings that require a gradient, so that all go through every block.
     """
 
     name: str
     description: str
     prepare: Callable[[PreTrainedModel, int], nn.Module]
     by_default: bool = True
+    from_ids: bool = False
 
 
 def compared(name: str) -> Method:
@@ -89,7 +93,18 @@ def equal_values(name: str, description: str, **options: Any) -> Method:
         budget = rank * sum(layer.out_features for layer in layers)
         return get_peft_model(model, PacaConfig(budget=budget, random_seed=0, **options))
 
-    return Method(name, description, use, by_default=False)
+    return Method(name, description, use, by_default=False, from_ids="layers_to_transform" in options)
+
+
+def use_upper_lora(model: PreTrainedModel, rank: int) -> nn.Module:
+    """LoRA of twice the rank in the upper half of the blocks, which trains as many values as in all."""
+    names = [name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    count = model.config.num_hidden_layers
+    blocks = list(range(count // 2, count))
+    targets = sorted(set(names) - {"lm_head"})
+    return get_peft_model(
+        model, LoraConfig(r=2 * rank, lora_alpha=2 * rank, target_modules=targets, layers_to_transform=blocks)
+    )
 
 
 def use_half_lora(model: PreTrainedModel, rank: int) -> nn.Module:
@@ -127,6 +142,26 @@ METHODS: dict[str, Method] = {
             "as many values in the MLPs, and the norms",
             target_modules="mlp",
             train_norms=True,
+        ),
+        equal_values(
+            "paca-upper",
+            "as many values in the upper half of the blocks",
+            target_modules="all-linear",
+            layers_to_transform=UPPER_HALF,
+        ),
+        equal_values(
+            "paca-upper-mlp-norms",
+            "as many values in the MLPs of the upper half, and its norms",
+            target_modules="mlp",
+            train_norms=True,
+            layers_to_transform=UPPER_HALF,
+        ),
+        Method(
+            "lora-upper",
+            "LoRA of twice the rank in the upper half of the blocks",
+            use_upper_lora,
+            by_default=False,
+            from_ids=True,
         ),
         Method("lora-half", "LoRA of half the rank: about as many values as PaCA", use_half_lora, by_default=False),
         *map(compared, ("lora", "lora-base-dtype", "lora-fa", "miss")),

@@ -81,8 +81,10 @@ def prepare(base: PreTrainedModel, methods: list[Method], tokens: int, rank: int
     torch.manual_seed(0)
     models = {method.name: method.prepare(copy.deepcopy(base), rank) for method in methods}
     check_that_methods_differ(models)
+    inputs = {True: {"input_ids": batch}, False: {"inputs_embeds": embeddings}}
     return {
-        name: TrainingStep(model, {"inputs_embeds": embeddings, "labels": batch}) for name, model in models.items()
+        method.name: TrainingStep(models[method.name], {**inputs[method.from_ids], "labels": batch})
+        for method in methods
     }
 
 
