@@ -114,6 +114,17 @@ def test_with_match_rank_all_have_the_recipes(comparison, tmp_path):
     assert {entry.setting.rank for entry in entries} == {4}
 
 
+def test_all_methods_adapt_the_recipes_layers_in_the_recipes_blocks(comparison, tmp_path):
+    own = {**comparison.recipe.method.config, "target_modules": "mlp", "layers_to_transform": "upper-half"}
+    method = dataclasses.replace(comparison.recipe.method, config=own)
+    recipe = dataclasses.replace(comparison.recipe, method=method)
+    with Progress() as progress:
+        of = dataclasses.replace(comparison, recipe=recipe, match="rank")
+        entries = ranked_entries(of, Runner(tmp_path, [], progress))
+    assert {(entry.setting.targets, entry.setting.blocks) for entry in entries} == {("mlp", "upper-half")}
+    assert entries[-1].identity()["blocks"] == "'upper-half'"
+
+
 def test_with_match_memory_each_has_the_largest_rank_that_peaks_no_higher(comparison, here, tmp_path):
     words = "paca,lora,paca(target_modules=mlp-out),lora(r=3),lora(target_modules=nowhere)"
     comparison = dataclasses.replace(comparison, methods=tuple(choose_methods(words)), match="memory")

@@ -60,6 +60,17 @@ def test_the_outputs_of_mlps_are_there_for_every_method(method):
     assert all(name.endswith(".mlp.") for name in adapted)
 
 
+@pytest.mark.parametrize("targets", ["all-linear", "mlp", ["q_proj", "down_proj"]])
+@pytest.mark.parametrize("method", ["paca", "lora", "miss", "moslora"])
+def test_the_upper_half_of_the_blocks_is_there_for_every_method(method, targets):
+    setting = AdapterSetting(2, targets, blocks="upper-half")
+    model = METHODS[method].put_on(LlamaForCausalLM(tiny_llama_config(num_hidden_layers=4)), setting)
+    adapted = [name for name, value in model.named_parameters() if value.requires_grad]
+    assert {name.partition("layers.")[2][0] for name in adapted} == {"2", "3"}
+    ends = {"down_proj", "q_proj"} if isinstance(targets, list) else {"down_proj", "up_proj", "gate_proj"}
+    assert all(any(f".{end}." in name for name in adapted) for end in ends)
+
+
 @pytest.mark.parametrize("verb", ["finetune", "doctor", "select"])
 def test_a_recipe_that_names_such_a_layer(content, tmp_path, capsys, verb):
     content["method"]["target_modules"] = ["q_proj", "v_porj"]

@@ -9,7 +9,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _ExcludedModule, check_target_module_exists
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _ExcludedModule,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.error import NoMatchingPeftModuleError
 from torch import Tensor, nn
@@ -86,7 +92,24 @@ def resolve_targets(model: nn.Module, config: PacaConfig, state_dict: Mapping[st
         )
 
 
-def _usual_targets(model: nn.Module, config: PacaConfig) -> Any:
+def take_upper_half(model: nn.Module, config: Any) -> None:
+    """Have another method's configuration name what `layers_to_transform="upper-half"` leaves of its layers.
+
+    Args:
+        model: The base model; it is only looked at.
+        config: A configuration of PEFT's that has this for `layers_to_transform`.
+
+    Raises:
+        PacaError: If the layers are in no list of blocks, or in several.
+    """
+    config.layers_to_transform = None
+    if config.target_modules is None:
+        config.target_modules = _usual_targets(model, config)
+    modules = dict(model.named_modules())
+    _in_upper_half(model, config, modules, _matching(_maybe_include_all_linear_layers(config, model), modules))
+
+
+def _usual_targets(model: nn.Module, config: Any) -> Any:
     """The layers that PEFT adapts in models of this type; none where fused expert weights are named instead."""
     model_type = BaseTuner.get_model_config(model)["model_type"]
     usual = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
@@ -98,7 +121,7 @@ def _usual_targets(model: nn.Module, config: PacaConfig) -> Any:
     return usual if isinstance(usual, str) else set(usual or ())
 
 
-def _matching(config: PacaConfig, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+def _matching(config: Any, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """The modules that PEFT will adapt: those that match and are not inside an adapted layer."""
     inside = tuple(f"{name}." for name, module in modules.items() if isinstance(module, BaseTunerLayer))
     targets = {}
@@ -125,18 +148,19 @@ def _with_norms(
 
 
 def _in_upper_half(
-    model: nn.Module, config: PacaConfig, modules: Mapping[str, nn.Module], targets: Mapping[str, nn.Module]
+    model: nn.Module, config: Any, modules: Mapping[str, nn.Module], targets: Mapping[str, nn.Module]
 ) -> dict[str, nn.Module]:
     """The targets of the upper half of the blocks, which the configuration names then, expert weights as well."""
-    experts = targeted_parameters(model, config.target_parameters or ())
+    experts = targeted_parameters(model, getattr(config, "target_parameters", None) or ())
     upper = upper_half(model, [*targets, *experts])
     found = {name: module for name, module in targets.items() if name in upper}
-    config.target_parameters = [name for name in experts if name in upper] or None
+    if experts:
+        config.target_parameters = [name for name in experts if name in upper] or None
     _name_exactly(config, modules, found)
     return found
 
 
-def _name_exactly(config: PacaConfig, modules: Mapping[str, nn.Module], found: Mapping[str, nn.Module]) -> None:
+def _name_exactly(config: Any, modules: Mapping[str, nn.Module], found: Mapping[str, nn.Module]) -> None:
     """Have the configuration name these modules alone: PEFT takes a name for the end of a longer one as well."""
     config.target_modules = set(found)  # type: ignore[assignment]
     if _matching(config, modules).keys() != found.keys():

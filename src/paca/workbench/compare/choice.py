@@ -51,6 +51,7 @@ class Entry:
             "method": self.label,
             "rank": self.rank,
             "targets": repr(self.setting.targets),
+            **({} if self.setting.blocks is None else {"blocks": repr(self.setting.blocks)}),
             "arguments": {key: repr(value) for key, value in self.setting.arguments.items()},
         }
 

@@ -154,9 +154,9 @@ def ranked_entries(comparison: Comparison, runner: Runner) -> list[Entry]:
     recipe, own = comparison.recipe, dict(comparison.recipe.method.config)
     rank = own.pop("r", _DEFAULT_RANK)
     own.pop("random_seed", None)  # seeds are what the runs differ in
-    targets = own.pop("target_modules", "all-linear")
-    plain = AdapterSetting(rank, targets, recipe.seed)
-    by_recipe = {recipe.method.name: own}  # what the recipe says of its own method besides rank and targets
+    targets, blocks = own.pop("target_modules", "all-linear"), own.pop("layers_to_transform", None)
+    plain = AdapterSetting(rank, targets, recipe.seed, blocks=blocks)
+    by_recipe = {recipe.method.name: own}  # what the recipe says of its own method besides rank and layers
     entries = [
         replace(
             entry,

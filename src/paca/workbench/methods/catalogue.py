@@ -29,12 +29,14 @@ class AdapterSetting:
         targets: PEFT's `target_modules`.
         seed: Of a random selection.
         arguments: Of the method's PEFT config; they win over all else.
+        blocks: PEFT's `layers_to_transform`, or `"upper-half"`; None for all.
     """
 
     rank: int = 16
     targets: Any = "all-linear"
     seed: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    blocks: Any = None
 
     def anywhere(self) -> "AdapterSetting":
         """The same without what places connections by data or another checkpoint: for bytes and times."""
@@ -89,6 +91,7 @@ class Method:
             "r": setting.rank,
             "lora_alpha": setting.arguments.get("r", setting.rank),
             "target_modules": setting.targets,
+            "layers_to_transform": setting.blocks,
             "random_seed": setting.seed,
         }
         if "budget" in setting.arguments:  # which stands in the place of a rank

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 from paca.errors import PacaError
@@ -30,7 +31,19 @@ def method_config(name: str, config: Mapping[str, Any]) -> Any:
     """Make a PEFT config by the name of its method, such as `paca` or `lora`."""
     from peft import TaskType
 
-    return known_methods()[name](**config, task_type=TaskType.CAUSAL_LM)
+    from paca.tuner.config import UPPER_HALF
+
+    kind = known_methods()[name]
+    # PaCA's own word, which `targets.check_targets` puts in terms; the other methods' configs would refuse it.
+    later = {
+        spec.name: config[spec.name]
+        for spec in fields(kind)
+        if name != "paca" and spec.name == "layers_to_transform" and config.get(spec.name) == UPPER_HALF
+    }
+    made = kind(**{key: value for key, value in config.items() if key not in later}, task_type=TaskType.CAUSAL_LM)
+    for key, value in later.items():
+        setattr(made, key, value)
+    return made
 
 
 def known_methods() -> dict[str, Any]:

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from paca.errors import PacaError
+from paca.tuner.config import UPPER_HALF, PacaConfig
 from paca.tuner.messages import not_found, unmatched_names
 from paca.tuner.targets.keywords import MLP_WORDS, expand_mlp
+from paca.tuner.targets.resolve import take_upper_half
 
 NAMED = ("target_modules", "exclude_modules", "modules_to_save")
 PATTERNS = ("rank_pattern", "alpha_pattern")
@@ -14,8 +16,8 @@ PATTERNS = ("rank_pattern", "alpha_pattern")
 def check_targets(model: Any, config: Any) -> None:
     """Refuse a PEFT config that names a layer which the model does not have, even where others match.
 
-    PEFT itself only trains what it finds: of `[q_proj, v_porj]` half of what was asked for. PaCA's own words for the
-    layers of MLPs are put in terms that all of PEFT's methods know.
+    PEFT itself only trains what it finds: of `[q_proj, v_porj]` half of what was asked for. PaCA's own words, for the
+    layers of MLPs and for the upper half of the blocks, are put in terms that all of PEFT's methods know.
     """
     problems = target_problems(model, config)
     if problems:
@@ -23,10 +25,12 @@ def check_targets(model: Any, config: Any) -> None:
 
 
 def target_problems(model: Any, config: Any) -> list[str]:
-    """Say which names in a PEFT config no layer of the model has, one message per field; `mlp` is put in terms."""
+    """Say which names in a PEFT config no layer of the model has, one message per field; words are put in terms."""
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, str) and targets.lower() in MLP_WORDS:
         expand_mlp(model, config)
+    if getattr(config, "layers_to_transform", None) == UPPER_HALF and not isinstance(config, PacaConfig):
+        take_upper_half(model, config)
     modules = dict(model.named_modules())
     return [*_unmatched(config, modules), *_unmatched_patterns(config, modules)]
 
