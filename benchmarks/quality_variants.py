@@ -95,6 +95,7 @@ VARIANTS = {
         ),
         Variant("paca-attention", "PaCA, attention's four projections", "paca", "attention", "adamw", 8e-3),
         Variant("lora-upper", "LoRA r 16, all linear layers of the upper half", "lora", "upper", "adamw", 8e-3),
+        Variant("lora-upper-norms", "lora-upper, and its norms", "lora", "upper", "adamw", 8e-3, norms=True),
         Variant("paca-upper", "PaCA, all linear layers of the upper half", "paca", "upper", "adamw", 8e-3),
         Variant(
             "paca-upper-memory", "paca-upper at LoRA's peak memory", "paca", "upper", "adamw", 4e-3, by_memory=True
@@ -247,7 +248,7 @@ def with_rank(rank: int, variant: Variant, task: Task, subject: Subject, seed: i
     model = copy.deepcopy(subject.model)
     shared = {"target_modules": task.layers[variant.layers]}
     if variant.method == "lora":
-        whole = [*subject.whole, *(norms(model) if variant.norms else ())]
+        whole = [*subject.whole, *(norms(model, _left_out(variant, task)) if variant.norms else ())]
         config = LoraConfig(r=rank, lora_alpha=2 * rank, modules_to_save=whole or None, **shared)
         return get_peft_model(model, config)
     shared |= {"modules_to_save": list(subject.whole) or None, "train_norms": variant.norms}
