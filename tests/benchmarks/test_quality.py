@@ -25,7 +25,13 @@ from quality_tasks import TASKS, Subject, Task, batches_of
 from quality_variants import LORA_RANK, MAIN, VARIANTS, adapted, equal_rank, loss_over, matched, with_rank
 from stepping import linear_decay, make_optimizer
 
-LAYERS = {"all": r".*\.(q_proj|down_proj)", "out": r".*\.down_proj"}
+LAYERS = {
+    "all": r".*\.(q_proj|down_proj)",
+    "out": r".*\.down_proj",
+    "lower": r".*\.layers\.0\..*",
+    "upper": r".*\.layers\.1\..*\.(q_proj|down_proj)",
+    "upper-mlp": r".*\.layers\.1\..*\.down_proj",
+}
 
 
 def load(data, cache):
@@ -268,6 +274,25 @@ def test_a_longer_run_takes_more_steps_of_the_same_kind():
     assert found["trained"] == quality_variants.run_once(VARIANTS["paca-out"], task, subject, 0.1, 0, False)["trained"]
 
 
+@pytest.mark.parametrize(
+    "variant", ["lora-upper", "lora-upper-norms", "paca-upper", "paca-upper-norms", "paca-upper-mlp-norms"]
+)
+def test_variants_of_the_upper_half_train_as_many_values_there(variant):
+    subject = load(None, None)
+    names = {
+        name: value.numel()
+        for name, value in adapted(VARIANTS[variant], TASK, subject, 0).named_parameters()
+        if value.requires_grad
+    }
+    assert not [name for name in names if ".layers.0." in name]
+    norms = [name for name in names if "norm" in name]
+    assert len(norms) == (3 if VARIANTS[variant].norms else 0)
+    values = sum(LORA_RANK * sum(sides) for sides in matched(subject.model, LAYERS["all"]))
+    beside = sum(names[name] for name in norms) if variant.startswith("lora") else 0
+    step = sum(outputs for outputs, _ in matched(subject.model, LAYERS["upper"]))
+    assert sum(names.values()) - beside == pytest.approx(values, abs=step)
+
+
 def test_a_rank_by_memory_is_the_largest_that_peaks_no_higher():
     subject = load(None, None)
     rank = quality_variants.rank_by_memory(VARIANTS["paca-all-memory"], TASK, subject)
@@ -278,7 +303,7 @@ def test_a_rank_by_memory_is_the_largest_that_peaks_no_higher():
         step.run()
         return step.peak().total
 
-    assert peak("paca-all-memory", rank) <= peak("lora", 0) < peak("paca-all-memory", rank + 1)
+    assert peak("paca-all-memory", rank) <= peak("lora", LORA_RANK) < peak("paca-all-memory", rank + 1)
 
 
 def test_a_head_is_stepped_by_adamw_at_a_rate_of_its_own():
