@@ -69,6 +69,14 @@ def test_operations_of_a_step(here):
     assert all(set(found) == {"forward", "backward"} for found in counted.values()), "no time that was not in turns"
 
 
+def test_backward_of_the_upper_half_is_measured_as_it_is_trained(here):
+    half = Entry("paca", KNOWN["paca"], AdapterSetting(4, blocks="upper-half"))
+    given = Entry("lora(…)", KNOWN["lora"], AdapterSetting(4, arguments={"layers_to_transform": "upper-half"}))
+    floor, *upper = (here.run(Unit(OPERATIONS, (of,), {}), nothing) for of in (entry("frozen"), half, given))
+    assert all(found["backward"] < 0.75 * floor["backward"] for found in upper)
+    assert upper[0]["forward"] == floor["forward"]
+
+
 def test_the_longest_sequence_fits_and_the_next_does_not(here):
     job = Unit(LONGEST, (entry("paca"),), {"limit": LIMIT})
     found = here.run(job, nothing)

@@ -153,7 +153,8 @@ class Workload:
         if arguments.gradient_checkpointing:
             model.gradient_checkpointing_enable(arguments.gradient_checkpointing_kwargs)
         batch = trainer._prepare_inputs(self._random(size, model) if size else self._first_batch(trainer))
-        if not model.get_input_embeddings().weight.requires_grad:
+        # Backward goes through all blocks, as it does where nothing is trained, unless a method leaves some alone.
+        if not (model.get_input_embeddings().weight.requires_grad or entry.setting.in_some_blocks):
             embed = model.get_input_embeddings()
             batch["inputs_embeds"] = embed(batch.pop("input_ids")).detach()
         return TrainingStep(model, batch, lambda trained: trainer.create_optimizer(), _precision(arguments))

@@ -38,6 +38,11 @@ class AdapterSetting:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     blocks: Any = None
 
+    @property
+    def in_some_blocks(self) -> bool:
+        """Whether not all blocks are adapted, so that backward may end before the lowest."""
+        return self.arguments.get("layers_to_transform", self.blocks) is not None
+
     def anywhere(self) -> "AdapterSetting":
         """The same without what places connections by data or another checkpoint: for bytes and times."""
         return dataclasses.replace(self, arguments=anywhere(self.arguments))
