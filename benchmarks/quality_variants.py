@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 
-from paca import PacaConfig, select_connections
+from paca import PacaConfig, register_selection, select_connections
 from paca.profiling.steps import TrainingStep
 from paca.tuner.layers.norm import is_norm
-from paca.tuner.selection.registry import find_strategy
+from paca.tuner.selection.facts import LayerFacts
+from paca.tuner.selection.registry import find_strategy, strategies
+from paca.tuner.selection.weight import column_energies
 from paca.workbench.base.search import largest_that_fits
 from quality_tasks import Batch, Subject, Task
 from stepping import WARMUP, linear_decay, make_optimizer
@@ -21,6 +23,7 @@ from stepping import WARMUP, linear_decay, make_optimizer
 LORA_RANK = 8
 _HEAD_RATE = 2e-3
 _SELECTION_BATCHES = 8
+_SMOOTHED_RANK = 16
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,24 @@ VARIANTS = {
             2e-3,
             "weight_activation",
         ),
+        Variant(
+            "paca-out-smoothed",
+            "paca-out, largest columns of the weight's best approximation of rank 16",
+            "paca",
+            "out",
+            "adamw",
+            4e-3,
+            "smoothed_weight",
+        ),
+        Variant(
+            "paca-out-weight-gradient",
+            "paca-out, largest columns times gradients",
+            "paca",
+            "out",
+            "adamw",
+            4e-3,
+            "weight_gradient",
+        ),
         Variant("lora-norms", "LoRA r 8, all linear layers, and norms", "lora", "all", "adamw", 4e-3, norms=True),
         Variant("paca-norms", "PaCA, all linear layers, and norms", "paca", "all", "adamw", 8e-3, norms=True),
         Variant("paca-out-norms", "paca-out, and norms", "paca", "out", "adamw", 8e-3, norms=True),
@@ -179,6 +200,24 @@ VARIANTS = {
     )
 }
 MAIN = tuple(VARIANTS)[:6]
+
+
+def smoothed_weight_scores(facts: LayerFacts) -> Tensor:
+    """Large for a large column of the weight's best approximation of rank 16 (LIFT's idea, for columns)."""
+    left, scales, _ = torch.linalg.svd(facts.columns().double().flatten(1), full_matrices=False)
+    return (left * scales)[:, :_SMOOTHED_RANK].square().sum(1)
+
+
+def weight_gradient_scores(facts: LayerFacts) -> Tensor:
+    """Large for a large column times the norm of its accumulated gradient (LoSiA's `|w g|`, for columns)."""
+    return column_energies(facts.columns()) * facts.statistic
+
+
+# Tried here alone. They are made known where one is asked for: what lists the strategies lists the package's own.
+_TRIED = {
+    "smoothed_weight": (smoothed_weight_scores, "largest column of the weight's best approximation of rank 16", None),
+    "weight_gradient": (weight_gradient_scores, "largest column norm times gradient", "gradient"),
+}
 
 
 def matched(model: nn.Module, pattern: str) -> list[tuple[int, int]]:
@@ -253,6 +292,8 @@ def with_rank(rank: int, variant: Variant, task: Task, subject: Subject, seed: i
         return get_peft_model(model, config)
     shared |= {"modules_to_save": list(subject.whole) or None, "train_norms": variant.norms}
     shared |= {"exclude_modules": _left_out(variant, task)} if variant.norms else {}
+    if variant.selection in _TRIED and variant.selection not in strategies():
+        register_selection(variant.selection, *_TRIED[variant.selection])
     source = subject.source if variant.restored else None
     chosen = {"selection": variant.selection, "selection_batches": _SELECTION_BATCHES, "column_source": source}
     model = get_peft_model(model, PacaConfig(r=rank, clamp_rank=True, random_seed=seed, **chosen, **shared))

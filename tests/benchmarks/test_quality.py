@@ -19,6 +19,7 @@ import quality
 import quality_variants
 from paca.profiling.steps import TrainingStep
 from paca.tuner.layers.quantized import QuantizedLinear
+from paca.tuner.selection.facts import LayerFacts
 from paca.workbench.models.load import load_model
 from quality import CHOOSING_SEED, Run
 from quality_tasks import TASKS, Subject, Task, batches_of
@@ -291,6 +292,20 @@ def test_variants_of_the_upper_half_train_as_many_values_there(variant):
     beside = sum(names[name] for name in norms) if variant.startswith("lora") else 0
     step = sum(outputs for outputs, _ in matched(subject.model, LAYERS["upper"]))
     assert sum(names.values()) - beside == pytest.approx(values, abs=step)
+
+
+def test_the_strategies_that_are_tried_score_columns_as_they_say():
+    torch.manual_seed(0)
+    thin = torch.randn(40, 16) @ torch.randn(16, 24)  # columns first, of rank 16
+    statistic = torch.rand(40)
+    facts = LayerFacts("layer", 40, 0, lambda: thin, statistic)
+    energies = thin.double().square().sum(1)
+    torch.testing.assert_close(quality_variants.smoothed_weight_scores(facts), energies)
+    torch.testing.assert_close(quality_variants.weight_gradient_scores(facts), energies * statistic)
+    for name in ("paca-out-smoothed", "paca-out-weight-gradient"):
+        model = adapted(VARIANTS[name], TASK, load(None, None), 0)
+        assert model.peft_config["default"].selection == VARIANTS[name].selection
+        assert {name for name, _ in model.named_parameters() if "paca_delta" in name}
 
 
 def test_a_rank_by_memory_is_the_largest_that_peaks_no_higher():
