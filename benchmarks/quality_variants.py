@@ -99,6 +99,7 @@ VARIANTS = {
         Variant("paca-attention", "PaCA, attention's four projections", "paca", "attention", "adamw", 8e-3),
         Variant("lora-upper", "LoRA r 16, all linear layers of the upper half", "lora", "upper", "adamw", 8e-3),
         Variant("lora-upper-norms", "lora-upper, and its norms", "lora", "upper", "adamw", 8e-3, norms=True),
+        Variant("lora-upper-longer", "lora-upper, 1.65 × the steps", "lora", "upper", "adamw", 8e-3, longer=1.65),
         Variant("paca-upper", "PaCA, all linear layers of the upper half", "paca", "upper", "adamw", 8e-3),
         Variant(
             "paca-upper-memory", "paca-upper at LoRA's peak memory", "paca", "upper", "adamw", 4e-3, by_memory=True
