@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .lease import CHANGED, versions
+from .changes import versions
+from .lease import CHANGED
 from .update import ColumnUpdate, adapted_columns, connection_union, connections_first
 
 

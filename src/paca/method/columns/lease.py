@@ -23,8 +23,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .block import Block, Where, put, same_bits, take
 from .together import KERNEL_DEVICES, kernels_for
@@ -352,7 +350,7 @@ class Loan:
 
     def viewed(self, view: Callable[[Tensor], Tensor]) -> Loan:
         """Another loan of the same columns, for a product with a view of the weight."""
-        return self if self.lease is None else Loan(self.lease, self.stay, _both(self._view, view))
+        return self if self.lease is None else Loan(self.lease, self.stay, both(self._view, view))
 
     def __enter__(self) -> Tensor:  # with little code, like `__exit__`: both are on the path of every product
         stay, me = self.stay, get_ident()
@@ -387,61 +385,8 @@ class Loan:
             self.lease = None
 
 
-class MomentaryLoan:
-    """Columns that are in the weight for the moment of a product, and out again after it.
-
-    For memory that others look at between a forward and its backward: a weight that a second module has as well, or
-    one that FSDP2 has gathered and may free and gather again. Backward needs the columns of its forward, whatever has
-    become of the updates; so these are kept.
-
-    Args:
-        columns: Knows the weight's layout.
-        weight: The weight.
-        updates: What its columns are made of.
-        view: Makes what is multiplied with out of the weight.
-        fixed: The columns' values, once they have been computed; shared by the loans of one forward.
-    """
-
-    def __init__(
-        self,
-        columns: Layout,
-        weight: Any,
-        updates: tuple[ColumnUpdate, ...],
-        view: View = None,
-        fixed: list[Tensor] | None = None,
-    ) -> None:
-        self.columns = columns
-        self.weight = weight
-        self.updates = updates
-        self.fixed: list[Tensor] = [] if fixed is None else fixed
-        self._view = view
-        self._loan: Loan | None = None
-        self.dtype: torch.dtype | None = None  # as that of a `Loan`
-
-    def viewed(self, view: Callable[[Tensor], Tensor]) -> MomentaryLoan:
-        """Another loan of the same columns, for a product with a view of the weight."""
-        return MomentaryLoan(self.columns, self.weight, self.updates, _both(self._view, view), self.fixed)
-
-    def __enter__(self) -> Tensor:
-        lease = Lease()
-        stay = Stay(lease, self.columns, self.weight, self.updates, self.fixed or None)
-        lease.stays.append(stay)
-        self._loan = Loan(lease, stay, self._view)
-        weight = self._loan.__enter__()
-        if not self.fixed and stay.held is not None:
-            self.fixed += stay.read()
-        return weight
-
-    def __exit__(self, *_: object) -> None:
-        if self._loan is not None:
-            self._loan.__exit__()
-            self._loan = None
-
-    def finish(self) -> None:
-        """Let go of the columns: backward has passed."""
-
-
-def _both(first: View, second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def both(first: View, second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """One view after another."""
     return second if first is None else lambda weight: second(first(weight))
 
 
@@ -508,29 +453,6 @@ def is_pinned(weight: Any) -> bool:
     """Whether a call of any thread has columns in a weight at the moment."""
     inside = _INSIDE.get(memory_of(weight))
     return inside is not None and bool(inside.callers)
-
-
-def versions(updates: tuple[ColumnUpdate, ...]) -> list[tuple[int, int]]:
-    """Counts of the changes to the updates' parameters: those in place, and optimizer steps."""
-    deltas = [update.delta for update in updates]
-    return [(0 if delta.is_inference() else delta._version, _STEPS.setdefault(delta, 0)) for delta in deltas]
-
-
-# A fused optimizer step changes parameters in place and does not count it. Where no columns stay in a weight from a
-# forward to its backward, only the count tells that they would be others then.
-_STEPS: Any = WeakIdKeyDictionary()
-
-
-@torch.compiler.disable
-def _count_steps(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    if _STEPS:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter in _STEPS:
-                    _STEPS[parameter] += 1
-
-
-register_optimizer_step_post_hook(_count_steps)
 
 
 def _copy_back(rows: Tensor, kept: list[tuple[Where, Tensor]]) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .block import Block, Where, take
 from .layout import lay_out_connection_major, lay_out_row_major, writes_faster_connection_major
-from .lease import _LOCK, Lease, Loan, MomentaryLoan, Stay, clear, make_pretrained, memory_of, plainly
+from .lease import _LOCK, Lease, Loan, Stay, clear, make_pretrained, memory_of, plainly
+from .momentary import MomentaryLoan
 from .update import ColumnUpdate, adapted_columns, connection_union, connections_first, same_updates
 
 
