@@ -2,9 +2,11 @@
 
 import copy
 import re
+from threading import Thread
 
 import pytest
 import torch
+import torch.nn.functional as F
 from peft import get_peft_model
 from tests.toys import trained
 from torch import nn
@@ -12,6 +14,14 @@ from torch._inductor.utils import run_and_get_code
 
 from paca import PacaConfig
 from paca.method.columns.layout import ConnectionMajorParameter
+from paca.method.functional import compiled as compiled_ops
+from paca.method.functional.compiled import (
+    convolution_input_gradient_op,
+    convolution_op,
+    embedding_op,
+    linear_input_gradient_op,
+    linear_op,
+)
 
 WIDTH, ROWS = 256, 8
 
@@ -113,3 +123,67 @@ def test_compiling_after_eager_steps(models, part):
             optimizer.zero_grad()
     for layer in (0, 2, 4):
         assert torch.equal(model.base_model.model[layer].base_layer.weight, plain[layer].weight)
+
+
+def operands(seed):
+    """`X`, `W`, and an update's indices and `Δ`."""
+    drawing = torch.Generator().manual_seed(seed)
+    indices = torch.randperm(WIDTH, generator=drawing)[:4].sort().values
+    return torch.randn(ROWS, WIDTH, generator=drawing), indices, torch.randn(WIDTH, 4, generator=drawing)
+
+
+def with_columns(weight, indices, delta):
+    adapted = weight.clone()
+    adapted[:, indices] += delta
+    return adapted
+
+
+def test_threads_multiply_with_their_own_columns_over_one_weight():
+    weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(9))
+    pretrained = weight.clone()
+    wrong = []
+
+    def multiply(seed):
+        x, indices, delta = operands(seed)
+        adapted = with_columns(pretrained, indices, delta)
+        for _ in range(50):
+            y = linear_op(x, weight, None, [indices], [delta], [1.0])
+            grad = linear_input_gradient_op(y, weight, [indices], [delta], [1.0])
+            if not (torch.equal(y, F.linear(x, adapted)) and torch.equal(grad, y @ adapted)):
+                wrong.append(seed)
+
+    threads = [Thread(target=multiply, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert torch.equal(weight, pretrained)
+
+
+def test_nothing_is_remembered_of_a_weight_that_is_gone():
+    x, indices, delta = operands(0)
+    weight = torch.randn(WIDTH, WIDTH)
+    before = len(compiled_ops._COLUMNS)
+    linear_op(x, weight, None, [indices], [delta], [1.0])
+    linear_op(x, weight, None, [indices], [delta], [1.0])
+    assert len(compiled_ops._COLUMNS) == before + 1
+    del weight
+    assert len(compiled_ops._COLUMNS) == before
+
+
+def test_the_operators_are_what_torch_asks_of_them():
+    x, indices, delta = operands(1)
+    weight, updates = torch.randn(WIDTH, WIDTH), ([indices], [delta], [0.5])
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(linear_op, (x, weight, torch.randn(WIDTH), *updates), test_utils=checks)
+    torch.library.opcheck(linear_input_gradient_op, (x, weight, *updates), test_utils=checks)
+    torch.library.opcheck(
+        embedding_op, (torch.arange(6).view(2, 3), weight, [indices], [delta.t()], [0.5]), test_utils=checks
+    )
+    images, kernel = torch.randn(2, WIDTH, 5, 5), torch.randn(8, WIDTH, 3, 3)
+    update = ([indices], [torch.randn(8, 4, 3, 3)], [0.5])
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    torch.library.opcheck(convolution_op, (images, kernel, None, *geometry, *update), test_utils=checks)
+    gradient = (torch.randn(2, 8, 5, 5), images, kernel, *geometry, *update)
+    torch.library.opcheck(convolution_input_gradient_op, gradient, test_utils=checks)
