@@ -61,6 +61,7 @@ class Caller:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.adaptations: set[str] = set()
+        self._key_refused: PacaError | None = None  # then nothing is asked any more, also by calls that wait already
         self._client = endpoint.client()
 
     def ask(self, system: str, prompt: str) -> Reply:
@@ -72,6 +73,8 @@ class Caller:
         import openai
 
         while True:
+            if self._key_refused is not None:
+                raise self._key_refused
             adaptations = frozenset(self.adaptations)
             try:
                 request = _request(self.endpoint, adaptations, system, prompt)
@@ -87,10 +90,11 @@ class Caller:
     def _failure(self, error: Any) -> Exception:
         status = error.status_code
         if status in _KEY_REFUSED:
-            return PacaError(
+            self._key_refused = PacaError(
                 f"The judge at {self.endpoint.url} refuses the key ({status}); set the environment variable "
                 f"{self.endpoint.key_variable}. It says: {_short(error)}"
             )
+            return self._key_refused
         passing = status >= 500 or status in _PASSING
         return CallError(_short(error)) if passing else RefusedError(_short(error))
 
