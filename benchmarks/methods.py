@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import LoraConfig, ShiraConfig, get_peft_model
+from peft import ShiraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -98,13 +98,7 @@ def equal_values(name: str, description: str, **options: Any) -> Method:
 
 def use_upper_lora(model: PreTrainedModel, rank: int) -> nn.Module:
     """LoRA of twice the rank in the upper half of the blocks, which trains as many values as in all."""
-    names = [name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    count = model.config.num_hidden_layers
-    blocks = list(range(count // 2, count))
-    targets = sorted(set(names) - {"lm_head"})
-    return get_peft_model(
-        model, LoraConfig(r=2 * rank, lora_alpha=2 * rank, target_modules=targets, layers_to_transform=blocks)
-    )
+    return COMPARED["lora"].put_on(model, AdapterSetting(2 * rank, blocks=UPPER_HALF))
 
 
 def use_half_lora(model: PreTrainedModel, rank: int) -> nn.Module:

@@ -161,6 +161,15 @@ def test_threads_multiply_with_their_own_columns_over_one_weight():
     assert torch.equal(weight, pretrained)
 
 
+def test_one_weight_may_be_a_matrix_and_a_table():
+    x, indices, delta = operands(2)
+    weight = torch.randn(WIDTH, WIDTH)
+    y = linear_op(x, weight, None, [indices], [delta], [1.0])
+    assert torch.equal(y, F.linear(x, with_columns(weight, indices, delta)))
+    rows = with_columns(weight.t(), indices, delta).t()
+    assert torch.equal(embedding_op(indices, weight, [indices], [delta.t()], [1.0]), rows[indices])
+
+
 def test_nothing_is_remembered_of_a_weight_that_is_gone():
     x, indices, delta = operands(0)
     weight = torch.randn(WIDTH, WIDTH)

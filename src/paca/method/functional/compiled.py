@@ -22,7 +22,8 @@ from ..columns.update import ColumnUpdate
 _LIBRARY = torch.library.Library("paca", "DEF")
 _UPDATES = "Tensor[] indices, Tensor[] deltas, float[] scalings"
 _GEOMETRY = "int[] stride, int[] padding, int[] dilation, int groups"
-_COLUMNS: Any = WeakIdKeyDictionary()  # of each weight, since they remember where connections lie
+_MATRIX, _TABLE = (Columns, 1, 1), (Columns, 0, 0)  # how a weight's columns lie in it: the class and its arguments
+_COLUMNS: Any = WeakIdKeyDictionary()  # of each weight, by layout, since they remember where connections lie
 
 
 def _operator(name: str, arguments: str) -> Any:
@@ -39,12 +40,14 @@ def _fake(operator: Any) -> Any:
     return torch.library.register_fake(operator, lib=_LIBRARY)
 
 
-def _adapted(columns, weight, indices, deltas, scalings) -> Loan:
-    known = _COLUMNS.get(weight)
-    if known is None:
-        known = _COLUMNS[weight] = columns
+def _adapted(layout, weight, indices, deltas, scalings) -> Loan:
+    known = _COLUMNS.setdefault(weight, {})
+    columns = known.get(layout)
+    if columns is None:
+        kind, *sizes = layout
+        columns = known[layout] = kind(*sizes)
     lease = Lease()
-    stay = Stay(lease, known, weight, tuple(map(ColumnUpdate, indices, deltas, scalings)))
+    stay = Stay(lease, columns, weight, tuple(map(ColumnUpdate, indices, deltas, scalings)))
     lease.stays.append(stay)
     return Loan(lease, stay)
 
@@ -52,7 +55,7 @@ def _adapted(columns, weight, indices, deltas, scalings) -> Loan:
 @_operator("linear", "Tensor x, Tensor weight, Tensor? bias")
 def linear_op(x, weight, bias, indices, deltas, scalings):
     """`X Wᵀ + b`, with `W` of shape `(out, in)`."""
-    with _adapted(Columns(1, 1), weight, indices, deltas, scalings) as adapted:
+    with _adapted(_MATRIX, weight, indices, deltas, scalings) as adapted:
         return F.linear(x, adapted.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
@@ -64,7 +67,7 @@ def _(x, weight, bias, indices, deltas, scalings):
 @_operator("linear_input_gradient", "Tensor grad_output, Tensor weight")
 def linear_input_gradient_op(grad_output, weight, indices, deltas, scalings):
     """`∇Y W`."""
-    with _adapted(Columns(1, 1), weight, indices, deltas, scalings) as adapted:
+    with _adapted(_MATRIX, weight, indices, deltas, scalings) as adapted:
         return grad_output @ adapted.to(grad_output.dtype)
 
 
@@ -103,7 +106,7 @@ def _(grad_output, x, weight, stride, padding, dilation, groups, indices, deltas
 @_operator("embedding", "Tensor ids, Tensor weight")
 def embedding_op(ids, weight, indices, deltas, scalings):
     """`E[T]`, with `E` of shape `(vocab, d)`."""
-    with _adapted(Columns(0, 0), weight, indices, deltas, scalings) as adapted:
+    with _adapted(_TABLE, weight, indices, deltas, scalings) as adapted:
         return F.embedding(ids, adapted)
 
 
@@ -113,7 +116,7 @@ def _(ids, weight, indices, deltas, scalings):
 
 
 def _channels(weight, groups):
-    return DepthwiseColumns(groups) if groups > 1 and weight.shape[1] == 1 else Columns(1, 1)
+    return (DepthwiseColumns, groups) if groups > 1 and weight.shape[1] == 1 else _MATRIX
 
 
 def _convolve(x, weight, bias, stride, padding, dilation, groups):

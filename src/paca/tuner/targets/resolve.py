@@ -162,7 +162,7 @@ def _in_upper_half(
 
 def _name_exactly(config: Any, modules: Mapping[str, nn.Module], found: Mapping[str, nn.Module]) -> None:
     """Have the configuration name these modules alone: PEFT takes a name for the end of a longer one as well."""
-    config.target_modules = set(found)  # type: ignore[assignment]
+    config.target_modules = set(found)
     if _matching(config, modules).keys() != found.keys():
         config.target_modules = "|".join(map(re.escape, sorted(found)))
         config.layers_to_transform = config.layers_pattern = None

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 from paca.errors import PacaError
@@ -33,16 +32,14 @@ def method_config(name: str, config: Mapping[str, Any]) -> Any:
 
     from paca.tuner.config import UPPER_HALF
 
-    kind = known_methods()[name]
+    kind, given = known_methods()[name], dict(config)
     # PaCA's own word, which `targets.check_targets` puts in terms; the other methods' configs would refuse it.
-    later = {
-        spec.name: config[spec.name]
-        for spec in fields(kind)
-        if name != "paca" and spec.name == "layers_to_transform" and config.get(spec.name) == UPPER_HALF
-    }
-    made = kind(**{key: value for key, value in config.items() if key not in later}, task_type=TaskType.CAUSAL_LM)
-    for key, value in later.items():
-        setattr(made, key, value)
+    half = name != "paca" and given.get("layers_to_transform") == UPPER_HALF and hasattr(kind, "layers_to_transform")
+    if half:
+        del given["layers_to_transform"]
+    made = kind(**given, task_type=TaskType.CAUSAL_LM)
+    if half:
+        made.layers_to_transform = UPPER_HALF
     return made
 
 
